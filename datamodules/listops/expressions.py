@@ -1,0 +1,141 @@
+"""ListOps expressions: vocabulary, tokens, and the plain evaluation that everything else is checked against.
+
+An expression is a digit or `[OP argument argument ... ]` with OP one of MIN, MAX, MED (median, truncated to
+an integer) and SM (sum modulo 10): Nangia & Bowman 2018 (arXiv 1804.06028); Tay et al. 2021, Long Range
+Arena (arXiv 2011.04006), drop the parentheses of the written form.
+
+Token ids: 0 `<pad>`, 1 `<unk>`, 2 `<eos>`, 3 `[MIN`, 4 `[MAX`, 5 `[MED`, 6 `[SM`, 7 `]`, 8..17 the digits
+0..9.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+OPERATORS: dict[str, Callable[[list[int]], int]] = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": lambda values: int(np.median(values)),
+    "[SM": lambda values: sum(values) % 10,
+}
+CLOSE = "]"
+DIGITS = tuple("0123456789")
+VOCABULARY = ("<pad>", "<unk>", "<eos>", *OPERATORS, CLOSE, *DIGITS)
+TOKEN_IDS = {token: index for index, token in enumerate(VOCABULARY)}
+PAD = TOKEN_IDS["<pad>"]
+vocab_size = len(VOCABULARY)
+num_classes = len(DIGITS)
+
+_NAMES = np.array(VOCABULARY, dtype=object)
+_WRITTEN = str.maketrans({"(": " ", ")": " ", "]": " ] "})
+
+
+class Expressions(NamedTuple):
+    """Many expressions in three flat arrays, without a Python object per sample.
+
+    Attributes:
+        tokens: (total,) uint8 ids of all expressions, one after the other.
+        offsets: (samples + 1,) int64; expression i is `tokens[offsets[i]:offsets[i + 1]]`.
+        labels: (samples,) uint8 values 0..9.
+    """
+
+    tokens: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.uint8]
+
+    @property
+    def samples(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> npt.NDArray[np.uint8]:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def rows(self, start: int, stop: int) -> "Expressions":
+        """The expressions start..stop-1 as views."""
+        first, last = self.offsets[start], self.offsets[stop]
+        return Expressions(
+            self.tokens[first:last], self.offsets[start : stop + 1] - first, self.labels[start:stop]
+        )
+
+
+def join(rows: Sequence[npt.NDArray[np.uint8]], labels: Iterable[int]) -> Expressions:
+    """Expressions from one array of ids and one label per expression."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    tokens = np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint8)
+    return Expressions(tokens, offsets, np.fromiter(labels, dtype=np.uint8, count=len(rows)))
+
+
+def tokenize(expression: str) -> list[str]:
+    """Tokens of a written expression; parentheses are dropped, the space before `]` may be missing.
+
+    Raises:
+        ValueError: for a token that is no operator, digit or `]`, or an expression without tokens.
+    """
+    tokens = expression.translate(_WRITTEN).split()
+    if not tokens:
+        raise ValueError("expected an expression such as '[MAX 2 9 ]', got nothing")
+    for position, token in enumerate(tokens, start=1):
+        if token not in OPERATORS and token not in DIGITS and token != CLOSE:
+            raise ValueError(
+                f"expected one of {' '.join(OPERATORS)} {CLOSE} or a digit 0-9, "
+                f"got {token[:40]!r} as token {position}"
+            )
+    return tokens
+
+
+def encode(tokens: Iterable[str]) -> npt.NDArray[np.uint8]:
+    """Token ids, (L,) uint8."""
+    return np.array([TOKEN_IDS[token] for token in tokens], dtype=np.uint8)
+
+
+def decode(ids: npt.NDArray[np.uint8]) -> list[str]:
+    """Tokens of ids, the inverse of `encode`."""
+    names: list[str] = _NAMES[ids].tolist()
+    return names
+
+
+def length(tokens: Iterable[str]) -> int:
+    """Length as the generator counts it: 2 per operator (it has a `]`), 1 per digit."""
+    return sum(2 if token in OPERATORS else token != CLOSE for token in tokens)
+
+
+def evaluate(tokens: Iterable[str]) -> int:
+    """Value 0..9 of one expression.
+
+    Raises:
+        ValueError: for an unknown token, an operator without arguments, `]` without an operator, tokens
+            behind the end of the expression, or an operator that is never closed.
+    """
+    operators: list[str] = []
+    arguments: list[list[int]] = [[]]
+    for position, token in enumerate(tokens, start=1):
+        if not operators and arguments[0]:
+            raise ValueError(f"expected one expression, got {token!r} behind its end as token {position}")
+        if token in OPERATORS:
+            operators.append(token)
+            arguments.append([])
+        elif token in DIGITS:
+            arguments[-1].append(int(token))
+        elif token != CLOSE:
+            raise ValueError(f"expected an operator, a digit or {CLOSE!r}, got {token!r} as token {position}")
+        elif not operators:
+            raise ValueError(f"expected an operator before {CLOSE!r}, got {CLOSE!r} as token {position}")
+        elif not arguments[-1]:
+            raise ValueError(
+                f"expected arguments, got {operators[-1]!r} closed without any at token {position}"
+            )
+        else:
+            value = OPERATORS[operators.pop()](arguments.pop())
+            arguments[-1].append(value)
+    if operators:
+        raise ValueError(f"expected {len(operators)} more {CLOSE!r}, got the end of the expression")
+    if not arguments[0]:
+        raise ValueError("expected an expression, got no tokens")
+    return arguments[0][0]

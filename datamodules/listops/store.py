@@ -1,0 +1,128 @@
+"""Expressions on disk: one folder of plain arrays per data set, memory-mapped on load.
+
+    <folder>/{train,val,test}.{tokens,offsets,labels}.npy
+    <folder>/meta.json      what the data is made of, counts, sha256 of the contents
+
+A folder is written beside its place and renamed into it, so it is whole or absent.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
+from datamodules.listops.expressions import Expressions
+
+SPLITS = ("train", "val", "test")
+_DTYPES = {"tokens": "u1", "offsets": "<i8", "labels": "u1"}
+
+
+class BrokenStoreError(ValueError):
+    """The folder exists but is not what was written."""
+
+
+def content_digest(splits: Mapping[str, Expressions]) -> str:
+    """sha256 of the arrays of all splits: the same data has the same digest wherever it lies."""
+    digest = sha256()
+    for split in SPLITS:
+        for name, dtype in _DTYPES.items():
+            array = np.ascontiguousarray(getattr(splits[split], name), dtype=dtype)
+            digest.update(f"{split}.{name}:{len(array)};".encode())
+            digest.update(array.data)
+    return digest.hexdigest()
+
+
+def load(folder: Path, *, verify: bool = False) -> tuple[dict[str, Expressions], dict[str, Any]]:
+    """Memory-maps a folder; returns its splits and its meta.json.
+
+    Args:
+        folder: that `build` made.
+        verify: read everything and compare the digest, instead of the sizes only.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        BrokenStoreError: if a file is missing, has the wrong size, or the digest differs.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"expected ListOps data in {folder}, got no such folder; call prepare_data() first"
+        )
+    try:
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        splits = {}
+        for split in SPLITS:
+            arrays = [
+                np.load(folder / f"{split}.{name}.npy", mmap_mode="r", allow_pickle=False) for name in _DTYPES
+            ]
+            splits[split] = data = Expressions(*arrays)
+            counts = (len(data.offsets) - 1, len(data.labels), len(data.tokens))
+            if counts != (meta["counts"][split], meta["counts"][split], int(data.offsets[-1])):
+                raise ValueError(f"wrong size of split {split}")
+        if verify and content_digest(splits) != meta["digest"]:
+            raise ValueError("wrong sha256 of the contents")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        raise BrokenStoreError(f"{folder} is damaged ({error})") from error
+    return splits, meta
+
+
+def build(folder: Path, make: Callable[[], Mapping[str, Expressions]], about: Mapping[str, Any]) -> None:
+    """Makes sure that `folder` holds whole data: calls `make` and writes its splits if need be.
+
+    A damaged folder is replaced, with a warning. Of several processes that build at once the first one
+    wins, and the others take its data.
+
+    Args:
+        folder: to fill.
+        make: returns the splits `train`, `val`, `test`.
+        about: further entries for meta.json.
+    """
+    damaged = None
+    try:
+        load(folder, verify=True)
+        return
+    except FileNotFoundError:
+        pass
+    except BrokenStoreError as error:
+        damaged = error
+        rank_zero_warn(f"{error}: building it again")
+    splits = make()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        _write(unfinished, splits, about)
+        if damaged:
+            _remove(folder)
+        os.rename(unfinished, folder)
+    except OSError:
+        load(folder, verify=True)  # ours could not take its place: fine if another process's did
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(folder: Path, splits: Mapping[str, Expressions], about: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    for split in SPLITS:
+        for name, dtype in _DTYPES.items():
+            np.save(folder / f"{split}.{name}.npy", getattr(splits[split], name).astype(dtype, copy=False))
+    counts = {split: splits[split].samples for split in SPLITS}
+    meta = {**about, "counts": counts, "digest": content_digest(splits)}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    for path in folder.iterdir():  # a rename may reach the disk before the contents do
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _remove(folder: Path) -> None:
+    grave = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.damaged")
+    try:
+        os.rename(folder, grave)
+    except FileNotFoundError:
+        return  # another process was faster
+    shutil.rmtree(grave, ignore_errors=True)

@@ -1,0 +1,12 @@
+"""msssm: the multi-scale state space model (arXiv 2512.23824) in PyTorch."""
+
+from importlib.metadata import version
+
+from msssm.backbone import Backbone
+from msssm.classifier import SequenceClassifier
+from msssm.layer import SequenceLayer
+from msssm.multiscale import MultiScaleSSM
+from msssm.param_groups import param_groups
+
+__version__ = version("msssm")
+__all__ = ["Backbone", "MultiScaleSSM", "SequenceClassifier", "SequenceLayer", "__version__", "param_groups"]

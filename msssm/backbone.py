@@ -1,0 +1,63 @@
+"""The stack of residual blocks that every task shares, around any sequence layer."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from msssm.block import Block
+from msssm.layer import SequenceLayer, State
+from msssm.norm import Norm, SequenceNorm
+
+
+class Backbone(SequenceLayer):
+    """`n_layers` blocks of width `d_model`; itself a sequence layer, so it runs in chunks and step by step.
+
+    Args:
+        layer: makes the sequence layer of one block from its width, for example
+            `functools.partial(MultiScaleSSM, levels=3)`.
+        d_model: D, width.
+        n_layers: number of blocks.
+        norm: "batch" or "layer", over the true positions only.
+        prenorm: normalise before each layer (and once at the end) instead of after each residual sum.
+        glu: GELU and a gated linear unit after each layer, see `Block`.
+        dropout: probability that a whole channel of a row is dropped, in every block.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        layer: Callable[[int], SequenceLayer],
+        d_model: int = 128,
+        n_layers: int = 6,
+        norm: Norm = "batch",
+        prenorm: bool = False,
+        glu: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(d_model)
+        if n_layers < 1:
+            raise ValueError(f"n_layers must be at least 1, got {n_layers}")
+        self.blocks = nn.ModuleList(Block(layer(d_model), norm, prenorm, glu, dropout) for _ in range(n_layers))
+        self.norm = SequenceNorm(d_model, norm) if prenorm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: tuple[State, ...] | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[State, ...]]:
+        """x (B, L, D) -> y (B, L, D), and the states of all blocks if asked; lengths (B,)."""
+        states = (None,) * len(self.blocks) if state is None else state
+        new_states = []
+        for block, block_state in zip(self.blocks, states, strict=True):
+            x, new_state = block(x, lengths, block_state, return_state=True)
+            new_states.append(new_state)
+        if self.norm is not None:
+            x = self.norm(x, lengths)
+        return (x, tuple(new_states)) if return_state else x
+
+    def initial_state(self, batch_size: int) -> tuple[State, ...]:
+        return tuple(block.initial_state(batch_size) for block in self.blocks)

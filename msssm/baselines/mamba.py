@@ -1,0 +1,78 @@
+"""Mamba: a gated block around one selective state space model."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msssm.decomposition import dilated_convolution
+from msssm.layer import SequenceLayer
+from msssm.padding import last_positions, zero_padding
+from msssm.scan import Backend
+from msssm.ssm import S6
+
+
+class MambaState(NamedTuple):
+    """The last K - 1 inputs of the convolution, (B, K - 1, E), and the state of the SSM, (B, 1, E, N)."""
+
+    convolution: Tensor
+    ssm: Tensor
+
+
+class Mamba(SequenceLayer):
+    """The Mamba block without its norm and residual (Gu & Dao 2023, figure 3; Bbar = Delta B, D = 1 at the start).
+
+        u, g = W_in x;   v = silu(conv(u));   y = W_out (S6(v) * silu(g)),   E = expand * D channels inside
+
+    Args:
+        d_model: D.
+        state_size: N.
+        expand: E / D.
+        kernel_size: taps of the causal depthwise convolution.
+        dt_min, dt_max: range of the initial step sizes.
+        backend: of the scan.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        state_size: int = 16,
+        expand: int = 2,
+        kernel_size: int = 4,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(d_model)
+        inner = expand * d_model
+        self.kernel_size, self.inner = kernel_size, inner
+        self.input = nn.Linear(d_model, 2 * inner, bias=False)
+        scale = kernel_size**-0.5
+        self.taps = nn.Parameter(torch.empty(kernel_size, inner).uniform_(-scale, scale))
+        self.bias = nn.Parameter(torch.zeros(inner))
+        rank = -(-d_model // 16)
+        self.ssm = S6(inner, 1, state_size, "mamba", "euler", rank, dt_min, dt_max, skip=True, backend=backend)
+        self.output = nn.Linear(inner, d_model, bias=False)
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, state: MambaState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
+        u, gate = self.input(zero_padding(x, lengths)).chunk(2, dim=-1)
+        history, ssm_state = self.initial_state(len(x)) if state is None else state
+        extended = torch.cat((history.to(u.dtype), u), dim=1)
+        v = F.silu(dilated_convolution(extended, self.taps, 1) + self.bias)
+        one_band = v.new_ones(()).expand(*v.shape[:2], 1)
+        y, ssm_state = self.ssm(v, v.unsqueeze(2), one_band, lengths, ssm_state, return_state=True)
+        y = self.output(y * F.silu(gate))
+        return (y, MambaState(last_positions(extended, lengths, self.kernel_size - 1), ssm_state)) if return_state else y
+
+    def initial_state(self, batch_size: int) -> MambaState:
+        return MambaState(
+            self.taps.new_zeros(batch_size, self.kernel_size - 1, self.inner), self.ssm.initial_state(batch_size)
+        )
+
+    def effective_memory(self) -> Tensor:
+        """(1,) steps, see `msssm.MultiScaleSSM.effective_memory`."""
+        return self.ssm.effective_memory()

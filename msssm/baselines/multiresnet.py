@@ -1,0 +1,42 @@
+"""MultiresNet's sequence layer: a wavelet-like tree of shared filters, and one weight per band and channel."""
+
+import torch
+from torch import Tensor
+
+from msssm.decomposition import MultiScaleDecomposition
+from msssm.layer import SequenceLayer
+from msssm.scale_mixer import ScaleMixer
+from msssm.scan import mix_bands
+
+
+class MultiresConv(SequenceLayer):
+    """Multiresolution convolution with the "fading" tree (Shi et al. 2023, "Sequence Modeling with Multiresolution
+    Convolutional Memory"): y = w_0 x + sum_s w_s d^s + w_{S+1} a^S, filters shared over levels.
+
+    Args:
+        d_model: D, channels.
+        levels: S; the deepest band sees (K - 1) (2^S - 1) + 1 steps, so about log2(L / (K - 1)) spans the sequence.
+        kernel_size: K, taps.
+    """
+
+    def __init__(self, d_model: int, levels: int = 10, kernel_size: int = 4) -> None:
+        super().__init__(d_model)
+        self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, shared=True)
+        self.mixer = ScaleMixer(d_model, levels + 2, mixer="fixed", heads=d_model)
+        # Variances as published: unit gain over the sum of the bands, and over the two filters of a level.
+        torch.nn.init.uniform_(self.mixer.weight, -((levels + 2) ** -0.5), (levels + 2) ** -0.5)
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: tuple[Tensor, ...] | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """x (B, L, D) -> y (B, L, D), and the histories of the filters if asked; lengths (B,)."""
+        bands, new_state = self.decomposition(x, lengths, state, return_state=True)
+        y = mix_bands(bands, self.mixer(x))
+        return (y, new_state) if return_state else y
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
+        return self.decomposition.initial_state(batch_size)

@@ -1,0 +1,54 @@
+"""S4D: one time-invariant diagonal state space model per channel."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from msssm.layer import SequenceLayer
+from msssm.padding import zero_padding
+from msssm.scan import Discretization
+from msssm.ssm import S4
+
+
+class S4D(SequenceLayer):
+    """S4D-Lin (Gu et al. 2022, "On the Parameterization and Initialization of Diagonal State Space Models").
+
+        y = Re <C, h> * 2 + D x,   A_n = -1/2 + i pi n,   n = 0..N/2-1
+
+    The causal form. Its block's nonlinearity and channel mixing stand in `msssm.block`.
+
+    Args:
+        d_model: D, channels.
+        state_size: N real numbers of state (N / 2 complex pairs).
+        diagonal: "complex" (S4D-Lin) or "real" (A_n = -(n + 1)).
+        discretization: "zoh" or "euler".
+        dt_min, dt_max: range of the initial step sizes.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        state_size: int = 64,
+        diagonal: Literal["real", "complex"] = "complex",
+        discretization: Discretization = "zoh",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+    ) -> None:
+        super().__init__(d_model)
+        self.ssm = S4(d_model, 1, state_size, "mamba", diagonal, discretization, dt_min, dt_max, skip=True)
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, state: Tensor | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x (B, L, D) -> y (B, L, D), and the state (B, 1, D, N/2) if asked; lengths (B,)."""
+        x = zero_padding(x, lengths)
+        one_band = x.new_ones(()).expand(*x.shape[:2], 1)
+        result: Tensor | tuple[Tensor, Tensor] = self.ssm(x, x.unsqueeze(2), one_band, lengths, state, return_state)
+        return result
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        return self.ssm.initial_state(batch_size)
+
+    def effective_memory(self) -> Tensor:
+        """(1,) steps, see `msssm.MultiScaleSSM.effective_memory`."""
+        return self.ssm.effective_memory()

@@ -1,0 +1,56 @@
+"""One residual block around a sequence layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msssm.layer import SequenceLayer, State
+from msssm.norm import Norm, SequenceNorm
+
+
+class Block(SequenceLayer):
+    """MultiresNet's block (Shi et al. 2023), which the published settings belong to.
+
+        post-norm:  y = norm(x + dropout(f(x)))        pre-norm:  y = x + dropout(f(norm(x)))
+        f = sequence layer -> GELU -> linear D -> 2D -> GLU,   or the sequence layer alone (glu=False)
+
+    Args:
+        layer: the sequence layer; its width is the block's.
+        norm: "batch" or "layer".
+        prenorm: normalise before the layer instead of after the residual sum.
+        glu: mix channels after the layer; Mamba's own block does it inside.
+        dropout: probability that a whole channel of a row is dropped.
+    """
+
+    def __init__(
+        self, layer: SequenceLayer, norm: Norm = "batch", prenorm: bool = False, glu: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__(layer.d_model)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.layer = layer
+        self.norm = SequenceNorm(layer.d_model, norm)
+        self.prenorm, self.dropout = prenorm, dropout
+        self.channel_mixer = nn.Linear(layer.d_model, 2 * layer.d_model) if glu else None
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, state: State | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, State]:
+        """x (B, L, D) -> y (B, L, D), and the layer's state if asked; lengths (B,)."""
+        inner = self.norm(x, lengths) if self.prenorm else x
+        new_state: Any
+        inner, new_state = self.layer(inner, lengths, state, return_state=True)
+        if self.channel_mixer is not None:
+            inner = F.glu(self.channel_mixer(F.gelu(inner)), dim=-1)
+        if self.training and self.dropout:
+            keep = F.dropout(torch.ones_like(inner[:, :1]), self.dropout)
+            inner = inner * keep
+        y = x + inner
+        if not self.prenorm:
+            y = self.norm(y, lengths)
+        return (y, new_state) if return_state else y
+
+    def initial_state(self, batch_size: int) -> State:
+        return self.layer.initial_state(batch_size)

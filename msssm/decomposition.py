@@ -1,0 +1,118 @@
+"""The multi-scale decomposition: a learned, causal, undecimated wavelet transform of each channel."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from msssm.padding import last_positions, zero_padding
+
+FilterInit = Literal["uniform", "haar", "db2"]
+
+# Orthonormal low-pass filters, tap 0 on the newest sample (Daubechies 1988).
+_SQRT3 = math.sqrt(3)
+_WAVELETS = {
+    "haar": [1 / math.sqrt(2), 1 / math.sqrt(2)],
+    "db2": [c / (4 * math.sqrt(2)) for c in (1 - _SQRT3, 3 - _SQRT3, 3 + _SQRT3, 1 + _SQRT3)],
+}
+
+
+def dilated_convolution(x: Tensor, taps: Tensor, dilation: int) -> Tensor:
+    """Causal depthwise convolution, y[t] = sum_l x[t - dilation l] taps[l].
+
+    Args:
+        x: (B, R + L, D): R = (K - 1) dilation positions of history, then L new ones.
+        taps: (K, D).
+        dilation: steps between taps.
+
+    Returns:
+        y (B, L, D).
+    """
+    last = (len(taps) - 1) * dilation
+    length = x.shape[1] - last
+    y = x[:, last:] * taps[0]
+    for lag, tap in zip(range(dilation, last + 1, dilation), taps[1:], strict=True):
+        y = torch.addcmul(y, x[:, last - lag : last - lag + length], tap)
+    return y
+
+
+class MultiScaleDecomposition(nn.Module):
+    """Splits a sequence into S + 2 bands of the same length, finest first (MS-SSM, section 3.1; Shi et al. 2023).
+
+        a^0 = x,   a^s[t] = sum_l a^{s-1}[t - 2^{s-1} l] phi^s[l],   d^s[t] = sum_l a^{s-1}[t - 2^{s-1} l] psi^s[l]
+
+    Bands: x, d^1 .. d^S, a^S. No bias, no activation, no downsampling; values before t = 0 are zero.
+
+    Args:
+        d_model: D, channels.
+        levels: S, at least 0.
+        kernel_size: K, taps of each filter.
+        filters: start of the filters: "uniform" (U(-1, 1) / sqrt(K), as MultiresNet) or an orthogonal wavelet,
+            "haar" (K >= 2) or "db2" (K >= 4), older taps zero.
+        shared: one pair of filters for all levels, as MultiresNet.
+
+    Raises:
+        ValueError: levels < 0, or a kernel too short for its filters.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        levels: int = 3,
+        kernel_size: int = 4,
+        filters: FilterInit = "uniform",
+        shared: bool = False,
+    ) -> None:
+        super().__init__()
+        if levels < 0:
+            raise ValueError(f"levels must be at least 0, got {levels}")
+        if kernel_size < 1:
+            raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
+        self.d_model, self.levels, self.kernel_size = d_model, levels, kernel_size
+        start = _initial_filters(1 if shared else levels, kernel_size, d_model, filters)
+        self.low, self.high = nn.Parameter(start[0]), nn.Parameter(start[1])
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: tuple[Tensor, ...] | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """x (B, L, D) -> bands (B, L, S + 2, D), and the history of each level if asked; lengths (B,)."""
+        approximation = zero_padding(x, lengths)
+        bands, histories = [approximation], []
+        state = self.initial_state(len(x)) if state is None else state
+        low, high = self.low.expand(self.levels, -1, -1), self.high.expand(self.levels, -1, -1)
+        for level, history in enumerate(state):
+            extended = torch.cat((history.to(x.dtype), approximation), dim=1)
+            histories.append(last_positions(extended, lengths, history.shape[1]))
+            bands.append(dilated_convolution(extended, high[level], 2**level))
+            approximation = dilated_convolution(extended, low[level], 2**level)
+        stacked = torch.stack((*bands, approximation), dim=2)
+        return (stacked, tuple(histories)) if return_state else stacked
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Zeros: for each level s the last (K - 1) 2^(s-1) values of a^{s-1}, (B, (K - 1) 2^(s-1), D)."""
+        return tuple(
+            self.low.new_zeros(batch_size, (self.kernel_size - 1) * 2**level, self.d_model)
+            for level in range(self.levels)
+        )
+
+
+def _initial_filters(levels: int, kernel_size: int, d_model: int, filters: FilterInit) -> tuple[Tensor, Tensor]:
+    """Low-pass and high-pass taps, each (levels, K, D)."""
+    shape = (levels, kernel_size, d_model)
+    if filters == "uniform":
+        scale = kernel_size**-0.5
+        return (torch.rand(shape) * 2 - 1) * scale, (torch.rand(shape) * 2 - 1) * scale
+    if filters not in _WAVELETS:
+        raise ValueError(f"filters must be 'uniform', 'haar' or 'db2', got {filters!r}")
+    low = torch.tensor(_WAVELETS[filters])
+    if kernel_size < len(low):
+        raise ValueError(f"filters={filters!r} needs kernel_size >= {len(low)}, got {kernel_size}")
+    high = low.flip(0) * torch.tensor([(-1.0) ** tap for tap in range(len(low))])
+    padded = (torch.nn.functional.pad(taps, (0, kernel_size - len(low))) for taps in (low, high))
+    first, second = (taps.view(1, -1, 1).expand(shape).clone() for taps in padded)
+    return first, second

@@ -1,0 +1,128 @@
+"""MS-SSM: decompose the sequence, run one state space model per band, mix the scales."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from msssm.decomposition import FilterInit, MultiScaleDecomposition
+from msssm.initialization import Initialization
+from msssm.layer import SequenceLayer
+from msssm.padding import zero_padding
+from msssm.scale_mixer import Mixer, ScaleMixer
+from msssm.scan import Backend, Discretization
+from msssm.ssm import S4, S6, NoSSM
+
+
+class MultiScaleState(NamedTuple):
+    """The histories of the filters, each (B, (K - 1) 2^(s-1), D), and the states of the SSMs, (B, M, D, N)."""
+
+    filters: tuple[Tensor, ...]
+    ssm: Tensor | None
+
+
+class MultiScaleSSM(SequenceLayer):
+    """The multi-scale state space model (Karami et al. 2025, arXiv 2512.23824, section 3).
+
+    With bands u^0 = x, u^1..u^S = details, u^{S+1} = approximation of the learned wavelet transform,
+
+        h^s_t = exp(Delta^s A^s) h^s_{t-1} + Bbar^s u^s_t,   y^s_t = <C^s, h^s_t>,   z_t = sum_s E_t[s] y^s_t
+
+    Args:
+        d_model: D, channels.
+        levels: S; there are M = S + 2 bands.
+        kernel_size: K, taps of the filters.
+        state_size: N per band (the effective state is M N).
+        ssm: "s6" (Delta, B, C depend on x_t), "s4" (time-invariant), or "none" (the bands are mixed as they are).
+        mixer: "input", "fixed", "softmax" or "sum", see `ScaleMixer`.
+        initialization: "scale" (the coarsest band remembers longest) or "mamba" (every band alike).
+        discretization: "zoh" or "euler" (Mamba's simplified Bbar = Delta B).
+        diagonal: of "s4", "real" or "complex" (S4D-Lin).
+        filters: start of the filters, "uniform", "haar" or "db2".
+        shared_filters: one pair of filters for all levels.
+        mixer_heads: groups of channels with mixer weights of their own.
+        mixer_start: initial bias of the mixer; 1 starts near the plain sum of the bands.
+        delta_rank: of "s6", rank of the step size's projection; ceil(D / 16) when absent.
+        dt_min, dt_max: range of the initial step sizes.
+        delta_0: one initial step size instead.
+        skip: learned skip D^s u^s_t, absent in the paper.
+        backend: of the scan.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        levels: int = 3,
+        kernel_size: int = 4,
+        state_size: int = 16,
+        ssm: Literal["s6", "s4", "none"] = "s6",
+        mixer: Mixer = "input",
+        initialization: Initialization = "scale",
+        discretization: Discretization = "zoh",
+        diagonal: Literal["real", "complex"] = "real",
+        filters: FilterInit = "uniform",
+        shared_filters: bool = False,
+        mixer_heads: int = 1,
+        mixer_start: float = 1.0,
+        delta_rank: int | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        delta_0: float | None = None,
+        skip: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(d_model)
+        if state_size < 1:
+            raise ValueError(f"state_size must be at least 1, got {state_size}")
+        if diagonal == "complex" and ssm != "s4":
+            raise ValueError(f"diagonal='complex' needs ssm='s4', got ssm={ssm!r}")
+        bands = levels + 2
+        self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, filters, shared_filters)
+        self.mixer = ScaleMixer(d_model, bands, mixer, mixer_heads, mixer_start)
+        self.ssm: S6 | S4 | NoSSM
+        if ssm == "s6":
+            self.ssm = S6(
+                d_model, bands, state_size, initialization, discretization,
+                delta_rank, dt_min, dt_max, delta_0, skip, backend,
+            )  # fmt: skip
+        elif ssm == "s4":
+            self.ssm = S4(
+                d_model, bands, state_size, initialization, diagonal, discretization,
+                dt_min, dt_max, delta_0, skip,
+            )  # fmt: skip
+        elif ssm == "none":
+            self.ssm = NoSSM()
+        else:
+            raise ValueError(f"ssm must be 's6', 's4' or 'none', got {ssm!r}")
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: MultiScaleState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, MultiScaleState]:
+        """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
+        x = zero_padding(x, lengths)
+        filters, ssm = (None, None) if state is None else state
+        bands, filters = self.decomposition(x, lengths, filters, return_state=True)
+        y, ssm = self.ssm(x, bands, self.mixer(x), lengths, ssm, return_state=True)
+        return (y, MultiScaleState(filters, ssm)) if return_state else y
+
+    def initial_state(self, batch_size: int) -> MultiScaleState:
+        """Silence before the first step."""
+        return MultiScaleState(self.decomposition.initial_state(batch_size), self.ssm.initial_state(batch_size))
+
+    def effective_memory(self) -> Tensor:
+        """How many steps each band remembers, (M,): the mean over channels and modes of 1 / (1 - |Abar|).
+
+        From the current parameters; for "s6" at the step sizes of a zero input.
+
+        Raises:
+            ValueError: the layer has no state space models.
+        """
+        if isinstance(self.ssm, NoSSM):
+            raise ValueError("effective_memory needs state space models, this layer has ssm='none'")
+        return self.ssm.effective_memory()

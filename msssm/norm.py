@@ -1,0 +1,40 @@
+"""Normalisation over the true positions of a batch of padded rows."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from msssm.padding import position_mask
+
+Norm = Literal["batch", "layer"]
+
+
+class SequenceNorm(nn.Module):
+    """Batch or layer norm of (B, L, D) over D, with learned scale and shift; padding enters no statistic.
+
+    Args:
+        d_model: D.
+        norm: "batch" (statistics per channel over all true positions, running statistics in `eval()`) or "layer"
+            (statistics per position).
+
+    Raises:
+        ValueError: an unknown norm.
+    """
+
+    def __init__(self, d_model: int, norm: Norm = "batch") -> None:
+        super().__init__()
+        if norm not in ("batch", "layer"):
+            raise ValueError(f"norm must be 'batch' or 'layer', got {norm!r}")
+        self.norm: nn.Module = nn.BatchNorm1d(d_model) if norm == "batch" else nn.LayerNorm(d_model)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """x (B, L, D), lengths (B,) -> (B, L, D); with batch norm, padding comes out as 0."""
+        if isinstance(self.norm, nn.LayerNorm):
+            normed: Tensor = self.norm(x)
+            return normed
+        if lengths is None:
+            return self.norm(x.flatten(0, 1)).view_as(x)
+        true = torch.nonzero(position_mask(lengths, x.shape[1]).flatten()).squeeze(1)
+        normed = self.norm(x.flatten(0, 1)[true])
+        return torch.zeros_like(x, dtype=normed.dtype).flatten(0, 1).index_copy(0, true, normed).view_as(x)

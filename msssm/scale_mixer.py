@@ -1,0 +1,50 @@
+"""The scale mixer: how much each band counts at each time step."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Mixer = Literal["input", "fixed", "softmax", "sum"]
+
+
+class ScaleMixer(nn.Module):
+    """Weights E_t over the bands (MS-SSM, section 3.3; the variants are those of its table 5).
+
+    - "input": E_t = W x_t + b, linear and without a softmax (the paper's).
+    - "softmax": the softmax over bands of the same.
+    - "fixed": learned, the same at every time step.
+    - "sum": all ones.
+
+    Args:
+        d_model: D.
+        bands: M.
+        mixer: the variant.
+        heads: H groups of D / H channels with weights of their own; 1 shares them over all channels.
+        start: initial bias, and initial value of "fixed". With 1 the mixer starts near the plain sum.
+
+    Raises:
+        ValueError: an unknown variant, or heads that do not divide d_model.
+    """
+
+    def __init__(self, d_model: int, bands: int, mixer: Mixer = "input", heads: int = 1, start: float = 1.0) -> None:
+        super().__init__()
+        if mixer not in ("input", "fixed", "softmax", "sum"):
+            raise ValueError(f"mixer must be 'input', 'fixed', 'softmax' or 'sum', got {mixer!r}")
+        if heads < 1 or d_model % heads:
+            raise ValueError(f"mixer_heads must divide d_model = {d_model}, got {heads}")
+        self.bands, self.mixer, self.heads = bands, mixer, heads
+        if mixer in ("input", "softmax"):
+            self.projection = nn.Linear(d_model, bands * heads)
+            nn.init.constant_(self.projection.bias, start)
+        elif mixer == "fixed":
+            self.weight = nn.Parameter(torch.full((bands, heads), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) -> weights (B, L, M, H)."""
+        if self.mixer == "sum":
+            return x.new_ones(()).expand(*x.shape[:2], self.bands, self.heads)
+        if self.mixer == "fixed":
+            return self.weight.expand(*x.shape[:2], -1, -1)
+        weights = self.projection(x).unflatten(-1, (self.bands, self.heads))
+        return weights.softmax(2) if self.mixer == "softmax" else weights

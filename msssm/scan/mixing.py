@@ -1,0 +1,26 @@
+"""The weighted sum over bands."""
+
+from torch import Tensor
+
+
+def mix_bands(y: Tensor, mix: Tensor) -> Tensor:
+    """z_t = sum_s mix_t[s] y^s_t (MS-SSM, section 3.3).
+
+    Args:
+        y: outputs of the bands (B, L, M, D).
+        mix: weights (B, L, M), or (B, L, M, H) with one weight per head of D / H neighbouring channels.
+
+    Returns:
+        z (B, L, D), in the dtype of `y`.
+
+    Raises:
+        ValueError: weights that do not fit the bands.
+    """
+    weights = mix.unsqueeze(-1) if mix.ndim == 3 else mix
+    if weights.ndim != 4 or weights.shape[:3] != y.shape[:3] or y.shape[-1] % weights.shape[-1]:
+        raise ValueError(
+            f"mix must be (B, L, M) = {tuple(y.shape[:3])} or (B, L, M, H) with H a divisor of {y.shape[-1]}, "
+            f"got {tuple(mix.shape)}"
+        )
+    per_head = y.unflatten(-1, (weights.shape[-1], -1))
+    return (per_head * weights.unsqueeze(-1).to(y.dtype)).sum(2).flatten(-2)

@@ -1,0 +1,63 @@
+"""What every task shares: the optimiser, its schedule, and the norm of the gradients."""
+
+import math
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from msssm import param_groups
+
+
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Factor of the learning rate: linear from 0 to 1 over the warm-up, then a half cosine to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class SequenceTask(lightning.LightningModule):
+    """AdamW over `msssm.param_groups`, with linear warm-up and a cosine to 0, per step.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: of weights that are neither biases, norms nor SSM parameters.
+        ssm_lr: peak learning rate of A, the step sizes and D of the state space models; `lr` when absent.
+        warmup_epochs: length of the warm-up, in epochs.
+    """
+
+    def __init__(self, lr: float, weight_decay: float, ssm_lr: float | None, warmup_epochs: float) -> None:
+        super().__init__()
+        errors = [
+            f"{name} must be {wanted}, got {value}"
+            for name, value, wanted, good in (
+                ("lr", lr, "positive", lr > 0),
+                ("weight_decay", weight_decay, "at least 0", weight_decay >= 0),
+                ("ssm_lr", ssm_lr, "positive", ssm_lr is None or ssm_lr > 0),
+                ("warmup_epochs", warmup_epochs, "at least 0", warmup_epochs >= 0),
+            )
+            if not good
+        ]
+        if errors:
+            raise ValueError("; ".join(errors))
+        self.lr, self.weight_decay, self.ssm_lr, self.warmup_epochs = lr, weight_decay, ssm_lr, warmup_epochs
+
+    def configure_optimizers(self) -> Any:
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        warmup = round(self.warmup_epochs * per_epoch)
+        optimizer = torch.optim.AdamW(param_groups(self, self.lr, self.weight_decay, self.ssm_lr))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Before clipping, and only where the logger will keep it.
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def describe_predictions(self, outputs: list[Tensor]) -> list[str]:
+        """One line per predicted sample, from what `predict_step` returned for each batch."""
+        raise NotImplementedError

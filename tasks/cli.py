@@ -1,0 +1,149 @@
+"""The `msssm` command's Lightning half: fit, validate, test, predict from one recipe."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from tasks.base import SequenceTask
+from tasks.dashboards import Dashboard
+from tasks.record import provenance, write_json
+
+# What a recipe may build by name. Anything else importable stays closed to a downloaded config.
+ALLOWED = ["msssm", "datamodules", "tasks", "lightning.pytorch", "torch.nn"]
+
+
+class MsssmCLI(LightningCLI):
+    """LightningCLI whose runs live in one folder each: config.yaml, TensorBoard events, checkpoints/, metrics.json."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=ALLOWED,
+            # `${seed_everything}` in a recipe, although the parser nests everything under its subcommand.
+            omegaconf_absolute_to_relative_paths=True,
+        )
+        super().__init__(
+            SequenceTask,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            # Interpolations are resolved after the command line, so that they follow its overrides.
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            save_config_kwargs={"overwrite": True},
+            # The data modules shard by themselves: every evaluation sample exactly once.
+            trainer_defaults={"use_distributed_sampler": False},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, default="runs/latest", help="Folder of this run.")
+        # Forced here, since a second --config would replace a recipe's list of callbacks.
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self.run_dir = Path(config.run_dir)
+        config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+        elif not config.trainer.fast_dev_run:
+            self._claim_run_dir()
+
+    def _claim_run_dir(self) -> None:
+        """Refuses a folder that holds a complete run or another configuration's; resumes an unfinished run."""
+        config = self.config[self.subcommand]
+        if (self.run_dir / "metrics.json").exists():
+            _stop(f"{self.run_dir} holds a complete run (metrics.json); choose another --run_dir or delete it")
+        saved = self.run_dir / "config.yaml"
+        if not saved.exists():
+            return
+        parser = self._parser(self.subcommand)
+        ours = yaml.safe_load(parser.dump(config, skip_none=False))
+        theirs = yaml.safe_load(saved.read_text())
+        changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        changed = [key for key in changed if key not in ("config", "ckpt_path")]
+        if changed:
+            _stop(
+                f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
+                "choose another --run_dir or delete it"
+            )
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        if last.exists() and config.ckpt_path is None:
+            print(f"going on from {last}", file=sys.stderr)
+            config.ckpt_path = str(last)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        if config.logger is None or config.logger is True:
+            # Only a training writes events; a later test must not add to its curves.
+            fit = self.subcommand == "fit"
+            kwargs["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="") if fit else False
+        self.timer = Timer()
+        trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
+        if self.subcommand == "fit":
+            extra = [self.timer, Dashboard()]
+            if trainer.logger is not None:
+                extra.append(LearningRateMonitor(logging_interval="step"))
+            # Checkpointing stays last, so that a checkpoint holds what the others have logged.
+            trainer.callbacks[-1:-1] = extra
+        return trainer
+
+    def after_fit(self) -> None:
+        """Tests once, at the best validation, and marks the run as complete."""
+        if self.trainer.fast_dev_run or self.trainer.state.status != TrainerStatus.FINISHED:
+            return
+        fit_metrics = {key: value.item() for key, value in self.trainer.callback_metrics.items()}
+        steps, epochs = self.trainer.global_step, self.trainer.current_epoch
+        seconds = self.timer.time_elapsed("train")
+        [test] = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True)
+        checkpoint = self.trainer.checkpoint_callback
+        assert isinstance(checkpoint, ModelCheckpoint)
+        describe = getattr(self.datamodule, "describe", dict)
+        if self.trainer.is_global_zero:
+            write_json(
+                self.run_dir / "metrics.json",
+                {
+                    "test": test,
+                    "validation": {"monitor": checkpoint.monitor, "best": float(checkpoint.best_model_score)},
+                    "last": fit_metrics,
+                    "seed": self._get(self.config, "seed_everything"),
+                    "parameters": sum(p.numel() for p in self.model.parameters()),
+                    "steps": steps,
+                    "epochs": epochs,
+                    "train_seconds": seconds,
+                    "processes": self.trainer.world_size,
+                    "precision": str(self.trainer.precision),
+                    "data": describe(),
+                    **provenance(),
+                },
+            )
+
+    def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Prints one line per sample of the data module's predict set."""
+        outputs = self.trainer.predict(model, datamodule=datamodule, weights_only=True, **kwargs)
+        for line in model.describe_predictions(outputs):
+            print(line)
+
+
+def _stop(message: str) -> None:
+    print(f"msssm: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,74 @@
+"""ListOps: classify an expression by its value, 0..9."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from datamodules import Batch
+from datamodules.listops import num_classes, vocab_size
+from msssm import Backbone, SequenceClassifier
+from tasks.base import SequenceTask
+
+
+class ListOpsTask(SequenceTask):
+    """Embedding, backbone, mean over the true positions, linear head; cross-entropy over ten values.
+
+    Logs `{train,val,test}/loss` and `{train,val,test}/accuracy`; accuracy is over samples, exact under DDP.
+
+    Args:
+        backbone: the stack of sequence layers.
+        lr: peak learning rate.
+        weight_decay: of weights that are neither biases, norms nor SSM parameters.
+        ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.
+        warmup_epochs: length of the linear warm-up, in epochs.
+
+    Raises:
+        ValueError: an option out of its range; all of them at once.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        lr: float = 3e-3,
+        weight_decay: float = 0.03,
+        ssm_lr: float | None = None,
+        warmup_epochs: float = 1.0,
+    ) -> None:
+        super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
+        self.save_hyperparameters()
+        self.model = SequenceClassifier(nn.Embedding(vocab_size, backbone.d_model), backbone, num_classes)
+        accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.train_accuracy, self.val_accuracy = accuracy, accuracy.clone()
+        self.test_accuracy = accuracy.clone()
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """x (B, L) token ids, lengths (B,) -> logits (B, 10)."""
+        return self.model(x, lengths)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train", self.train_accuracy)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "test", self.test_accuracy)
+
+    def _step(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> Tensor:
+        logits = self(batch.x, batch.lengths)
+        loss = nn.functional.cross_entropy(logits, batch.y)
+        accuracy.update(logits, batch.y)
+        options: dict[str, Any] = {"batch_size": len(batch.y), "on_epoch": True, "prog_bar": True}
+        self.log(f"{stage}/loss", loss, on_step=stage == "train", sync_dist=stage != "train", **options)
+        self.log(f"{stage}/accuracy", accuracy, on_step=False, **options)
+        return loss
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The answers (B,)."""
+        return self(batch.x, batch.lengths).argmax(-1)
+
+    def describe_predictions(self, outputs: list[Tensor]) -> list[str]:
+        """The answer to each expression, in the order of the batches."""
+        return [str(answer) for answer in torch.cat(outputs).tolist()]

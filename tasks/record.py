@@ -1,0 +1,56 @@
+"""`metrics.json`: what a complete run measured, and everything needed to trust it. Its presence is the marker."""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("msssm", "torch", "lightning", "torchmetrics", "numpy")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes atomically: a reader sees the old file, or the whole new one."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, whether the checkout was dirty, versions and hardware of this process."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _git(*args: str) -> str | None:
+    """Output of a git command on the checkout that this file stands in; None where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), *args]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    """The processor's name, where the platform tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,114 @@
+"""Batches of similar length: what is in them, in which order, and who gets them."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.base import Batch, EvaluationBatchSampler, LengthBucketBatchSampler, collate_tokens
+
+LENGTHS = np.random.default_rng(0).integers(500, 2000, size=1037)
+
+
+def _batches(epoch: int = 0, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+    sampler = LengthBucketBatchSampler(LENGTHS, 10, seed=seed, pool_batches=20, rank=rank, world_size=world_size)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    return batches
+
+
+def _padding(batches: list[list[int]]) -> float:
+    padded = sum(len(batch) * LENGTHS[batch].max() for batch in batches)
+    return float(1 - sum(LENGTHS[batch].sum() for batch in batches) / padded)
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    assert _batches(3, seed=5) == _batches(3, seed=5)
+    assert len({str(_batches(epoch, seed=seed)) for epoch in range(3) for seed in range(3)}) == 9
+
+
+def test_one_process_sees_every_sample_once() -> None:
+    assert sorted(index for batch in _batches(2) for index in batch) == list(range(1037))
+
+
+def test_drop_last_leaves_out_the_one_small_batch() -> None:
+    sampler = LengthBucketBatchSampler(LENGTHS, 10, seed=0, drop_last=True)
+    assert [len(batch) for batch in sampler] == [10] * 103
+    assert len(sampler) == 103
+
+
+def test_without_shuffling_every_epoch_is_the_same() -> None:
+    sampler = LengthBucketBatchSampler(LENGTHS, 10, seed=0, shuffle=False, pool_batches=1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) == first
+    assert sorted(first[0]) == list(range(10))
+
+
+def test_bucketing_saves_padding() -> None:
+    order = np.random.default_rng(1).permutation(1037)
+    scattered = [order[start : start + 10].tolist() for start in range(0, 1037, 10)]
+    # Uniform lengths on 500..2000: the longest of 10 is near 1864 against a mean of 1250, so a third is padding. In a
+    # pool of 200 sorted lengths a batch spans 1500 / 20 = 75, so padding is near 37 / 1287 = 3 %.
+    assert _padding(scattered) == pytest.approx(0.33, abs=0.02)
+    assert _padding(_batches()) < 0.04
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_the_batches_of_one_process(world_size: int) -> None:
+    whole = _batches(1)
+    shards = [_batches(1, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert {len(shard) for shard in shards} == {len(whole) // world_size}
+    seen = Counter(index for shard in shards for batch in shard for index in batch)
+    assert set(seen.values()) == {1}
+    in_whole = {tuple(batch) for batch in whole}
+    assert all(tuple(batch) in in_whole for shard in shards for batch in shard)
+
+
+def test_resume_goes_on_in_the_same_epoch_and_starts_the_next_one_anew() -> None:
+    sampler = LengthBucketBatchSampler(LENGTHS, 10, seed=0, pool_batches=20)
+    sampler.resume(epoch=2, done=7)
+    assert list(sampler) == _batches(2)[7:]
+    assert len(sampler) == len(_batches(2))
+    sampler.set_epoch(3)
+    assert list(sampler) == _batches(3)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize(("samples", "batch_size"), [(1037, 50), (1037, 1), (4, 3), (5, 1), (100, 1000)])
+def test_evaluation_covers_each_sample_once(samples: int, batch_size: int, world_size: int) -> None:
+    lengths = LENGTHS[:samples]
+    samplers = [
+        EvaluationBatchSampler(lengths, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    shards = [list(sampler) for sampler in samplers]
+    assert sorted(index for shard in shards for batch in shard for index in batch) == list(range(samples))
+    assert {len(shard) for shard in shards} == {len(samplers[0])}  # no rank waits for another
+    assert all(0 < len(batch) <= max(batch_size, 2) for shard in shards for batch in shard)
+    samplers[0].set_epoch(5)
+    assert list(samplers[0]) == shards[0]
+
+
+def test_evaluation_in_the_samples_own_order() -> None:
+    batches = list(EvaluationBatchSampler(LENGTHS, 50, sort=False))
+    assert [index for batch in batches for index in batch] == list(range(1037))
+
+
+def test_impossible_batches_are_refused() -> None:
+    with pytest.raises(ValueError, match="batches of 50 on each of 4 processes, got 100 samples"):
+        LengthBucketBatchSampler(LENGTHS[:100], 50, seed=0, world_size=4)
+    with pytest.raises(ValueError, match="evaluate on 4 processes, got 3 samples"):
+        EvaluationBatchSampler(LENGTHS[:3], 50, world_size=4)
+    with pytest.raises(ValueError, match="give batch_size >= 1"):
+        LengthBucketBatchSampler(LENGTHS, 0, seed=0)
+
+
+def test_collate_pads_to_the_longest() -> None:
+    batch = collate_tokens([np.array([5, 6], dtype=np.uint8), np.array([7], dtype=np.uint8)], [1, 9])
+    assert isinstance(batch, Batch)
+    assert batch.x.tolist() == [[5, 6], [7, 0]]
+    assert batch.y.tolist() == [1, 9]
+    assert batch.lengths.tolist() == [2, 1]
+    assert {tensor.dtype for tensor in batch} == {torch.int64}
