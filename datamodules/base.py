@@ -66,7 +66,8 @@ class LengthBucketBatchSampler(_BatchSampler):
         batch_size: samples per batch and rank.
         seed: of the order, together with the epoch.
         shuffle: without it samples are pooled in their own order and batches stay sorted within a pool.
-        pool_batches: batches per pool: more means less padding and less random batches.
+        pool_batches: batches per pool: more means less padding and less random batches. Samples that fill
+            only one pool meet almost the same neighbours in every epoch.
         rank: of this process.
         world_size: number of processes.
         drop_last: leave out the one batch that is smaller than `batch_size`.

@@ -25,7 +25,12 @@ class Block(SequenceLayer):
     """
 
     def __init__(
-        self, layer: SequenceLayer, norm: Norm = "batch", prenorm: bool = False, glu: bool = True, dropout: float = 0.0
+        self,
+        layer: SequenceLayer,
+        norm: Norm = "batch",
+        prenorm: bool = False,
+        glu: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(layer.d_model)
         if not 0 <= dropout < 1:

@@ -41,9 +41,7 @@ def initial_A(bands: int, state_size: int, initialization: Initialization) -> Te
     raise ValueError(f"initialization must be 'scale' or 'mamba', got {initialization!r}")
 
 
-def initial_delta(
-    shape: tuple[int, ...], dt_min: float, dt_max: float, delta_0: float | None
-) -> Tensor:
+def initial_delta(shape: tuple[int, ...], dt_min: float, dt_max: float, delta_0: float | None) -> Tensor:
     """Step sizes, log-uniform in [dt_min, dt_max] (Gu et al. 2022), or all equal to delta_0.
 
     Raises:

@@ -68,8 +68,12 @@ class S6(nn.Module):
         A = initial_A(bands, state_size, initialization)
         self.log_rate = nn.Parameter(torch.log(-A).unsqueeze(1).repeat(1, d_model, 1))
         self.projection = nn.Linear(d_model, bands * (self.rank + 2 * state_size), bias=False)
-        self.delta_weight = nn.Parameter(torch.empty(bands, self.rank, d_model).uniform_(-1, 1) * self.rank**-0.5)
-        self.delta_bias = nn.Parameter(inverse_softplus(initial_delta((bands, d_model), dt_min, dt_max, delta_0)))
+        self.delta_weight = nn.Parameter(
+            torch.empty(bands, self.rank, d_model).uniform_(-1, 1) * self.rank**-0.5
+        )
+        self.delta_bias = nn.Parameter(
+            inverse_softplus(initial_delta((bands, d_model), dt_min, dt_max, delta_0))
+        )
         self.skip = nn.Parameter(torch.ones(bands, d_model)) if skip else None
 
     def forward(
@@ -151,7 +155,9 @@ class S4(nn.Module):
         self.discretization = discretization
         if diagonal == "complex":
             if state_size % 2:
-                raise ValueError(f"a complex diagonal has state_size / 2 pairs: state_size must be even, got {state_size}")
+                raise ValueError(
+                    f"a complex diagonal has state_size / 2 pairs: state_size must be even, got {state_size}"
+                )
             pairs = state_size // 2
             order = -initial_A(bands, pairs, initialization) - 1
             rate = torch.full((bands, d_model, pairs), 0.5)

@@ -67,12 +67,15 @@ class MsssmCLI(LightningCLI):
             self.save_config_callback = None
         elif not config.trainer.fast_dev_run:
             self._claim_run_dir()
+            self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
 
     def _claim_run_dir(self) -> None:
         """Refuses a folder that holds a complete run or another configuration's; resumes an unfinished run."""
         config = self.config[self.subcommand]
         if (self.run_dir / "metrics.json").exists():
-            _stop(f"{self.run_dir} holds a complete run (metrics.json); choose another --run_dir or delete it")
+            _stop(
+                f"{self.run_dir} holds a complete run (metrics.json); choose another --run_dir or delete it"
+            )
         saved = self.run_dir / "config.yaml"
         if not saved.exists():
             return
@@ -114,7 +117,9 @@ class MsssmCLI(LightningCLI):
         fit_metrics = {key: value.item() for key, value in self.trainer.callback_metrics.items()}
         steps, epochs = self.trainer.global_step, self.trainer.current_epoch
         seconds = self.timer.time_elapsed("train")
-        [test] = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True)
+        [test] = self.trainer.test(
+            self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True, verbose=False
+        )
         checkpoint = self.trainer.checkpoint_callback
         assert isinstance(checkpoint, ModelCheckpoint)
         describe = getattr(self.datamodule, "describe", dict)
@@ -133,7 +138,7 @@ class MsssmCLI(LightningCLI):
                     "processes": self.trainer.world_size,
                     "precision": str(self.trainer.precision),
                     "data": describe(),
-                    **provenance(),
+                    **self.provenance,
                 },
             )
 

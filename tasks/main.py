@@ -15,18 +15,18 @@ USAGE = """usage: msssm COMMAND ...
 
 def main(args: list[str] | None = None) -> None:
     """Runs one command; `args` as `sys.argv[1:]`, which is the default."""
-    args = sys.argv[1:] if args is None else args
-    command = args[0] if args else "--help"
+    words = sys.argv[1:] if args is None else args
+    command = words[0] if words else "--help"
     if command == "--version":
         print(msssm.__version__)
     elif command == "table":
         from tasks.table import main as table
 
-        table(args[1:])
+        table(words[1:])
     elif command in ("fit", "validate", "test", "predict"):
         from tasks.cli import MsssmCLI
 
-        MsssmCLI(args)
+        MsssmCLI(args)  # None reads sys.argv, which relaunched DDP processes need
     elif command in ("-h", "--help"):
         print(USAGE)
     else:

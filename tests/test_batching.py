@@ -12,7 +12,9 @@ LENGTHS = np.random.default_rng(0).integers(500, 2000, size=1037)
 
 
 def _batches(epoch: int = 0, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-    sampler = LengthBucketBatchSampler(LENGTHS, 10, seed=seed, pool_batches=20, rank=rank, world_size=world_size)
+    sampler = LengthBucketBatchSampler(
+        LENGTHS, 10, seed=seed, pool_batches=20, rank=rank, world_size=world_size
+    )
     sampler.set_epoch(epoch)
     batches = list(sampler)
     assert len(batches) == len(sampler)
@@ -50,8 +52,8 @@ def test_without_shuffling_every_epoch_is_the_same() -> None:
 def test_bucketing_saves_padding() -> None:
     order = np.random.default_rng(1).permutation(1037)
     scattered = [order[start : start + 10].tolist() for start in range(0, 1037, 10)]
-    # Uniform lengths on 500..2000: the longest of 10 is near 1864 against a mean of 1250, so a third is padding. In a
-    # pool of 200 sorted lengths a batch spans 1500 / 20 = 75, so padding is near 37 / 1287 = 3 %.
+    # Uniform lengths on 500..2000: the longest of 10 is near 1864 against a mean of 1250, so a third is
+    # padding. In a pool of 200 sorted lengths a batch spans 1500 / 20 = 75: padding is near 37 / 1287 = 3 %.
     assert _padding(scattered) == pytest.approx(0.33, abs=0.02)
     assert _padding(_batches()) < 0.04
 
@@ -81,7 +83,8 @@ def test_resume_goes_on_in_the_same_epoch_and_starts_the_next_one_anew() -> None
 def test_evaluation_covers_each_sample_once(samples: int, batch_size: int, world_size: int) -> None:
     lengths = LENGTHS[:samples]
     samplers = [
-        EvaluationBatchSampler(lengths, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
+        EvaluationBatchSampler(lengths, batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
     ]
     shards = [list(sampler) for sampler in samplers]
     assert sorted(index for shard in shards for batch in shard for index in batch) == list(range(samples))

@@ -76,7 +76,8 @@ def test_training_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
 def test_splits_are_one_distinct_stream_test_first(tmp_path: Path) -> None:
     module = _ready(tmp_path)
     splits = [
-        _expressions(loader()) for loader in (module.test_dataloader, module.val_dataloader, module.train_dataloader)
+        _expressions(loader())
+        for loader in (module.test_dataloader, module.val_dataloader, module.train_dataloader)
     ]
     limits = {name: SMALL[name] for name in ("min_length", "max_length", "max_depth", "max_args")}
     stream = generate(153, seed=0, **limits)
@@ -172,19 +173,22 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: Any) -> None:
     assert [path.name for path in (tmp_path / "listops").iterdir()] == [_folder(tmp_path).name]
 
 
-def test_what_a_killed_writer_leaves_is_not_taken_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: Any) -> None:
+def test_what_a_killed_writer_leaves_is_not_taken_for_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
+    splits = _splits(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(store.json, "dumps", killed)
         patch.setattr(store.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
         with pytest.raises(KeyboardInterrupt):
-            store.build(tmp_path / "listops" / "key", lambda: _splits(tmp_path), {})
+            store.build(tmp_path / "listops" / "key", lambda: splits, {})
     (left,) = [path for path in (tmp_path / "listops").iterdir() if path.name.startswith(".key")]
     assert (left / "train.tokens.npy").is_file()
     assert not (tmp_path / "listops" / "key").exists()
-    store.build(tmp_path / "listops" / "key", lambda: _splits(tmp_path), {})
+    store.build(tmp_path / "listops" / "key", lambda: splits, {})
     assert store.load(tmp_path / "listops" / "key", verify=True)[0]["val"].samples == 30
 
 
@@ -248,7 +252,9 @@ def test_changed_official_files_are_converted_anew(tmp_path: Path) -> None:
 def test_a_missing_official_file_is_named(tmp_path: Path) -> None:
     _write_official(tmp_path)
     (tmp_path / "basic_val.tsv").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"files in {tmp_path}, got no basic_val.tsv; copy them there"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"files in {tmp_path}, got no basic_val.tsv; copy them there"
+    ):
         _ready(tmp_path / "data", tsv_dir=str(tmp_path))
 
 
@@ -302,7 +308,10 @@ def test_predict_keeps_the_order_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[MAX 2 9 ]\n\n[MAX 2 x ]\n", r"expressions.txt, line 3: .*got 'x' as token 3; correct or remove the line"),
+        (
+            "[MAX 2 9 ]\n\n[MAX 2 x ]\n",
+            r"expressions.txt, line 3: .*got 'x' as token 3; correct or remove the line",
+        ),
         ("\n\n", "got no line; write one expression per line"),
         (None, "no such file; check predict_file"),
     ],

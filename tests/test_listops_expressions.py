@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from datamodules.listops import PAD, VOCABULARY, decode, encode, evaluate, length, num_classes, tokenize, vocab_size
+from datamodules.listops import (
+    PAD,
+    VOCABULARY,
+    decode,
+    encode,
+    evaluate,
+    length,
+    num_classes,
+    tokenize,
+    vocab_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +38,7 @@ def test_known_expressions(expression: str, value: int, size: int) -> None:
 
 
 def test_vocabulary_is_the_documented_one() -> None:
-    assert VOCABULARY == (*"<pad> <unk> <eos> [MIN [MAX [MED [SM ]".split(), *"0123456789")
+    assert (*["<pad>", "<unk>", "<eos>", "[MIN", "[MAX", "[MED", "[SM", "]"], *"0123456789") == VOCABULARY
     assert (vocab_size, num_classes, PAD) == (18, 10, 0)
 
 

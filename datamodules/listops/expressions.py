@@ -9,6 +9,7 @@ Token ids: 0 `<pad>`, 1 `<unk>`, 2 `<eos>`, 3 `[MIN`, 4 `[MAX`, 5 `[MED`, 6 `[SM
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 OPERATORS: dict[str, Callable[[list[int]], int]] = {
     "[MIN": min,
     "[MAX": max,
-    "[MED": lambda values: int(np.median(values)),
+    "[MED": lambda values: int(median(values)),
     "[SM": lambda values: sum(values) % 10,
 }
 CLOSE = "]"

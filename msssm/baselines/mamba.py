@@ -52,11 +52,17 @@ class Mamba(SequenceLayer):
         self.taps = nn.Parameter(torch.empty(kernel_size, inner).uniform_(-scale, scale))
         self.bias = nn.Parameter(torch.zeros(inner))
         rank = -(-d_model // 16)
-        self.ssm = S6(inner, 1, state_size, "mamba", "euler", rank, dt_min, dt_max, skip=True, backend=backend)
+        self.ssm = S6(
+            inner, 1, state_size, "mamba", "euler", rank, dt_min, dt_max, skip=True, backend=backend
+        )
         self.output = nn.Linear(inner, d_model, bias=False)
 
     def forward(
-        self, x: Tensor, lengths: Tensor | None = None, state: MambaState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: MambaState | None = None,
+        return_state: bool = False,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
         u, gate = self.input(zero_padding(x, lengths)).chunk(2, dim=-1)
@@ -66,11 +72,16 @@ class Mamba(SequenceLayer):
         one_band = v.new_ones(()).expand(*v.shape[:2], 1)
         y, ssm_state = self.ssm(v, v.unsqueeze(2), one_band, lengths, ssm_state, return_state=True)
         y = self.output(y * F.silu(gate))
-        return (y, MambaState(last_positions(extended, lengths, self.kernel_size - 1), ssm_state)) if return_state else y
+        return (
+            (y, MambaState(last_positions(extended, lengths, self.kernel_size - 1), ssm_state))
+            if return_state
+            else y
+        )
 
     def initial_state(self, batch_size: int) -> MambaState:
         return MambaState(
-            self.taps.new_zeros(batch_size, self.kernel_size - 1, self.inner), self.ssm.initial_state(batch_size)
+            self.taps.new_zeros(batch_size, self.kernel_size - 1, self.inner),
+            self.ssm.initial_state(batch_size),
         )
 
     def effective_memory(self) -> Tensor:

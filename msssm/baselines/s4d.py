@@ -38,12 +38,18 @@ class S4D(SequenceLayer):
         self.ssm = S4(d_model, 1, state_size, "mamba", diagonal, discretization, dt_min, dt_max, skip=True)
 
     def forward(
-        self, x: Tensor, lengths: Tensor | None = None, state: Tensor | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: Tensor | None = None,
+        return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, L, D) -> y (B, L, D), and the state (B, 1, D, N/2) if asked; lengths (B,)."""
         x = zero_padding(x, lengths)
         one_band = x.new_ones(()).expand(*x.shape[:2], 1)
-        result: Tensor | tuple[Tensor, Tensor] = self.ssm(x, x.unsqueeze(2), one_band, lengths, state, return_state)
+        result: Tensor | tuple[Tensor, Tensor] = self.ssm(
+            x, x.unsqueeze(2), one_band, lengths, state, return_state
+        )
         return result
 
     def initial_state(self, batch_size: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 # Elements of one block buffer: a few of these (1 MiB each in float32) stay in the last-level cache.
 BLOCK_ELEMENTS = 1 << 18
-MIN_BLOCK, MAX_BLOCK = 8, 128
+MIN_BLOCK, MAX_BLOCK = 4, 128
 LOG2_E = 1.4426950408889634
 
 
@@ -30,9 +30,7 @@ def _time_major(x: Tensor, start: int, stop: int) -> Tensor:
     return x[:, start:stop].transpose(0, 1).contiguous()
 
 
-def _advance(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor, discretization: str
-) -> _Block:
+def _advance(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor, discretization: str) -> _Block:
     """States of one block. u, delta (T, B, M, D); A (M, N, D); B (T, B, M, N); state (B, M, N, D)."""
     step = delta.unsqueeze(-2)
     # exp2 with log2(e) folded into A is several times faster than exp on a CPU.
@@ -65,7 +63,14 @@ def _contract_channels(x: Tensor, u: Tensor) -> Tensor:
 class _BlockedScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, discretization: str
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        state: Tensor,
+        discretization: str,
     ) -> tuple[Tensor, Tensor]:
         batch, length, bands, channels = u.shape
         per_step = max(1, batch * A.numel())

@@ -1,0 +1,92 @@
+# Everything a newcomer needs: `make reproduce-table` and `make test` set up their own environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+PROFILE ?= quick
+TASKS ?= listops
+SEEDS ?= 0
+# The quick models are too small for two threads to pay: one thread each, as many runs at a time as there are cores.
+JOBS ?= $(if $(filter quick,$(PROFILE)),$(shell getconf _NPROCESSORS_ONLN),1)
+export OMP_NUM_THREADS ?= $(if $(filter quick,$(PROFILE)),1,$(shell getconf _NPROCESSORS_ONLN))
+
+RESULTS := results/$(PROFILE)
+ROWS := $(foreach task,$(TASKS),$(patsubst configs/$(PROFILE)/%.yaml,%,$(wildcard configs/$(PROFILE)/$(task)/*.yaml)))
+RUNS := $(foreach seed,$(SEEDS),$(foreach row,$(ROWS),$(RESULTS)/runs/$(row)/seed$(seed)/metrics.json))
+# An outer `make -j` hands down its job server; a plain `make` gets JOBS.
+PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test lint reproduce-table runs choices dashboard clean
+
+help: ## Show this help
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@echo "  reproduce-table takes PROFILE=quick|paper, TASKS=listops, SEEDS=\"0 1 2\", JOBS=runs at a time"
+
+install: $(READY) ## Create .venv with msssm and its development tools
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "msssm needs Python 3.11 or newer, $(PYTHON) is older; set PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (about 6 GB, a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: $(READY) ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+reproduce-table: $(READY) ## Train every row that is not complete, and print the table
+	@$(MAKE) --no-print-directory $(PARALLEL) runs
+	@$(BIN)/msssm table $(RESULTS)
+
+runs: $(RUNS)
+
+# <task>/<row>/seed<k> -> its recipe and its seed. A complete run (metrics.json) is never repeated.
+recipe = configs/$(PROFILE)/$(patsubst %/,%,$(dir $1)).yaml
+seed = $(patsubst seed%,%,$(notdir $1))
+
+$(RESULTS)/runs/%/metrics.json: | $(READY)
+	@mkdir -p $(@D)
+	@$(BIN)/msssm fit --config $(call recipe,$*) --run_dir $(@D) --seed_everything $(call seed,$*) \
+		--trainer.callbacks+=tasks.dashboards.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt \
+		|| { echo "$* stopped; the end of $(@D)/log.txt:" >&2; tail -n 5 $(@D)/log.txt >&2; false; }
+
+# One option changed at a time against the quick MS-SSM(S6) row: the measurements in docs/choices.md.
+LAYER := --model.backbone.layer
+choice-base :=
+choice-mamba-init := $(LAYER).initialization mamba
+choice-euler := $(LAYER).discretization euler
+choice-mixer-zero := $(LAYER).mixer_start 0
+choice-delta-long := $(LAYER).dt_min 0.0001 $(LAYER).dt_max 0.01
+choice-delta-short := $(LAYER).dt_min 0.01 $(LAYER).dt_max 1
+choice-prenorm := --model.backbone.prenorm true
+choice-batch-norm := --model.backbone.norm batch
+choice-slow-ssm := --model.ssm_lr 0.001
+CHOICES := $(patsubst choice-%,%,$(filter choice-%,$(.VARIABLES)))
+CHOICE_SEEDS ?= 0 1 2
+
+choices: $(READY) ## Measure the defaults (docs/choices.md): one option changed at a time, three seeds
+	@$(MAKE) --no-print-directory $(PARALLEL) \
+		$(foreach k,$(CHOICE_SEEDS),$(foreach c,$(CHOICES),results/choices/runs/listops/$(c)/seed$(k)/metrics.json))
+	@$(BIN)/msssm table results/choices
+
+results/choices/runs/listops/%/metrics.json: | $(READY)
+	@mkdir -p $(@D)
+	@$(BIN)/msssm fit --config configs/quick/listops/msssm_s6.yaml --run_dir $(@D) --seed_everything $(call seed,$*) \
+		$(choice-$(patsubst %/,%,$(dir $*))) \
+		--trainer.callbacks+=tasks.dashboards.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt
+
+dashboard: $(READY) ## TensorBoard on all runs
+	$(BIN)/tensorboard --logdir_spec runs:runs,results:results
+
+clean: ## Remove caches and build products; keeps .venv, data and results
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find msssm datamodules tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +
