@@ -40,9 +40,7 @@ class _BatchSampler(DistributedSampler[list[int]]):
     it calls `set_epoch` on a `sampler` but not on a `batch_sampler`.
     """
 
-    def __init__(
-        self, lengths: npt.ArrayLike, batch_size: int, *, rank: int, world_size: int, **kwargs: Any
-    ) -> None:
+    def __init__(self, lengths: npt.ArrayLike, batch_size: int, *, rank: int, world_size: int, **kwargs: Any) -> None:
         self.lengths = np.asarray(lengths)
         if self.lengths.ndim != 1 or batch_size < 1:
             raise ValueError(
@@ -134,9 +132,7 @@ class LengthBucketBatchSampler(_BatchSampler):
         for start in range(0, samples, pool):
             indices = order[start : start + pool]
             indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-            batches += [
-                indices[cut : cut + self.batch_size] for cut in range(0, len(indices), self.batch_size)
-            ]
+            batches += [indices[cut : cut + self.batch_size] for cut in range(0, len(indices), self.batch_size)]
         if self.drop_last:  # only the last pool can end in a smaller batch
             batches = batches[: samples // self.batch_size]
         chosen = generator.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
@@ -174,9 +170,7 @@ class EvaluationBatchSampler(_BatchSampler):
         super().__init__(lengths, batch_size, rank=rank, world_size=world_size, shuffle=False)
         samples = len(self.lengths)
         if samples < world_size:
-            raise ValueError(
-                f"asked to evaluate on {world_size} processes, got {samples} samples; use fewer processes"
-            )
+            raise ValueError(f"asked to evaluate on {world_size} processes, got {samples} samples; use fewer processes")
         self.sort = sort
         largest_share, smallest_share = -(-samples // world_size), samples // world_size
         self._batches = min(-(-largest_share // batch_size), smallest_share)

@@ -39,9 +39,7 @@ class Backbone(SequenceLayer):
         super().__init__(d_model)
         if n_layers < 1:
             raise ValueError(f"n_layers must be at least 1, got {n_layers}")
-        self.blocks = nn.ModuleList(
-            Block(layer(d_model), norm, prenorm, glu, dropout) for _ in range(n_layers)
-        )
+        self.blocks = nn.ModuleList(Block(layer(d_model), norm, prenorm, glu, dropout) for _ in range(n_layers))
         self.norm = SequenceNorm(d_model, norm) if prenorm else None
 
     def forward(

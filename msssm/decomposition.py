@@ -101,9 +101,7 @@ class MultiScaleDecomposition(nn.Module):
         )
 
 
-def _initial_filters(
-    levels: int, kernel_size: int, d_model: int, filters: FilterInit
-) -> tuple[Tensor, Tensor]:
+def _initial_filters(levels: int, kernel_size: int, d_model: int, filters: FilterInit) -> tuple[Tensor, Tensor]:
     """Low-pass and high-pass taps, each (levels, K, D)."""
     shape = (levels, kernel_size, d_model)
     if filters == "uniform":

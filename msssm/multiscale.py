@@ -113,9 +113,7 @@ class MultiScaleSSM(SequenceLayer):
 
     def initial_state(self, batch_size: int) -> MultiScaleState:
         """Silence before the first step."""
-        return MultiScaleState(
-            self.decomposition.initial_state(batch_size), self.ssm.initial_state(batch_size)
-        )
+        return MultiScaleState(self.decomposition.initial_state(batch_size), self.ssm.initial_state(batch_size))
 
     def effective_memory(self) -> Tensor:
         """How many steps each band remembers, (M,): the mean over channels and modes of 1 / (1 - |Abar|).

@@ -7,9 +7,7 @@ from torch import nn
 _NORMS = (nn.BatchNorm1d, nn.LayerNorm)
 
 
-def param_groups(
-    model: nn.Module, lr: float, weight_decay: float, ssm_lr: float | None = None
-) -> list[dict[str, Any]]:
+def param_groups(model: nn.Module, lr: float, weight_decay: float, ssm_lr: float | None = None) -> list[dict[str, Any]]:
     """Optimizer groups "decay", "no_decay" and "ssm", empty ones left out.
 
     A, the step sizes and D of the state space models (a module's `ssm_parameters`) have no weight decay and the

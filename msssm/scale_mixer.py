@@ -27,9 +27,7 @@ class ScaleMixer(nn.Module):
         ValueError: an unknown variant, or heads that do not divide d_model.
     """
 
-    def __init__(
-        self, d_model: int, bands: int, mixer: Mixer = "input", heads: int = 1, start: float = 1.0
-    ) -> None:
+    def __init__(self, d_model: int, bands: int, mixer: Mixer = "input", heads: int = 1, start: float = 1.0) -> None:
         super().__init__()
         if mixer not in ("input", "fixed", "softmax", "sum"):
             raise ValueError(f"mixer must be 'input', 'fixed', 'softmax' or 'sum', got {mixer!r}")

@@ -68,12 +68,8 @@ class S6(nn.Module):
         A = initial_A(bands, state_size, initialization)
         self.log_rate = nn.Parameter(torch.log(-A).unsqueeze(1).repeat(1, d_model, 1))
         self.projection = nn.Linear(d_model, bands * (self.rank + 2 * state_size), bias=False)
-        self.delta_weight = nn.Parameter(
-            torch.empty(bands, self.rank, d_model).uniform_(-1, 1) * self.rank**-0.5
-        )
-        self.delta_bias = nn.Parameter(
-            inverse_softplus(initial_delta((bands, d_model), dt_min, dt_max, delta_0))
-        )
+        self.delta_weight = nn.Parameter(torch.empty(bands, self.rank, d_model).uniform_(-1, 1) * self.rank**-0.5)
+        self.delta_bias = nn.Parameter(inverse_softplus(initial_delta((bands, d_model), dt_min, dt_max, delta_0)))
         self.skip = nn.Parameter(torch.ones(bands, d_model)) if skip else None
 
     def forward(

@@ -73,9 +73,7 @@ class MsssmCLI(LightningCLI):
         """Refuses a folder that holds a complete run or another configuration's; resumes an unfinished run."""
         config = self.config[self.subcommand]
         if (self.run_dir / "metrics.json").exists():
-            _stop(
-                f"{self.run_dir} holds a complete run (metrics.json); choose another --run_dir or delete it"
-            )
+            _stop(f"{self.run_dir} holds a complete run (metrics.json); choose another --run_dir or delete it")
         saved = self.run_dir / "config.yaml"
         if not saved.exists():
             return

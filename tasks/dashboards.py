@@ -60,9 +60,7 @@ class Dashboard(Callback):
         self._samples += len(batch[0]) * trainer.world_size
         if trainer.global_step % trainer.log_every_n_steps == 0:
             now = time.monotonic()
-            pl_module.log(
-                "train/samples_per_second", self._samples / (now - self._since), rank_zero_only=True
-            )
+            pl_module.log("train/samples_per_second", self._samples / (now - self._since), rank_zero_only=True)
             self._samples, self._since = 0, now
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

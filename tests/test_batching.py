@@ -12,9 +12,7 @@ LENGTHS = np.random.default_rng(0).integers(500, 2000, size=1037)
 
 
 def _batches(epoch: int = 0, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-    sampler = LengthBucketBatchSampler(
-        LENGTHS, 10, seed=seed, pool_batches=20, rank=rank, world_size=world_size
-    )
+    sampler = LengthBucketBatchSampler(LENGTHS, 10, seed=seed, pool_batches=20, rank=rank, world_size=world_size)
     sampler.set_epoch(epoch)
     batches = list(sampler)
     assert len(batches) == len(sampler)
@@ -83,8 +81,7 @@ def test_resume_goes_on_in_the_same_epoch_and_starts_the_next_one_anew() -> None
 def test_evaluation_covers_each_sample_once(samples: int, batch_size: int, world_size: int) -> None:
     lengths = LENGTHS[:samples]
     samplers = [
-        EvaluationBatchSampler(lengths, batch_size, rank=rank, world_size=world_size)
-        for rank in range(world_size)
+        EvaluationBatchSampler(lengths, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
     shards = [list(sampler) for sampler in samplers]
     assert sorted(index for shard in shards for batch in shard for index in batch) == list(range(samples))

@@ -73,14 +73,10 @@ def test_wavelet_filters_give_the_stationary_wavelet_transform(
     for s in range(1, levels + 1):
         expected = -np.roll(oracle[levels + 1 - s], (2**s - 1) * support // 2, axis=1)
         gain = 2 ** (s / 2) if normalised else 1.0
-        assert_near(
-            torch.from_numpy(bands[:, :, s]), torch.from_numpy(gain * expected), OUTPUT[torch.float64]
-        )
+        assert_near(torch.from_numpy(bands[:, :, s]), torch.from_numpy(gain * expected), OUTPUT[torch.float64])
     expected = np.roll(oracle[0], (2**levels - 1) * support // 2, axis=1)
     gain = 2 ** (levels / 2) if normalised else 1.0
-    assert_near(
-        torch.from_numpy(bands[:, :, levels + 1]), torch.from_numpy(gain * expected), OUTPUT[torch.float64]
-    )
+    assert_near(torch.from_numpy(bands[:, :, levels + 1]), torch.from_numpy(gain * expected), OUTPUT[torch.float64])
 
 
 @pytest.mark.parametrize(("wavelet", "kernel_size"), [("haar", 2), ("db2", 4)])

@@ -51,9 +51,7 @@ def test_step_sizes_are_log_uniform() -> None:
     assert 0.001 * (1 - 1e-6) <= delta.min() <= delta.max() <= 0.1 * (1 + 1e-6)
     width = math.log(100)
     standard_error = width / math.sqrt(12 * delta.numel())
-    assert delta.log().mean().item() == pytest.approx(
-        math.log(0.01), abs=5 * width / math.sqrt(12 * delta.numel())
-    )
+    assert delta.log().mean().item() == pytest.approx(math.log(0.01), abs=5 * width / math.sqrt(12 * delta.numel()))
     assert delta.log().std().item() == pytest.approx(width / math.sqrt(12), rel=0.01)
 
 

@@ -28,9 +28,7 @@ MULTI_SCALE: dict[str, Make] = {
         ("s6", "s4"), ("input", "fixed", "softmax", "sum"), ("zoh", "euler")
     )
 }
-MULTI_SCALE |= {
-    f"none-{mixer}": multi(ssm="none", mixer=mixer) for mixer in ("input", "fixed", "softmax", "sum")
-}
+MULTI_SCALE |= {f"none-{mixer}": multi(ssm="none", mixer=mixer) for mixer in ("input", "fixed", "softmax", "sum")}
 MULTI_SCALE |= {
     "s4-complex-zoh": multi(ssm="s4", diagonal="complex"),
     "s4-complex-euler": multi(ssm="s4", diagonal="complex", discretization="euler"),
@@ -178,9 +176,7 @@ def test_padding_changes_neither_the_rows_nor_the_state(name: str, poison: float
     layer = build(LAYERS[name])
     x, following = signal(17, batch=4), signal(6, batch=4, seed=3)
     lengths, more = [17, 5, 0, 12], [6, 0, 4, 3]
-    rows = [
-        torch.cat((x[b, :n], following[b, :m])) for b, (n, m) in enumerate(zip(lengths, more, strict=True))
-    ]
+    rows = [torch.cat((x[b, :n], following[b, :m])) for b, (n, m) in enumerate(zip(lengths, more, strict=True))]
     for b, (n, m) in enumerate(zip(lengths, more, strict=True)):
         x[b, n:], following[b, m:] = poison, poison
     first, state = layer(x, torch.tensor(lengths), return_state=True)
@@ -304,8 +300,7 @@ def test_effective_memory_is_its_closed_form(ssm: Any, delta_0: float) -> None:
     S, N = 3, 5
     memory = MultiScaleSSM(D, levels=S, state_size=N, ssm=ssm, delta_0=delta_0).effective_memory()
     expected = [
-        sum(1 / (1 - math.exp(-delta_0 * (N * (S + 1 - s) + n + 1))) for n in range(N)) / N
-        for s in range(S + 2)
+        sum(1 / (1 - math.exp(-delta_0 * (N * (S + 1 - s) + n + 1))) for n in range(N)) / N for s in range(S + 2)
     ]
     assert memory.shape == (S + 2,)
     assert memory.tolist() == pytest.approx(expected, rel=OUTPUT[torch.float32])
@@ -340,14 +335,10 @@ def test_effective_memory_follows_the_parameters_as_the_recurrence_does(
 
 
 @pytest.mark.parametrize("discretization", ["zoh", "euler"])
-@pytest.mark.parametrize(
-    ("mixer", "heads"), [("input", 1), ("input", 2), ("softmax", 4), ("fixed", 1), ("sum", 1)]
-)
+@pytest.mark.parametrize(("mixer", "heads"), [("input", 1), ("input", 2), ("softmax", 4), ("fixed", 1), ("sum", 1)])
 @pytest.mark.parametrize("ssm", ["s6", "s4", "none"])
 @torch.no_grad()
-def test_multi_scale_ssm_is_the_papers_equations(
-    ssm: Any, mixer: Any, heads: int, discretization: Any
-) -> None:
+def test_multi_scale_ssm_is_the_papers_equations(ssm: Any, mixer: Any, heads: int, discretization: Any) -> None:
     """Decompose, one recurrence per band gated by the raw input, mix with E_t: written out in plain loops."""
     S, K, N, L = 2, 3, 3, 12
     M = S + 2
@@ -459,9 +450,7 @@ def test_a_bad_option_is_named(make: Callable[[], Any], message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize(
-    "option", [{"discretization": "bilinear"}, {"backend": "cuda"}, {"initialization": "hippo"}]
-)
+@pytest.mark.parametrize("option", [{"discretization": "bilinear"}, {"backend": "cuda"}, {"initialization": "hippo"}])
 def test_a_bad_scan_option_is_named_when_the_layer_is_built(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):
         MultiScaleSSM(4, **option)

@@ -76,14 +76,11 @@ def test_training_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
 def test_splits_are_one_distinct_stream_test_first(tmp_path: Path) -> None:
     module = _ready(tmp_path)
     splits = [
-        _expressions(loader())
-        for loader in (module.test_dataloader, module.val_dataloader, module.train_dataloader)
+        _expressions(loader()) for loader in (module.test_dataloader, module.val_dataloader, module.train_dataloader)
     ]
     limits = {name: SMALL[name] for name in ("min_length", "max_length", "max_depth", "max_args")}
     stream = generate(153, seed=0, **limits)
-    assert [sorted(split) for split in splits] == [
-        sorted(part) for part in (stream[:20], stream[20:50], stream[50:])
-    ]
+    assert [sorted(split) for split in splits] == [sorted(part) for part in (stream[:20], stream[20:50], stream[50:])]
     assert len({expression for split in splits for expression, _ in split}) == 153
 
 
@@ -173,9 +170,7 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: Any) -> None:
     assert [path.name for path in (tmp_path / "listops").iterdir()] == [_folder(tmp_path).name]
 
 
-def test_what_a_killed_writer_leaves_is_not_taken_for_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_writer_leaves_is_not_taken_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -252,9 +247,7 @@ def test_changed_official_files_are_converted_anew(tmp_path: Path) -> None:
 def test_a_missing_official_file_is_named(tmp_path: Path) -> None:
     _write_official(tmp_path)
     (tmp_path / "basic_val.tsv").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=rf"files in {tmp_path}, got no basic_val.tsv; copy them there"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"files in {tmp_path}, got no basic_val.tsv; copy them there"):
         _ready(tmp_path / "data", tsv_dir=str(tmp_path))
 
 

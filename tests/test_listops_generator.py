@@ -32,9 +32,7 @@ def sample() -> Expressions:
 
 
 @pytest.mark.parametrize(("settings", "count"), SETTINGS)
-def test_every_label_is_the_value_and_every_tree_within_its_limits(
-    settings: dict[str, Any], count: int
-) -> None:
+def test_every_label_is_the_value_and_every_tree_within_its_limits(settings: dict[str, Any], count: int) -> None:
     limits = TreeParameters(**settings)
     for expression, label in generate(count, seed=1, **settings):
         tokens = tokenize(expression)

@@ -60,14 +60,9 @@ def test_every_checkpoint_continues_exactly(tmp_path: Path, num_workers: int) ->
         ModelCheckpoint(**keep_all, filename="epoch{step}", save_on_train_epoch_end=True),
     ]
     whole = _Recorder()
-    _trainer(tmp_path, max_epochs=EPOCHS, callbacks=savers).fit(
-        whole, _data(tmp_path, num_workers=num_workers)
-    )
+    _trainer(tmp_path, max_epochs=EPOCHS, callbacks=savers).fit(whole, _data(tmp_path, num_workers=num_workers))
     assert len(whole.seen) == EPOCHS * BATCHES
-    epochs = [
-        str([x for _, x in whole.seen[start : start + BATCHES]])
-        for start in range(0, EPOCHS * BATCHES, BATCHES)
-    ]
+    epochs = [str([x for _, x in whole.seen[start : start + BATCHES]]) for start in range(0, EPOCHS * BATCHES, BATCHES)]
     assert len(set(epochs)) == EPOCHS
     checkpoints = list((tmp_path / "checkpoints").glob("*.ckpt"))
     assert len(checkpoints) == EPOCHS * BATCHES + EPOCHS

@@ -96,9 +96,7 @@ def test_batch_norm_in_eval_uses_its_running_statistics(poison: float) -> None:
     norm = SequenceNorm(3, "batch").double().eval()
     norm.norm.running_mean.normal_()
     norm.norm.running_var.uniform_(0.5, 2)
-    expected = (true_positions(x) - norm.norm.running_mean) / torch.sqrt(
-        norm.norm.running_var + norm.norm.eps
-    )
+    expected = (true_positions(x) - norm.norm.running_mean) / torch.sqrt(norm.norm.running_var + norm.norm.eps)
     assert_near(true_positions(norm(x, lengths)), expected, OUTPUT[torch.float64])
 
 

@@ -185,9 +185,7 @@ class ListOpsDataModule(LightningDataModule):
         assert self.tsv_dir is not None
         splits = official.read_all(self.tsv_dir)
         if shared := shared_between_splits(splits):
-            rank_zero_warn(
-                f"{self.tsv_dir}: {shared} expressions occur in more than one split; they are kept"
-            )
+            rank_zero_warn(f"{self.tsv_dir}: {shared} expressions occur in more than one split; they are kept")
         return splits
 
     def _split(self, name: str) -> Expressions:

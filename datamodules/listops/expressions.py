@@ -60,9 +60,7 @@ class Expressions(NamedTuple):
     def rows(self, start: int, stop: int) -> "Expressions":
         """The expressions start..stop-1 as views."""
         first, last = self.offsets[start], self.offsets[stop]
-        return Expressions(
-            self.tokens[first:last], self.offsets[start : stop + 1] - first, self.labels[start:stop]
-        )
+        return Expressions(self.tokens[first:last], self.offsets[start : stop + 1] - first, self.labels[start:stop])
 
 
 def join(rows: Sequence[npt.NDArray[np.uint8]], labels: Iterable[int]) -> Expressions:
@@ -85,8 +83,7 @@ def tokenize(expression: str) -> list[str]:
     for position, token in enumerate(tokens, start=1):
         if token not in OPERATORS and token not in DIGITS and token != CLOSE:
             raise ValueError(
-                f"expected one of {' '.join(OPERATORS)} {CLOSE} or a digit 0-9, "
-                f"got {token[:40]!r} as token {position}"
+                f"expected one of {' '.join(OPERATORS)} {CLOSE} or a digit 0-9, got {token[:40]!r} as token {position}"
             )
     return tokens
 
@@ -129,9 +126,7 @@ def evaluate(tokens: Iterable[str]) -> int:
         elif not operators:
             raise ValueError(f"expected an operator before {CLOSE!r}, got {CLOSE!r} as token {position}")
         elif not arguments[-1]:
-            raise ValueError(
-                f"expected arguments, got {operators[-1]!r} closed without any at token {position}"
-            )
+            raise ValueError(f"expected arguments, got {operators[-1]!r} closed without any at token {position}")
         else:
             value = OPERATORS[operators.pop()](arguments.pop())
             arguments[-1].append(value)

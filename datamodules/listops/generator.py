@@ -105,9 +105,7 @@ def _grow(draws: _Draws, parameters: TreeParameters) -> tuple[list[_Level], Ints
         lengths += np.bincount(parents, weights=arguments + 1, minlength=trees).astype(np.int64)
         growing = lengths[parents] < parameters.max_length
         tree = np.repeat(parents[growing], arguments[growing])
-        is_operator = (
-            draws.quarter(len(tree)) if depth + 1 < parameters.max_depth else np.zeros(len(tree), np.bool_)
-        )
+        is_operator = draws.quarter(len(tree)) if depth + 1 < parameters.max_depth else np.zeros(len(tree), np.bool_)
     levels.append(_Level(tree, is_operator, np.zeros(0, dtype=np.int64)))
     return levels, lengths
 

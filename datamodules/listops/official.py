@@ -85,6 +85,4 @@ def _read_row(line: str) -> tuple[npt.NDArray[np.uint8], int]:
 
 
 def _error(path: Path, line: int, reason: str) -> ValueError:
-    return ValueError(
-        f"{path}, line {line}: {reason}; copy the file from the release again or correct the line"
-    )
+    return ValueError(f"{path}, line {line}: {reason}; copy the file from the release again or correct the line")

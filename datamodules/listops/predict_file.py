@@ -16,14 +16,10 @@ def read_expressions(file: str | None) -> Expressions:
         ValueError: if no file is given, a line is no expression, or there is none at all.
     """
     if file is None:
-        raise ValueError(
-            "asked to predict, got predict_file=None; name a text file with one expression per line"
-        )
+        raise ValueError("asked to predict, got predict_file=None; name a text file with one expression per line")
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"asked to predict the expressions in {path}, got no such file; check predict_file"
-        )
+        raise FileNotFoundError(f"asked to predict the expressions in {path}, got no such file; check predict_file")
     rows: list[npt.NDArray[np.uint8]] = []
     labels: list[int] = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
@@ -35,7 +31,5 @@ def read_expressions(file: str | None) -> Expressions:
                 raise ValueError(f"{path}, line {number}: {error}; correct or remove the line") from error
             rows.append(encode(tokens))
     if not rows:
-        raise ValueError(
-            f"asked to predict the expressions in {path}, got no line; write one expression per line"
-        )
+        raise ValueError(f"asked to predict the expressions in {path}, got no line; write one expression per line")
     return join(rows, labels)

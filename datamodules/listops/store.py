@@ -51,16 +51,12 @@ def load(folder: Path, *, verify: bool = False) -> tuple[dict[str, Expressions],
         BrokenStoreError: if a file is missing, has the wrong size, or the digest differs.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"expected ListOps data in {folder}, got no such folder; call prepare_data() first"
-        )
+        raise FileNotFoundError(f"expected ListOps data in {folder}, got no such folder; call prepare_data() first")
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
         splits = {}
         for split in SPLITS:
-            arrays = [
-                np.load(folder / f"{split}.{name}.npy", mmap_mode="r", allow_pickle=False) for name in _DTYPES
-            ]
+            arrays = [np.load(folder / f"{split}.{name}.npy", mmap_mode="r", allow_pickle=False) for name in _DTYPES]
             splits[split] = data = Expressions(*arrays)
             counts = (len(data.offsets) - 1, len(data.labels), len(data.tokens))
             if counts != (meta["counts"][split], meta["counts"][split], int(data.offsets[-1])):

@@ -50,13 +50,9 @@ class CausalAttention(SequenceLayer):
     ) -> Tensor | tuple[Tensor, AttentionState]:
         """x (B, L, D) -> y (B, L, D), and keys and values if asked; lengths (B,)."""
         batch, length, _ = x.shape
-        q, k, v = (
-            self.input(zero_padding(x, lengths)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = self.input(zero_padding(x, lengths)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         state = self.initial_state(batch) if state is None else state
-        new = (
-            x.new_ones(batch, length, dtype=torch.bool) if lengths is None else position_mask(lengths, length)
-        )
+        new = x.new_ones(batch, length, dtype=torch.bool) if lengths is None else position_mask(lengths, length)
         valid = torch.cat((state.valid, new), dim=1)
         # Positions count true steps only, so that a padded chunk leaves no gap before the next.
         positions = state.valid.sum(1, keepdim=True) + torch.arange(length, device=x.device)
@@ -72,9 +68,7 @@ class CausalAttention(SequenceLayer):
             past = valid.shape[1] - length
             order = torch.arange(valid.shape[1], device=x.device)
             causal = order <= past + torch.arange(length, device=x.device).unsqueeze(1)
-            itself = order == past + torch.arange(length, device=x.device).unsqueeze(
-                1
-            )  # keeps padded rows finite
+            itself = order == past + torch.arange(length, device=x.device).unsqueeze(1)  # keeps padded rows finite
             mask = (causal & valid.unsqueeze(1)) | itself
             attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask.unsqueeze(1))
         y = self.output(attended.transpose(1, 2).flatten(2))

@@ -52,9 +52,7 @@ class Mamba(SequenceLayer):
         self.taps = nn.Parameter(torch.empty(kernel_size, inner).uniform_(-scale, scale))
         self.bias = nn.Parameter(torch.zeros(inner))
         rank = -(-d_model // 16)
-        self.ssm = S6(
-            inner, 1, state_size, "mamba", "euler", rank, dt_min, dt_max, skip=True, backend=backend
-        )
+        self.ssm = S6(inner, 1, state_size, "mamba", "euler", rank, dt_min, dt_max, skip=True, backend=backend)
         self.output = nn.Linear(inner, d_model, bias=False)
 
     def forward(
@@ -73,9 +71,7 @@ class Mamba(SequenceLayer):
         y, ssm_state = self.ssm(v, v.unsqueeze(2), one_band, lengths, ssm_state, return_state=True)
         y = self.output(y * F.silu(gate))
         return (
-            (y, MambaState(last_positions(extended, lengths, self.kernel_size - 1), ssm_state))
-            if return_state
-            else y
+            (y, MambaState(last_positions(extended, lengths, self.kernel_size - 1), ssm_state)) if return_state else y
         )
 
     def initial_state(self, batch_size: int) -> MambaState:

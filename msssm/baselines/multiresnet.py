@@ -23,7 +23,7 @@ class MultiresConv(SequenceLayer):
         super().__init__(d_model)
         self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, shared=True)
         self.mixer = ScaleMixer(d_model, levels + 2, mixer="fixed", heads=d_model)
-        # Variances as published: unit gain over the sum of the bands, and over the two filters of a level.
+        # As published: U(-1, 1) / sqrt(S + 2), so that the variances of the bands add up to a constant.
         torch.nn.init.uniform_(self.mixer.weight, -((levels + 2) ** -0.5), (levels + 2) ** -0.5)
 
     def forward(

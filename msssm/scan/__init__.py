@@ -1,4 +1,4 @@
-"""Selective scans: arguments checked, backend chosen, tensors laid out. The recurrences stand in the backend modules."""
+"""Selective scans: arguments checked, backend chosen, tensors laid out. The recurrences stand in their own modules."""
 
 from collections.abc import Callable
 from typing import Literal

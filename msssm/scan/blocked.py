@@ -72,7 +72,7 @@ class _BlockedScan(torch.autograd.Function):
         state: Tensor,
         discretization: str,
     ) -> tuple[Tensor, Tensor]:
-        batch, length, bands, channels = u.shape
+        batch, length = u.shape[:2]
         per_step = max(1, batch * A.numel())
         block = min(MAX_BLOCK, max(MIN_BLOCK, BLOCK_ELEMENTS // per_step))
         A_nd = A.transpose(1, 2).contiguous()

@@ -98,8 +98,6 @@ def _last_state(u: Tensor, rate: Tensor, lengths: Tensor) -> Tensor:
     reversed_u = u[torch.arange(batch, device=u.device).unsqueeze(1), source.clamp(min=0)]
     reversed_u = reversed_u * (source >= 0)[:, :, None, None]
     coarse, fine = _powers(rate, length)
-    padded = torch.nn.functional.pad(
-        reversed_u.movedim(1, -1), (0, coarse.shape[-1] * fine.shape[-1] - length)
-    )
+    padded = torch.nn.functional.pad(reversed_u.movedim(1, -1), (0, coarse.shape[-1] * fine.shape[-1] - length))
     blocks = padded.unflatten(-1, (coarse.shape[-1], fine.shape[-1])).to(rate.dtype)  # (B, M, D, I, J)
     return torch.einsum("bmdin,mdni->bmdn", blocks @ fine.transpose(-1, -2), coarse)

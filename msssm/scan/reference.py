@@ -1,4 +1,4 @@
-"""The sequential scan: one line per time step, any dtype. It is the truth that every other backend is tested against."""
+"""The sequential scan, any dtype: the truth that every other backend is tested against."""
 
 import torch
 from torch import Tensor
