@@ -1,6 +1,7 @@
 """The stack of residual blocks that every task shares, around any sequence layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -53,11 +54,13 @@ class Backbone(SequenceLayer):
         states = (None,) * len(self.blocks) if state is None else state
         new_states = []
         for block, block_state in zip(self.blocks, states, strict=True):
-            x, new_state = block(x, lengths, block_state, return_state=True)
+            result = block(x, lengths, block_state, return_state)
+            x, new_state = result if return_state else (result, None)
             new_states.append(new_state)
         if self.norm is not None:
             x = self.norm(x, lengths)
         return (x, tuple(new_states)) if return_state else x
 
     def initial_state(self, batch_size: int) -> tuple[State, ...]:
-        return tuple(block.initial_state(batch_size) for block in self.blocks)
+        blocks = cast("Iterable[Block]", self.blocks)
+        return tuple(block.initial_state(batch_size) for block in blocks)

@@ -1,7 +1,5 @@
 """One residual block around a sequence layer."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,8 +43,8 @@ class Block(SequenceLayer):
     ) -> Tensor | tuple[Tensor, State]:
         """x (B, L, D) -> y (B, L, D), and the layer's state if asked; lengths (B,)."""
         inner = self.norm(x, lengths) if self.prenorm else x
-        new_state: Any
-        inner, new_state = self.layer(inner, lengths, state, return_state=True)
+        result = self.layer(inner, lengths, state, return_state)
+        inner, new_state = result if return_state else (result, None)
         if self.channel_mixer is not None:
             inner = F.glu(self.channel_mixer(F.gelu(inner)), dim=-1)
         if self.training and self.dropout:

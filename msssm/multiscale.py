@@ -108,8 +108,11 @@ class MultiScaleSSM(SequenceLayer):
         x = zero_padding(x, lengths)
         filters, ssm = (None, None) if state is None else state
         bands, filters = self.decomposition(x, lengths, filters, return_state=True)
-        y, ssm = self.ssm(x, bands, self.mixer(x), lengths, ssm, return_state=True)
-        return (y, MultiScaleState(filters, ssm)) if return_state else y
+        result = self.ssm(x, bands, self.mixer(x), lengths, ssm, return_state)
+        if not return_state:
+            return result
+        y, ssm = result
+        return y, MultiScaleState(filters, ssm)
 
     def initial_state(self, batch_size: int) -> MultiScaleState:
         """Silence before the first step."""

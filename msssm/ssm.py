@@ -149,6 +149,7 @@ class S4(nn.Module):
         if diagonal not in ("real", "complex"):
             raise ValueError(f"diagonal must be 'real' or 'complex', got {diagonal!r}")
         self.discretization = discretization
+        self.frequency: nn.Parameter | None = None
         if diagonal == "complex":
             if state_size % 2:
                 raise ValueError(
@@ -161,7 +162,6 @@ class S4(nn.Module):
             self.C = nn.Parameter(torch.randn(bands, d_model, pairs, 2) * 0.5**0.5)
         else:
             rate = -initial_A(bands, state_size, initialization).unsqueeze(1).repeat(1, d_model, 1)
-            self.frequency = None
             self.C = nn.Parameter(torch.randn(bands, d_model, state_size))
         self.log_rate = nn.Parameter(torch.log(rate))
         self.log_delta = nn.Parameter(torch.log(initial_delta((bands, d_model), dt_min, dt_max, delta_0)))
@@ -179,7 +179,7 @@ class S4(nn.Module):
         """Same as `S6.forward`; the raw input x is not used, and the state is complex if the diagonal is."""
         with torch.autocast(bands.device.type, enabled=False):
             A: Tensor = -_decay_rate(self.log_rate)
-            C = self.C
+            C: Tensor = self.C
             if self.frequency is not None:
                 A, C = torch.complex(A, self.frequency), torch.view_as_complex(C)
             result = lti_scan(
@@ -192,11 +192,11 @@ class S4(nn.Module):
                 return_state=return_state,
                 discretization=self.discretization,
             )
-        y, last = result if return_state else (result, None)
+        y, last = result if isinstance(result, tuple) else (result, None)
         if self.skip is not None:
             y = y + self.skip * bands
         mixed = mix_bands(y, mix).to(bands.dtype)
-        return (mixed, last) if return_state else mixed
+        return mixed if last is None else (mixed, last)
 
     def initial_state(self, batch_size: int) -> Tensor:
         dtype = self.log_rate.dtype if self.frequency is None else self.log_rate.dtype.to_complex()

@@ -1,5 +1,17 @@
 """Lightning tasks around the msssm backbone, and the `msssm` command."""
 
-from tasks.listops import ListOpsTask
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.listops import ListOpsTask
 
 __all__ = ["ListOpsTask"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning takes seconds to import, and `msssm --help` does without.
+    if name == "ListOpsTask":
+        from tasks.listops import ListOpsTask
+
+        return ListOpsTask
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

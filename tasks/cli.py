@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ti
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor
 
 from tasks.base import SequenceTask
 from tasks.dashboards import Dashboard
@@ -63,6 +64,7 @@ class MsssmCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_dir = Path(config.run_dir)
         config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
+        config.weights_only = True  # a checkpoint from elsewhere must not run code
         if self.subcommand != "fit":
             self.save_config_callback = None
         elif not config.trainer.fast_dev_run:
@@ -73,7 +75,7 @@ class MsssmCLI(LightningCLI):
         """Refuses a folder that holds a complete run or another configuration's; resumes an unfinished run."""
         config = self.config[self.subcommand]
         if (self.run_dir / "metrics.json").exists():
-            _stop(f"{self.run_dir} holds a complete run (metrics.json); choose another --run_dir or delete it")
+            raise ValueError(f"{self.run_dir} holds a complete run; choose another --run_dir or delete it")
         saved = self.run_dir / "config.yaml"
         if not saved.exists():
             return
@@ -83,7 +85,7 @@ class MsssmCLI(LightningCLI):
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         changed = [key for key in changed if key not in ("config", "ckpt_path")]
         if changed:
-            _stop(
+            raise ValueError(
                 f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
                 "choose another --run_dir or delete it"
             )
@@ -98,6 +100,8 @@ class MsssmCLI(LightningCLI):
             # Only a training writes events; a later test must not add to its curves.
             fit = self.subcommand == "fit"
             kwargs["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="") if fit else False
+        if self.subcommand == "predict":
+            kwargs["enable_progress_bar"] = False  # standard output is the answers
         self.timer = Timer()
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         if self.subcommand == "fit":
@@ -105,12 +109,15 @@ class MsssmCLI(LightningCLI):
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
             # Checkpointing stays last, so that a checkpoint holds what the others have logged.
-            trainer.callbacks[-1:-1] = extra
+            trainer.callbacks[-1:-1] = extra  # type: ignore[attr-defined]
         return trainer
 
     def after_fit(self) -> None:
         """Tests once, at the best validation, and marks the run as complete."""
-        if self.trainer.fast_dev_run or self.trainer.state.status != TrainerStatus.FINISHED:
+        if (
+            self.config_init[self.subcommand].trainer.fast_dev_run
+            or self.trainer.state.status != TrainerStatus.FINISHED
+        ):
             return
         fit_metrics = {key: value.item() for key, value in self.trainer.callback_metrics.items()}
         steps, epochs = self.trainer.global_step, self.trainer.current_epoch
@@ -120,13 +127,15 @@ class MsssmCLI(LightningCLI):
         )
         checkpoint = self.trainer.checkpoint_callback
         assert isinstance(checkpoint, ModelCheckpoint)
+        best = checkpoint.best_model_score
+        assert best is not None
         describe = getattr(self.datamodule, "describe", dict)
         if self.trainer.is_global_zero:
             write_json(
                 self.run_dir / "metrics.json",
                 {
                     "test": test,
-                    "validation": {"monitor": checkpoint.monitor, "best": float(checkpoint.best_model_score)},
+                    "validation": {"monitor": checkpoint.monitor, "best": best.item()},
                     "last": fit_metrics,
                     "seed": self._get(self.config, "seed_everything"),
                     "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -142,11 +151,6 @@ class MsssmCLI(LightningCLI):
 
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set."""
-        outputs = self.trainer.predict(model, datamodule=datamodule, weights_only=True, **kwargs)
-        for line in model.describe_predictions(outputs):
+        outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
+        for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)
-
-
-def _stop(message: str) -> None:
-    print(f"msssm: {message}", file=sys.stderr)
-    raise SystemExit(2)

@@ -9,7 +9,9 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
+from msssm import SequenceLayer
 from msssm.scale_mixer import ScaleMixer
+from msssm.ssm import NoSSM
 
 LAYOUT = {
     "Training": {
@@ -58,7 +60,7 @@ class Dashboard(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += len(batch[0]) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.monotonic()
             pl_module.log("train/samples_per_second", self._samples / (now - self._since), rank_zero_only=True)
             self._samples, self._since = 0, now
@@ -85,7 +87,10 @@ class Dashboard(Callback):
         self._hooks = []
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        memories = [m.effective_memory() for m in pl_module.modules() if _has_memory(m)]
+        layers = (m for m in pl_module.modules() if isinstance(m, SequenceLayer) and hasattr(m, "effective_memory"))
+        memories: list[Tensor] = [
+            m.effective_memory() for m in layers if not isinstance(getattr(m, "ssm", None), NoSSM)
+        ]
         for layer, memory in enumerate(memories):
             self._log_bands(pl_module, f"memory/layer_{layer:02d}", memory)
         if memories:
@@ -101,18 +106,6 @@ class Dashboard(Callback):
         for band, value in enumerate(values):
             name = f"{prefix}/{band_name(band, len(values))}"
             pl_module.log(name, value.to(pl_module.device), rank_zero_only=True)
-
-
-def _has_memory(module: nn.Module) -> bool:
-    """Whether a module has state space models of its own to report on (a layer, not an array inside one)."""
-    from msssm.layer import SequenceLayer
-    from msssm.ssm import NoSSM
-
-    return (
-        isinstance(module, SequenceLayer)
-        and hasattr(module, "effective_memory")
-        and not isinstance(getattr(module, "ssm", None), NoSSM)
-    )
 
 
 class EpochLines(ProgressBar):

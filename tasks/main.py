@@ -1,8 +1,8 @@
 """The `msssm` command. Lightning is imported only by the commands that need it."""
 
 import sys
-
-import msssm
+from importlib.metadata import version
+from pathlib import Path
 
 USAGE = """usage: msssm COMMAND ...
 
@@ -12,13 +12,30 @@ USAGE = """usage: msssm COMMAND ...
 
 `msssm fit --help` lists the options of a recipe."""
 
+OUR_CODE = {Path(__file__).parent.parent / package for package in ("msssm", "datamodules", "tasks")}
+
 
 def main(args: list[str] | None = None) -> None:
-    """Runs one command; `args` as `sys.argv[1:]`, which is the default."""
+    """Runs one command; `args` as `sys.argv[1:]`, which is the default.
+
+    Raises:
+        SystemExit: with code 2 and a short message where the input was wrong.
+    """
+    try:
+        _dispatch(args)
+    except Exception as error:
+        message = _complaint(error)
+        if message is None:
+            raise
+        print(f"msssm: {message}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _dispatch(args: list[str] | None) -> None:
     words = sys.argv[1:] if args is None else args
     command = words[0] if words else "--help"
     if command == "--version":
-        print(msssm.__version__)
+        print(version("msssm"))
     elif command == "table":
         from tasks.table import main as table
 
@@ -30,5 +47,17 @@ def main(args: list[str] | None = None) -> None:
     elif command in ("-h", "--help"):
         print(USAGE)
     else:
-        print(f"msssm: no command {command!r}\n{USAGE}", file=sys.stderr)
-        raise SystemExit(2)
+        raise ValueError(f"no command {command!r}\n{USAGE}")
+
+
+def _complaint(error: BaseException) -> str | None:
+    """The message of an error that our own code raised about its input; None for anything else, a bug included."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, ValueError | OSError):
+        return None
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
+    return str(error) if OUR_CODE & set(raised_in.parents) else None

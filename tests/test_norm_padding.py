@@ -49,7 +49,8 @@ def test_mean_and_its_gradient_are_those_of_the_true_positions(poison: float) ->
     assert_near(mean, torch.stack([row.double() for row in rows]), OUTPUT[torch.float64])
     (grad,) = torch.autograd.grad(mean.sum(), x)
     for row, length in enumerate(LENGTHS):
-        assert_near(grad[row, :length], torch.full((length, 3), 1 / max(length, 1)).double(), 1e-7)
+        expected = torch.full((length, 3), 1 / max(length, 1), dtype=torch.float64)
+        assert_near(grad[row, :length], expected, OUTPUT[torch.float64])
         assert (grad[row, length:] == 0).all()
 
 

@@ -1,0 +1,251 @@
+"""`msssm table`: complete runs of one profile, gathered into table.md, table.csv and plots."""
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+from scipy import stats
+
+from tasks.plots import accuracy_plot, learning_curves_plot
+
+REFERENCE = Path(__file__).parent / "reference"
+FULL_SCALE = {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10, "train_size": 96_000}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One complete run: its row, its folder, what it measured (`metrics.json`) and its resolved recipe."""
+
+    row: str
+    folder: Path
+    metrics: dict[str, Any]
+    recipe: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy in percent."""
+        return 100 * self.metrics["test"]["test/accuracy"]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.recipe["data"]["init_args"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one model, and the paper's number for it where there is one."""
+
+    label: str
+    runs: list[Run]
+    paper: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        return mean(run.accuracy for run in self.runs)
+
+    def interval(self) -> tuple[float, float]:
+        """95 %, in percent: over test samples (Wilson) for one seed, over seeds (Student) for several."""
+        return confidence_interval([run.accuracy for run in self.runs], self.runs[0].metrics["data"]["counts"]["test"])
+
+
+def confidence_interval(accuracies: Sequence[float], test_size: int) -> tuple[float, float]:
+    """A 95 % interval of the accuracy, in percent.
+
+    One value: Wilson's interval of a proportion over `test_size` independent samples; what another seed would give
+    is not in it. Several values: Student's interval of the mean over seeds.
+    """
+    if len(accuracies) == 1:
+        correct = round(accuracies[0] / 100 * test_size)
+        low, high = stats.binomtest(correct, test_size).proportion_ci(0.95, method="wilson")
+        return 100 * low, 100 * high
+    half = stats.t.ppf(0.975, len(accuracies) - 1) * stdev(accuracies) / len(accuracies) ** 0.5
+    return mean(accuracies) - half, mean(accuracies) + half
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All complete runs below `<folder>/runs/listops/<row>/seed<k>`."""
+    return [
+        Run(
+            path.parent.parent.name,
+            path.parent,
+            json.loads(path.read_text()),
+            yaml.safe_load((path.parent / "config.yaml").read_text()),
+        )
+        for path in sorted(folder.glob("runs/listops/*/seed*/metrics.json"))
+    ]
+
+
+def group(runs: list[Run]) -> tuple[list[Row], list[str]]:
+    """Rows in the order of the reference table, rows of our own after them; and the reference rows that lack a run."""
+    with (REFERENCE / "listops.csv").open() as file:
+        reference = {line["row"]: line for line in csv.DictReader(file)}
+    names = [*reference, *dict.fromkeys(run.row for run in runs if run.row not in reference)]
+    by_name = {name: [run for run in runs if run.row == name] for name in names}
+    rows = [
+        Row(
+            reference[name]["label"] if name in reference else name,
+            chosen,
+            reference[name]["paper_accuracy"] if name in reference else "",
+        )
+        for name, chosen in by_name.items()
+        if chosen
+    ]
+    comparison = any(by_name[name] for name in reference)
+    return rows, [line["label"] for name, line in reference.items() if comparison and not by_name[name]]
+
+
+def markdown(rows: list[Row], missing: list[str]) -> str:
+    """The table and what it takes to read it."""
+    first = rows[0].runs[0]
+    full = all(first.data[key] == value for key, value in FULL_SCALE.items())
+    data = first.metrics["data"]
+    scale = "LRA ListOps" if full else "short ListOps (reduced scale)"
+    several = any(len(row.runs) > 1 for row in rows)
+    columns = [f"ours: test accuracy on {scale}, %", "95 % interval", *(["min .. max over seeds"] if several else [])]
+    lines = [
+        f"# {'ListOps' if full else 'Short ListOps, reduced scale'}: ours beside the paper's",
+        "",
+        f"Data: {data['counts']['train']:,} / {data['counts']['val']:,} / {data['counts']['test']:,} samples, "
+        f"{first.data['min_length']} < length < {first.data['max_length']}, depth at most {first.data['max_depth']}, "
+        f"at most {first.data['max_args']} arguments, mean length {data['mean_length']['train']:.0f}, "
+        f"digest {data['digest'][:12]}.",
+        f"Training: {first.metrics['steps']:,} steps of {first.data['batch_size']}; tested once, at the best of the "
+        "validations.",
+        "",
+        "| model | "
+        + " | ".join(columns)
+        + " | seeds | parameters | training time, s | paper: full-scale LRA ListOps, % |",
+        "|---|" + "---|" * (len(columns) + 4),
+    ]
+    for row in sorted(rows, key=lambda row: -row.accuracy):
+        low, high = row.interval()
+        accuracies = [run.accuracy for run in row.runs]
+        spread = [f"{min(accuracies):.1f} .. {max(accuracies):.1f}" if len(accuracies) > 1 else ""] if several else []
+        cells = [
+            row.label,
+            f"{row.accuracy:.1f}",
+            f"{low:.1f} .. {high:.1f}",
+            *spread,
+            str(len(row.runs)),
+            f"{row.runs[0].metrics['parameters']:,}",
+            f"{mean(run.metrics['train_seconds'] for run in row.runs):.0f}",
+            row.paper,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    bound = [f"{100 * data['root_operator_accuracy']:.1f}", *[""] * (len(columns) + 3)]
+    lines.append("| root operator alone: best answer per operator (bound) | " + " | ".join(bound) + " |")
+    lines += [
+        "",
+        "Interval: over the test samples where there is one seed (another seed may differ by more), over seeds "
+        "(Student) where there are several."
+        + ("" if full else " The paper's column is another, harder task: compare its order, not its values."),
+        *_provenance([run for row in rows for run in row.runs]),
+    ]
+    if missing:
+        lines.append(f"Partial table, not yet run: {', '.join(missing)}.")
+    return "\n".join(lines) + "\n"
+
+
+def _provenance(runs: list[Run]) -> list[str]:
+    """Commit, versions and hardware; each stated once, with all its values."""
+
+    def values(key: Any) -> str:
+        return ", ".join(sorted({key(run.metrics) for run in runs}))
+
+    commit = values(lambda m: (m["commit"] or "no commit")[:12] + (" with uncommitted changes" if m["dirty"] else ""))
+    torch = values(lambda m: m["versions"]["torch"])
+    hardware = values(
+        lambda m: (
+            " + ".join(m["hardware"]["gpus"])
+            or f"{m['hardware']['processor']}, {m['hardware']['threads']} thread(s) per run"
+        )
+    )
+    return [f"Commit {commit}; torch {torch}; {hardware}. Each run's provenance is in table.csv."]
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """One line per run, with its provenance."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            [
+                "row",
+                "label",
+                "seed",
+                "test_accuracy",
+                "test_size",
+                "paper_accuracy",
+                "parameters",
+                "steps",
+                "train_seconds",
+                "full_scale",
+                "data_digest",
+                "commit",
+                "dirty",
+                "python",
+                "torch",
+                "lightning",
+                "processor",
+                "threads",
+                "gpus",
+                "config",
+            ]
+        )
+        for row in rows:
+            for run in row.runs:
+                m, hardware = run.metrics, run.metrics["hardware"]
+                writer.writerow(
+                    [
+                        run.row,
+                        row.label,
+                        m["seed"],
+                        f"{run.accuracy:.3f}",
+                        m["data"]["counts"]["test"],
+                        row.paper,
+                        m["parameters"],
+                        m["steps"],
+                        f"{m['train_seconds']:.1f}",
+                        all(run.data[key] == value for key, value in FULL_SCALE.items()),
+                        m["data"]["digest"],
+                        m["commit"],
+                        m["dirty"],
+                        *(m["versions"][name] for name in ("python", "torch", "lightning")),
+                        hardware["processor"],
+                        hardware["threads"],
+                        " + ".join(hardware["gpus"]),
+                        run.folder / "config.yaml",
+                    ]
+                )
+
+
+def main(args: list[str]) -> None:
+    """Prints the table of one results folder and writes table.md, table.csv, accuracy.png, learning_curves.png."""
+    parser = argparse.ArgumentParser(prog="msssm table", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="for example results/quick")
+    folder = parser.parse_args(args).folder
+    runs = read_runs(folder)
+    if not runs:
+        raise ValueError(f"no complete run below {folder}/runs/listops; run `make reproduce-table` first")
+    digests = {run.metrics["data"]["digest"] for run in runs}
+    if len(digests) > 1:
+        raise ValueError(
+            f"the runs below {folder} saw {len(digests)} different data sets and cannot share a table; "
+            "delete the runs of the older recipe"
+        )
+    rows, missing = group(runs)
+    text = markdown(rows, missing)
+    (folder / "table.md").write_text(text)
+    write_csv(folder / "table.csv", rows)
+    accuracy_plot(
+        folder / "accuracy.png",
+        [(row.label, row.accuracy, row.interval()) for row in sorted(rows, key=lambda row: row.accuracy)],
+        100 * runs[0].metrics["data"]["root_operator_accuracy"],
+    )
+    learning_curves_plot(folder / "learning_curves.png", {row.label: [run.folder for run in row.runs] for row in rows})
+    print(text)
