@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import Batch, LengthBucketBatchSampler
@@ -36,6 +37,8 @@ class ResumableLoader(DataLoader[Batch]):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            # Its own: the seed that a DataLoader draws at each start must not shift the model's random numbers.
+            generator=torch.Generator(),
         )
         self._position = (0, 0)
 

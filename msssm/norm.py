@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from msssm.padding import position_mask
+from msssm.padding import position_mask, zero_padding
 
 Norm = Literal["batch", "layer"]
 
@@ -31,7 +31,7 @@ class SequenceNorm(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """x (B, L, D), lengths (B,) -> (B, L, D); with batch norm, padding comes out as 0."""
         if isinstance(self.norm, nn.LayerNorm):
-            normed: Tensor = self.norm(x)
+            normed: Tensor = self.norm(zero_padding(x, lengths))
             return normed
         if lengths is None:
             return self.norm(x.flatten(0, 1)).view_as(x)

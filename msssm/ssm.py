@@ -184,7 +184,7 @@ class S4(nn.Module):
                 A, C = torch.complex(A, self.frequency), torch.view_as_complex(C)
             result = lti_scan(
                 bands,
-                torch.exp(self.log_delta.clamp(max=LOG_RATE_LIMIT)),
+                self._delta(),
                 A,
                 C,
                 lengths=lengths,
@@ -204,7 +204,10 @@ class S4(nn.Module):
 
     def effective_memory(self) -> Tensor:
         """(M,) steps."""
-        return _memory(torch.exp(self.log_delta), _decay_rate(self.log_rate)).detach()
+        return _memory(self._delta(), _decay_rate(self.log_rate)).detach()
+
+    def _delta(self) -> Tensor:
+        return torch.exp(self.log_delta.clamp(max=LOG_RATE_LIMIT))
 
 
 class NoSSM(nn.Module):

@@ -10,11 +10,11 @@ from torch import Tensor
 from msssm import param_groups
 
 
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor of the learning rate: linear from 0 to 1 over the warm-up, then a half cosine to 0."""
+def warmup_cosine(step: int, warmup_steps: float, total_steps: float) -> float:
+    """Factor of the learning rate: linear from 0 to 1 over the warm-up, then a half cosine to 0 at `total_steps`."""
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return step / warmup_steps
+    progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -42,15 +42,33 @@ class SequenceTask(lightning.LightningModule):
         ]
         if errors:
             raise ValueError("; ".join(errors))
+        self._random_states: dict[str, Any] | None = None
         self.lr, self.weight_decay, self.ssm_lr, self.warmup_epochs = lr, weight_decay, ssm_lr, warmup_epochs
 
     def configure_optimizers(self) -> Any:
-        total = int(self.trainer.estimated_stepping_batches)
-        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        warmup = round(self.warmup_epochs * per_epoch)
         optimizer = torch.optim.AdamW(param_groups(self, self.lr, self.weight_decay, self.ssm_lr))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate_factor(self, step: int) -> float:
+        # Asked for step 0 before the training data is there. Asking the trainer for its number of steps would load
+        # the data before a checkpoint is restored, and the loader's position in it would be lost.
+        if step == 0:
+            return warmup_cosine(0, self.warmup_epochs, math.inf)
+        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        return warmup_cosine(step, self.warmup_epochs * per_epoch, self.trainer.estimated_stepping_batches)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random_states"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._random_states = checkpoint.get("random_states")
+
+    def on_train_start(self) -> None:
+        # A resumed run draws the same dropout masks as an uninterrupted one. A checkpoint holds one process' states.
+        if self._random_states is not None and self.trainer.world_size == 1:
+            torch.set_rng_state(self._random_states["cpu"].cpu())
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._random_states["cuda"]])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Before clipping, and only where the logger will keep it.

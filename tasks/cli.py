@@ -54,7 +54,6 @@ class MsssmCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/accuracy",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
@@ -63,36 +62,45 @@ class MsssmCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.run_dir = Path(config.run_dir)
+        self.ckpt_path = config.ckpt_path
         config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
         config.weights_only = True  # a checkpoint from elsewhere must not run code
         if self.subcommand != "fit":
             self.save_config_callback = None
+            self._find_checkpoint("best.ckpt")
+            if self.ckpt_path is None:
+                raise ValueError(f"{self.subcommand} needs --ckpt_path, or a --run_dir with checkpoints/best.ckpt")
         elif not config.trainer.fast_dev_run:
             self._claim_run_dir()
             self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
 
     def _claim_run_dir(self) -> None:
         """Refuses a folder that holds a complete run or another configuration's; resumes an unfinished run."""
-        config = self.config[self.subcommand]
         if (self.run_dir / "metrics.json").exists():
             raise ValueError(f"{self.run_dir} holds a complete run; choose another --run_dir or delete it")
         saved = self.run_dir / "config.yaml"
         if not saved.exists():
             return
-        parser = self._parser(self.subcommand)
-        ours = yaml.safe_load(parser.dump(config, skip_none=False))
-        theirs = yaml.safe_load(saved.read_text())
+        ours = _leaves(yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False)))
+        theirs = _leaves(yaml.safe_load(saved.read_text()))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        changed = [key for key in changed if key not in ("config", "ckpt_path")]
+        changed = [key for key in changed if key not in ("config", "ckpt_path", "run_dir", "checkpoint.dirpath")]
         if changed:
             raise ValueError(
                 f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
                 "choose another --run_dir or delete it"
             )
-        last = self.run_dir / "checkpoints" / "last.ckpt"
-        if last.exists() and config.ckpt_path is None:
-            print(f"going on from {last}", file=sys.stderr)
-            config.ckpt_path = str(last)
+        self._find_checkpoint("last.ckpt")
+
+    def _find_checkpoint(self, name: str) -> None:
+        """Takes the run folder's own checkpoint where none was named."""
+        path = self.run_dir / "checkpoints" / name
+        if self.ckpt_path is None and path.exists():
+            print(f"msssm: {self.subcommand} from {path}", file=sys.stderr)
+            self.ckpt_path = str(path)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -108,8 +116,10 @@ class MsssmCLI(LightningCLI):
             extra = [self.timer, Dashboard()]
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
-            # Checkpointing stays last, so that a checkpoint holds what the others have logged.
-            trainer.callbacks[-1:-1] = extra  # type: ignore[attr-defined]
+            # `save_last` of the forced checkpoint writes only where the monitor improves; this one at every validation.
+            last = ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
+            # Checkpointing stays at the end, so that a checkpoint holds what the others have logged.
+            trainer.callbacks[-1:] = [*extra, trainer.callbacks[-1], last]  # type: ignore[attr-defined]
         return trainer
 
     def after_fit(self) -> None:
@@ -154,3 +164,14 @@ class MsssmCLI(LightningCLI):
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)
+
+
+def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as {"data.init_args.root": "data", ...}."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {
+        key: leaf
+        for name, value in config.items()
+        for key, leaf in _leaves(value, f"{prefix}.{name}" if prefix else name).items()
+    }

@@ -1,7 +1,7 @@
 """What TensorBoard shows beyond the task's own metrics, and a progress report for logs."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -87,10 +87,9 @@ class Dashboard(Callback):
         self._hooks = []
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        layers = (m for m in pl_module.modules() if isinstance(m, SequenceLayer) and hasattr(m, "effective_memory"))
-        memories: list[Tensor] = [
-            m.effective_memory() for m in layers if not isinstance(getattr(m, "ssm", None), NoSSM)
-        ]
+        layers = (m for m in pl_module.modules() if isinstance(m, SequenceLayer))
+        with_memory = [m for m in layers if hasattr(m, "effective_memory") and not isinstance(m.ssm, NoSSM)]
+        memories = [cast(Tensor, cast(Any, layer).effective_memory()) for layer in with_memory]
         for layer, memory in enumerate(memories):
             self._log_bands(pl_module, f"memory/layer_{layer:02d}", memory)
         if memories:

@@ -17,6 +17,29 @@ from tasks.plots import accuracy_plot, learning_curves_plot
 REFERENCE = Path(__file__).parent / "reference"
 FULL_SCALE = {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10, "train_size": 96_000}
 
+COLUMNS = [
+    "row",
+    "label",
+    "seed",
+    "test_accuracy",
+    "test_size",
+    "paper_accuracy",
+    "parameters",
+    "steps",
+    "train_seconds",
+    "full_scale",
+    "data_digest",
+    "commit",
+    "dirty",
+    "python",
+    "torch",
+    "lightning",
+    "processor",
+    "threads",
+    "gpus",
+    "config",
+]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -104,55 +127,69 @@ def markdown(rows: list[Row], missing: list[str]) -> str:
     """The table and what it takes to read it."""
     first = rows[0].runs[0]
     full = all(first.data[key] == value for key, value in FULL_SCALE.items())
-    data = first.metrics["data"]
-    scale = "LRA ListOps" if full else "short ListOps (reduced scale)"
-    several = any(len(row.runs) > 1 for row in rows)
-    columns = [f"ours: test accuracy on {scale}, %", "95 % interval", *(["min .. max over seeds"] if several else [])]
+    data, counts = first.metrics["data"], first.metrics["data"]["counts"]
+    header = [
+        "model",
+        f"ours: accuracy on {'LRA' if full else 'short'} ListOps, %",
+        "95 % interval",
+        "min .. max",
+        "seeds",
+        "parameters",
+        "training, s",
+        "paper: accuracy on full LRA ListOps, %",
+    ]
+    cells = [_cells(row) for row in sorted(rows, key=lambda row: -row.accuracy)]
+    bound = f"{100 * data['root_operator_accuracy']:.1f}"
+    cells.append(["root operator alone (bound)", bound, *[""] * 6])
     lines = [
-        f"# {'ListOps' if full else 'Short ListOps, reduced scale'}: ours beside the paper's",
+        f"# {'ListOps' if full else 'Short ListOps (reduced scale)'}: ours beside the paper's",
         "",
-        f"Data: {data['counts']['train']:,} / {data['counts']['val']:,} / {data['counts']['test']:,} samples, "
+        f"Data: {counts['train']:,} / {counts['val']:,} / {counts['test']:,} samples, "
         f"{first.data['min_length']} < length < {first.data['max_length']}, depth at most {first.data['max_depth']}, "
         f"at most {first.data['max_args']} arguments, mean length {data['mean_length']['train']:.0f}, "
         f"digest {data['digest'][:12]}.",
-        f"Training: {first.metrics['steps']:,} steps of {first.data['batch_size']}; tested once, at the best of the "
-        "validations.",
+        f"Training: {first.metrics['steps']:,} steps of {first.data['batch_size']} samples; tested once, at the best "
+        "validation.",
         "",
-        "| model | "
-        + " | ".join(columns)
-        + " | seeds | parameters | training time, s | paper: full-scale LRA ListOps, % |",
-        "|---|" + "---|" * (len(columns) + 4),
-    ]
-    for row in sorted(rows, key=lambda row: -row.accuracy):
-        low, high = row.interval()
-        accuracies = [run.accuracy for run in row.runs]
-        spread = [f"{min(accuracies):.1f} .. {max(accuracies):.1f}" if len(accuracies) > 1 else ""] if several else []
-        cells = [
-            row.label,
-            f"{row.accuracy:.1f}",
-            f"{low:.1f} .. {high:.1f}",
-            *spread,
-            str(len(row.runs)),
-            f"{row.runs[0].metrics['parameters']:,}",
-            f"{mean(run.metrics['train_seconds'] for run in row.runs):.0f}",
-            row.paper,
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    bound = [f"{100 * data['root_operator_accuracy']:.1f}", *[""] * (len(columns) + 3)]
-    lines.append("| root operator alone: best answer per operator (bound) | " + " | ".join(bound) + " |")
-    lines += [
+        *_aligned([header, *cells]),
         "",
         "Interval: over the test samples where there is one seed (another seed may differ by more), over seeds "
-        "(Student) where there are several."
-        + ("" if full else " The paper's column is another, harder task: compare its order, not its values."),
-        *_provenance([run for row in rows for run in row.runs]),
+        "(Student) where there are several. The bound is the best answer per root operator, which needs no nesting."
+        + ("" if full else " The paper's column is another, longer task: not comparable in value."),
+        _provenance([run for row in rows for run in row.runs]),
     ]
     if missing:
-        lines.append(f"Partial table, not yet run: {', '.join(missing)}.")
+        lines.append(f"Partial table, not yet run: {'; '.join(missing)}.")
     return "\n".join(lines) + "\n"
 
 
-def _provenance(runs: list[Run]) -> list[str]:
+def _cells(row: Row) -> list[str]:
+    low, high = row.interval()
+    accuracies = [run.accuracy for run in row.runs]
+    return [
+        row.label,
+        f"{row.accuracy:.1f}",
+        f"{low:.1f} .. {high:.1f}",
+        f"{min(accuracies):.1f} .. {max(accuracies):.1f}" if len(accuracies) > 1 else "",
+        str(len(row.runs)),
+        f"{row.runs[0].metrics['parameters']:,}",
+        f"{mean(run.metrics['train_seconds'] for run in row.runs):.0f}",
+        row.paper,
+    ]
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    """A Markdown table that also reads well as plain text: labels left, numbers right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = [("-" * width if place == 0 else "-" * (width - 1) + ":") for place, width in enumerate(widths)]
+    padded = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in [cells[0], rule, *cells[1:]]
+    ]
+    return [f"| {' | '.join(line)} |" for line in padded]
+
+
+def _provenance(runs: list[Run]) -> str:
     """Commit, versions and hardware; each stated once, with all its values."""
 
     def values(key: Any) -> str:
@@ -166,37 +203,14 @@ def _provenance(runs: list[Run]) -> list[str]:
             or f"{m['hardware']['processor']}, {m['hardware']['threads']} thread(s) per run"
         )
     )
-    return [f"Commit {commit}; torch {torch}; {hardware}. Each run's provenance is in table.csv."]
+    return f"Commit {commit}; torch {torch}; {hardware}. Each run's provenance is in table.csv."
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """One line per run, with its provenance."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            [
-                "row",
-                "label",
-                "seed",
-                "test_accuracy",
-                "test_size",
-                "paper_accuracy",
-                "parameters",
-                "steps",
-                "train_seconds",
-                "full_scale",
-                "data_digest",
-                "commit",
-                "dirty",
-                "python",
-                "torch",
-                "lightning",
-                "processor",
-                "threads",
-                "gpus",
-                "config",
-            ]
-        )
+        writer.writerow(COLUMNS)
         for row in rows:
             for run in row.runs:
                 m, hardware = run.metrics, run.metrics["hardware"]

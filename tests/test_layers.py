@@ -62,6 +62,7 @@ STACKS: dict[str, Make] = {
 }
 STACKS |= {
     "backbone-s4": lambda d: Backbone(multi(ssm="s4"), d, n_layers=2),
+    "backbone-multires": lambda d: Backbone(BASELINES["MultiresConv"], d, n_layers=2),
     "backbone-attention": lambda d: Backbone(BASELINES["CausalAttention"], d, n_layers=2, norm="layer"),
     "backbone-no-glu": lambda d: Backbone(BASELINES["Mamba"], d, n_layers=2, norm="layer", glu=False),
 }

@@ -26,6 +26,7 @@ def lti_scan(
 
         h_t = a h_{t-1} + b u_t,   y_t = Re <C, h_t>,   a = exp(delta A),   b = (a - 1) / A  or  delta
 
+    The outputs come from an FFT, so they are causal up to its rounding, relative to the largest input of the row.
     A complex A stands for conjugate pairs, and y takes twice the real part.
 
     Args:

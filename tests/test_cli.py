@@ -1,0 +1,260 @@
+"""The `msssm` command, in process, on a recipe that trains in a second."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules.listops import ListOpsDataModule, encode, evaluate, tokenize
+from tasks import ListOpsTask
+from tasks.main import main
+from tests.recipes import fit, write_recipe
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe and the folder of its complete run with seed 3."""
+    folder = tmp_path_factory.mktemp("complete")
+    recipe = write_recipe(folder)
+    fit(recipe, "--seed_everything=3")
+    return recipe, folder / "runs" / "seed3"
+
+
+def _metrics(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_a_run_lives_in_one_folder(complete: tuple[Path, Path]) -> None:
+    _, run = complete
+    assert {"config.yaml", "metrics.json", "checkpoints"} <= {path.name for path in run.iterdir()}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
+
+
+def test_interpolation_follows_the_command_line(complete: tuple[Path, Path]) -> None:
+    """run_dir and shuffle_seed name ${seed_everything}, which the command line overrode after the file."""
+    _, run = complete
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["seed_everything"] == 3
+    assert config["data"]["init_args"]["shuffle_seed"] == 3
+    assert Path(config["run_dir"]) == run
+
+
+def test_metrics_record_what_it_takes_to_trust_them(complete: tuple[Path, Path]) -> None:
+    metrics = _metrics(complete[1])
+    assert metrics["seed"] == 3
+    assert metrics["steps"] == 2 * 200 / 20
+    assert metrics["data"]["counts"] == {"train": 200, "val": 40, "test": 40}
+    assert len(metrics["data"]["digest"]) == 64
+    assert metrics["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert metrics["hardware"]["threads"] == torch.get_num_threads()
+    assert metrics["train_seconds"] > 0
+    assert 0 <= metrics["test"]["test/accuracy"] <= 1
+    assert {"commit", "dirty", "parameters", "precision", "processes"} <= metrics.keys()
+
+
+def test_test_from_the_best_checkpoint_repeats_the_recorded_accuracy(
+    complete: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = complete
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    main(["test", "--config", str(run / "config.yaml")])
+    shown = capsys.readouterr().out
+    recorded = _metrics(run)["test"]["test/accuracy"]
+    assert f"{recorded:.6f}"[:6] in shown
+    assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before, "a test must not touch the run"
+
+
+def test_a_checkpoint_reloads_without_its_recipe(complete: tuple[Path, Path]) -> None:
+    """`load_from_checkpoint` rebuilds the same network from the stored hyperparameters, under weights_only."""
+    _, run = complete
+    task = ListOpsTask.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
+    data = ListOpsDataModule(**yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"])
+    data.prepare_data()
+    data.setup("test")
+    right = sum((task(b.x, b.lengths).argmax(-1) == b.y).sum().item() for b in data.test_dataloader())
+    assert right / 40 == pytest.approx(_metrics(run)["test"]["test/accuracy"])
+
+
+def test_the_best_validation_is_what_was_tested(complete: tuple[Path, Path]) -> None:
+    _, run = complete
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    assert _metrics(run)["validation"]["best"] == pytest.approx(max(e.value for e in events.Scalars("val/accuracy")))
+
+
+def test_tensorboard_shows_training_and_scales(complete: tuple[Path, Path]) -> None:
+    events = EventAccumulator(str(complete[1]), size_guidance={"scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"])
+    bands = ["0_input", "1_detail", "2_detail", "3_approximation"]
+    assert {"train/loss_step", "val/loss", "val/accuracy", "train/grad_norm", "train/samples_per_second"} <= tags
+    assert {f"memory/mean/{band}" for band in bands} <= tags
+    assert {f"mixer/{kind}/{band}" for kind in ("mean", "spread") for band in bands} <= tags
+    assert any(tag.startswith("lr-AdamW") for tag in tags)
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    # The warm-up is half an epoch of 10 steps, the cosine ends near 0.
+    rates = [event.value for event in events.Scalars("lr-AdamW/decay")]
+    assert max(rates) == pytest.approx(0.01, rel=0.05)
+    assert rates[-1] < 0.001
+
+
+def test_optimiser_settings_reach_the_hyperparameters(complete: tuple[Path, Path]) -> None:
+    hparams = yaml.safe_load((complete[1] / "hparams.yaml").read_text())
+    assert hparams["lr"] == 0.01
+    assert hparams["backbone"]["init_args"]["layer"]["class_path"] == "msssm.MultiScaleSSM"
+
+
+def test_same_seed_same_numbers(complete: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, run = complete
+    fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/again")
+    again = _metrics(tmp_path / "again")
+    assert again["test"] == _metrics(run)["test"]
+    assert again["last"]["train/loss_epoch"] == _metrics(run)["last"]["train/loss_epoch"]
+
+
+def test_a_complete_run_is_not_overwritten(complete: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, run = complete
+    before = (run / "metrics.json").read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        fit(recipe, "--seed_everything=3")
+    assert "holds a complete run; choose another --run_dir or delete it" in capsys.readouterr().err
+    assert (run / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("interval", [1.0, 0.3])
+def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(
+    complete: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: float
+) -> None:
+    """Killed in its second epoch (dropout on) and started again with the same command, it ends bit-equal.
+
+    Validated, and so checkpointed, once an epoch or every third of one.
+    """
+    recipe, _ = complete
+    command = ["--seed_everything=3", f"--trainer.val_check_interval={interval}"]
+    fit(recipe, *command, f"--run_dir={tmp_path}/whole")
+    command.append(f"--run_dir={tmp_path}/cut")
+    original = ListOpsTask.training_step
+
+    def killed(self: ListOpsTask, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == 1 and batch_idx == 5:
+            raise RuntimeError("killed")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ListOpsTask, "training_step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(recipe, *command)
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    monkeypatch.undo()
+    fit(recipe, *command)
+    cut = _metrics(tmp_path / "cut")
+    assert cut["steps"] == 20
+    weights = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_an_unfinished_run_of_another_configuration_is_kept(
+    complete: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = complete
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text((run / "config.yaml").read_text())
+    with pytest.raises(SystemExit, match="2"):
+        fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/other", "--model.lr=0.5")
+    assert "unfinished run whose configuration differs in: model.init_args.lr;" in capsys.readouterr().err
+
+
+def test_predict_prints_one_answer_per_expression(
+    complete: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the order of the file, with or without parentheses, and equal to the network asked one by one."""
+    _, run = complete
+    expressions = ["[MAX 2 9 [MIN 4 7 ] 0 ]", "( ( ( [SM 5 ) 6 ) ] )", "[MED 1 2 3 4 5 6 7 8 9 ]"]
+    file = tmp_path / "expressions.txt"
+    file.write_text("\n\n".join(expressions))
+    capsys.readouterr()
+    main(["predict", "--config", str(run / "config.yaml"), f"--data.predict_file={file}"])
+    answers = capsys.readouterr().out.split()
+    task = ListOpsTask.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
+    alone = [task(torch.as_tensor(encode(tokenize(e)), dtype=torch.int64)[None]).argmax().item() for e in expressions]
+    assert answers == [str(answer) for answer in alone]
+    assert [evaluate(tokenize(e)) for e in expressions] == [9, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--model.lr=-1", "--model.weight_decay=-2"],
+            "lr must be positive, got -1.0; weight_decay must be at least 0",
+        ),
+        (["--model.backbone.dropout=1"], "dropout must be in [0, 1), got 1.0"),
+        (["--model.backbone.layer.levels=-1"], "levels must be at least 0, got -1"),
+        (["--data.min_length=60"], "min_length"),
+        (["--data.tsv_dir=/nowhere"], "basic_train.tsv"),
+        (["--model.backbone.layer.stat_size=3"], "stat_size"),
+        (["--model.backbone.layer.mixer=best"], "best"),
+        (["--trainer.max_epochs=many"], "many"),
+    ],
+)
+def test_bad_options_get_a_short_error_that_names_them(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        fit(recipe, *options)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "builtins.eval", "pathlib.Path"])
+def test_a_recipe_cannot_build_what_is_not_allowed(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        fit(recipe, f"--model.backbone.layer={path}")
+    assert f"Importing '{path}' is not allowed" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only errors that our code raised about its input are shortened."""
+
+    def broken(self: ListOpsTask, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.zeros(2).view(3)
+
+    monkeypatch.setattr(ListOpsTask, "forward", broken)
+    with pytest.raises(RuntimeError, match="shape"):
+        fit(write_recipe(tmp_path))
+
+
+def test_ema_is_a_callback_of_a_recipe(tmp_path: Path) -> None:
+    """Lightning's own: the tested weights are the averaged ones."""
+    fit(write_recipe(tmp_path, max_epochs=1), "--trainer.callbacks+=EMAWeightAveraging")
+    checkpoint = torch.load(tmp_path / "runs/seed0/checkpoints/best.ckpt", weights_only=True)
+    averaged, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert any(not torch.equal(averaged[name], current[name]) for name in averaged)
+    assert (tmp_path / "runs/seed0/metrics.json").exists()
+
+
+def test_help_and_version_import_neither_torch_nor_lightning() -> None:
+    program = (
+        "import sys; from tasks.main import main; main(['--help']); main(['--version']);"
+        "assert not {'torch', 'lightning'} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "msssm fit --config" in shown
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train"])
+    assert "no command 'train'" in capsys.readouterr().err
