@@ -19,7 +19,7 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint reproduce-table runs choices dashboard clean
+.PHONY: help install test lint reproduce-table runs choices bench dashboard clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -83,6 +83,10 @@ results/choices/runs/listops/%/metrics.json: | $(READY)
 	@$(BIN)/msssm fit --config configs/quick/listops/msssm_s6.yaml --run_dir $(@D) --seed_everything $(call seed,$*) \
 		$(choice-$(patsubst %/,%,$(dir $*))) \
 		--trainer.callbacks+=tasks.dashboards.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt
+
+bench: $(READY) ## Speed: the scan beside its reference, the ListOps generator
+	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.scan
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.listops_generator
 
 dashboard: $(READY) ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir_spec runs:runs,results:results

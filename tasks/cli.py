@@ -132,13 +132,17 @@ class MsssmCLI(LightningCLI):
         fit_metrics = {key: value.item() for key, value in self.trainer.callback_metrics.items()}
         steps, epochs = self.trainer.global_step, self.trainer.current_epoch
         seconds = self.timer.time_elapsed("train")
-        [test] = self.trainer.test(
-            self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True, verbose=False
-        )
         checkpoint = self.trainer.checkpoint_callback
         assert isinstance(checkpoint, ModelCheckpoint)
         best = checkpoint.best_model_score
         assert best is not None
+        [test] = self.trainer.test(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=checkpoint.best_model_path,
+            weights_only=True,
+            verbose=False,
+        )
         describe = getattr(self.datamodule, "describe", dict)
         if self.trainer.is_global_zero:
             write_json(

@@ -61,3 +61,7 @@ def _complaint(error: BaseException) -> str | None:
         trace = trace.tb_next
     raised_in = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
     return str(error) if OUR_CODE & set(raised_in.parents) else None
+
+
+if __name__ == "__main__":
+    main()

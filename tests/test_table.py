@@ -1,0 +1,140 @@
+"""From complete runs to the table: intervals, order, what is missing, what must not be mixed."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from tasks.main import main
+from tasks.plots import read_curve
+from tasks.table import confidence_interval
+
+SHORT = {"min_length": 8, "max_length": 50, "max_depth": 6, "max_args": 5, "train_size": 80_000, "batch_size": 50}
+FULL = {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10, "train_size": 96_000, "batch_size": 50}
+
+
+def write_run(
+    folder: Path, row: str, seed: int, accuracy: float, *, data: dict[str, Any] = SHORT, **other: Any
+) -> Path:
+    """A complete run as `msssm fit` leaves it."""
+    run = folder / "runs" / "listops" / row / f"seed{seed}"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": data}}))
+    metrics = {
+        "test": {"test/accuracy": accuracy},
+        "seed": seed,
+        "parameters": 69_918,
+        "steps": 1600,
+        "train_seconds": 100.0,
+        "data": {
+            "counts": {"train": 80_000, "val": 2000, "test": 5000},
+            "mean_length": {"train": 23.0},
+            "digest": "d" * 64,
+            "root_operator_accuracy": 0.243,
+        },
+        "commit": "c" * 40,
+        "dirty": False,
+        "versions": {"python": "3.11.7", "torch": "2.15.0", "lightning": "2.6.6"},
+        "hardware": {"processor": "a processor", "threads": 1, "gpus": []},
+        **other,
+    }
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    return run
+
+
+def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """The cells of the printed table, which is also what table.md holds."""
+    capsys.readouterr()
+    main(["table", str(folder)])
+    text = capsys.readouterr().out
+    assert (folder / "table.md").read_text().strip() == text.strip()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1, "columns are aligned"
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_wilson_interval_of_one_seed() -> None:
+    """Wilson 1927 for 450 of 1000: (p + z2/2n -+ z sqrt(p q / n + z2 / 4 n2)) / (1 + z2 / n)."""
+    n, p, z = 1000, 0.45, 1.959964
+    centre, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    expected = (100 * (centre - half) / (1 + z**2 / n), 100 * (centre + half) / (1 + z**2 / n))
+    assert confidence_interval([45.0], n) == pytest.approx(expected, abs=1e-3)
+
+
+def test_student_interval_of_several_seeds() -> None:
+    """t(0.975, 2) = 4.3027 for three seeds."""
+    assert confidence_interval([40.0, 42.0, 44.0], 5000) == pytest.approx((42 - 4.9684, 42 + 4.9684), abs=1e-3)
+
+
+def test_rows_are_sorted_and_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "msssm_s6", 0, 0.45)
+    write_run(tmp_path, "mamba", 0, 0.47)
+    header, _, *rows = table(tmp_path, capsys)
+    assert header[1] == "ours: accuracy on short ListOps, %"
+    assert header[-1] == "paper: accuracy on full LRA ListOps, %"
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("Mamba", "47.0", "38.02"),
+        ("MS-SSM(S6), scale-dependent init", "45.0", "63.04"),
+        ("root operator alone (bound)", "24.3", ""),
+    ]
+    text = (tmp_path / "table.md").read_text()
+    assert "reduced scale" in text
+    assert "Partial table, not yet run: MS-SSM(S6), Mamba's init; MS-SSM(S4); MS-SSM without SSM;" in text
+
+
+def test_several_seeds_show_their_mean_and_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, accuracy in enumerate([0.40, 0.42, 0.44]):
+        write_run(tmp_path, "s4d", seed, accuracy)
+    row = table(tmp_path, capsys)[2]
+    assert row[:5] == ["S4D", "42.0", "37.0 .. 47.0", "40.0 .. 44.0", "3"]
+
+
+def test_full_scale_is_labelled_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "msssm_s6", 0, 0.63, data=FULL)
+    header, *_ = table(tmp_path, capsys)
+    assert header[1] == "ours: accuracy on LRA ListOps, %"
+    assert "reduced" not in (tmp_path / "table.md").read_text()
+
+
+def test_csv_has_the_provenance_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, "s4d", seed, 0.4, dirty=seed == 1)
+    table(tmp_path, capsys)
+    lines = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [(line["seed"], line["dirty"], line["full_scale"]) for line in lines] == [
+        ("0", "False", "False"),
+        ("1", "True", "False"),
+    ]
+    assert all(line["commit"] == "c" * 40 and line["data_digest"] == "d" * 64 for line in lines)
+    assert "with uncommitted changes" in (tmp_path / "table.md").read_text()
+
+
+def test_runs_on_different_data_cannot_share_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "s4d", 0, 0.4)
+    other = json.loads((tmp_path / "runs/listops/s4d/seed0/metrics.json").read_text())["data"] | {"digest": "e" * 64}
+    write_run(tmp_path, "mamba", 0, 0.4, data=SHORT)
+    path = tmp_path / "runs/listops/mamba/seed0/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": other}))
+    with pytest.raises(SystemExit, match="2"):
+        main(["table", str(tmp_path)])
+    assert "saw 2 different data sets" in capsys.readouterr().err
+
+
+def test_no_complete_run_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs/listops/s4d/seed0").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="2"):
+        main(["table", str(tmp_path)])
+    assert "run `make reproduce-table` first" in capsys.readouterr().err
+
+
+def test_a_curve_is_read_across_a_restart(tmp_path: Path) -> None:
+    """Two event files whose steps overlap: each step once, the later value."""
+    for steps, value in (((10, 20), 0.25), ((20, 30), 0.5)):
+        with SummaryWriter(str(tmp_path), filename_suffix=f".{steps[0]}") as writer:
+            for step in steps:
+                writer.add_scalar("val/accuracy", value, step)
+    assert read_curve(tmp_path) == ([10, 20, 30], [25.0, 50.0, 50.0])
