@@ -44,20 +44,24 @@ lint: $(READY) ## Check style and types
 	$(BIN)/mypy
 
 reproduce-table: $(READY) ## Train every row that is not complete, and print the table
-	@$(MAKE) --no-print-directory $(PARALLEL) runs
-	@$(BIN)/msssm table $(RESULTS)
+	@$(MAKE) --no-print-directory --keep-going $(PARALLEL) runs; status=$$?; \
+	$(BIN)/msssm table $(RESULTS) && exit $$status
 
 runs: $(RUNS)
 
-# <task>/<row>/seed<k> -> its recipe and its seed. A complete run (metrics.json) is never repeated.
+# <task>/<row>/seed<k> -> its recipe and its seed. A complete run (metrics.json) is never repeated, an interrupted one
+# goes on from its last checkpoint; the exit code is not trusted, since a terminated training may exit with 0.
 recipe = configs/$(PROFILE)/$(patsubst %/,%,$(dir $1)).yaml
-seed = $(patsubst seed%,%,$(notdir $1))
+seed = $(patsubst seed%,%,$(notdir $*))
+define train
+@mkdir -p $(@D)
+@$(BIN)/msssm fit --config $1 --run_dir $(@D) --seed_everything $(seed) $2 \
+	--trainer.callbacks+=tasks.dashboards.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt; \
+test -f $@ || { echo "$* stopped; the end of $(@D)/log.txt:" >&2; tail -n 5 $(@D)/log.txt >&2; false; }
+endef
 
 $(RESULTS)/runs/%/metrics.json: | $(READY)
-	@mkdir -p $(@D)
-	@$(BIN)/msssm fit --config $(call recipe,$*) --run_dir $(@D) --seed_everything $(call seed,$*) \
-		--trainer.callbacks+=tasks.dashboards.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt \
-		|| { echo "$* stopped; the end of $(@D)/log.txt:" >&2; tail -n 5 $(@D)/log.txt >&2; false; }
+	$(call train,$(call recipe,$*))
 
 # One option changed at a time against the quick MS-SSM(S6) row: the measurements in docs/choices.md.
 LAYER := --model.backbone.layer
@@ -74,15 +78,12 @@ CHOICES := $(patsubst choice-%,%,$(filter choice-%,$(.VARIABLES)))
 CHOICE_SEEDS ?= 0 1 2
 
 choices: $(READY) ## Measure the defaults (docs/choices.md): one option changed at a time, three seeds
-	@$(MAKE) --no-print-directory $(PARALLEL) \
+	@$(MAKE) --no-print-directory --keep-going $(PARALLEL) \
 		$(foreach k,$(CHOICE_SEEDS),$(foreach c,$(CHOICES),results/choices/runs/listops/$(c)/seed$(k)/metrics.json))
 	@$(BIN)/msssm table results/choices
 
 results/choices/runs/listops/%/metrics.json: | $(READY)
-	@mkdir -p $(@D)
-	@$(BIN)/msssm fit --config configs/quick/listops/msssm_s6.yaml --run_dir $(@D) --seed_everything $(call seed,$*) \
-		$(choice-$(patsubst %/,%,$(dir $*))) \
-		--trainer.callbacks+=tasks.dashboards.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt
+	$(call train,configs/quick/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
 
 bench: $(READY) ## Speed: the scan beside its reference, the ListOps generator
 	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.scan

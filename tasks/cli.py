@@ -107,7 +107,8 @@ class MsssmCLI(LightningCLI):
         if config.logger is None or config.logger is True:
             # Only a training writes events; a later test must not add to its curves.
             fit = self.subcommand == "fit"
-            kwargs["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="") if fit else False
+            logger = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
+            kwargs["logger"] = logger if fit else False
         if self.subcommand == "predict":
             kwargs["enable_progress_bar"] = False  # standard output is the answers
         self.timer = Timer()
@@ -143,6 +144,8 @@ class MsssmCLI(LightningCLI):
             weights_only=True,
             verbose=False,
         )
+        if isinstance(self.trainer.logger, TensorBoardLogger):
+            self.trainer.logger.log_hyperparams(self.model.hparams, dict(test))
         describe = getattr(self.datamodule, "describe", dict)
         if self.trainer.is_global_zero:
             write_json(

@@ -107,6 +107,8 @@ def test_optimiser_settings_reach_the_hyperparameters(complete: tuple[Path, Path
     hparams = yaml.safe_load((complete[1] / "hparams.yaml").read_text())
     assert hparams["lr"] == 0.01
     assert hparams["backbone"]["init_args"]["layer"]["class_path"] == "msssm.MultiScaleSSM"
+    plugins = EventAccumulator(str(complete[1])).Reload().summary_metadata
+    assert "_hparams_/experiment" in plugins, "TensorBoard's HPARAMS tab has the run"
 
 
 def test_same_seed_same_numbers(complete: tuple[Path, Path], tmp_path: Path) -> None:
