@@ -23,7 +23,8 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
-	@echo "  reproduce-table takes PROFILE=quick|paper, TASKS=listops, SEEDS=\"0 1 2\", JOBS=runs at a time"
+	@echo "  reproduce-table takes PROFILE=quick|paper, TASKS=listops, SEEDS=\"0 1 2\", JOBS=runs at a time,"
+	@echo "  OPTIONS=\"--trainer.devices 2\" for msssm fit"
 
 install: $(READY) ## Create .venv with msssm and its development tools
 
@@ -44,8 +45,10 @@ lint: $(READY) ## Check style and types
 	$(BIN)/mypy
 
 reproduce-table: $(READY) ## Train every row that is not complete, and print the table
-	@$(MAKE) --no-print-directory --keep-going $(PARALLEL) runs; status=$$?; \
-	$(BIN)/msssm table $(RESULTS) && exit $$status
+	@: $(if $(ROWS),,$(error no recipe configs/$(PROFILE)/{$(TASKS)}/*.yaml; PROFILE is quick or paper, TASKS is listops))
+	-@$(MAKE) --no-print-directory --keep-going $(PARALLEL) runs
+	@$(BIN)/msssm table $(RESULTS)
+	@for run in $(RUNS); do test -f $$run || exit 1; done
 
 runs: $(RUNS)
 
@@ -55,7 +58,7 @@ recipe = configs/$(PROFILE)/$(patsubst %/,%,$(dir $1)).yaml
 seed = $(patsubst seed%,%,$(notdir $*))
 define train
 @mkdir -p $(@D)
-@$(BIN)/msssm fit --config $1 --run_dir $(@D) --seed_everything $(seed) $2 \
+@$(BIN)/msssm fit --config $1 --run_dir $(@D) --seed_everything $(seed) $2 $(OPTIONS) \
 	--trainer.callbacks+=tasks.dashboards.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt; \
 test -f $@ || { echo "$* stopped; the end of $(@D)/log.txt:" >&2; tail -n 5 $(@D)/log.txt >&2; false; }
 endef
@@ -63,8 +66,9 @@ endef
 $(RESULTS)/runs/%/metrics.json: | $(READY)
 	$(call train,$(call recipe,$*))
 
-# One option changed at a time against the quick MS-SSM(S6) row: the measurements in docs/choices.md.
+# One option changed at a time against the quick MS-SSM(S6) row with layer norm: the measurements in docs/choices.md.
 LAYER := --model.backbone.layer
+CHOICE_BASE := --model.backbone.norm layer
 choice-base :=
 choice-mamba-init := $(LAYER).initialization mamba
 choice-euler := $(LAYER).discretization euler
@@ -78,12 +82,12 @@ CHOICES := $(patsubst choice-%,%,$(filter choice-%,$(.VARIABLES)))
 CHOICE_SEEDS ?= 0 1 2
 
 choices: $(READY) ## Measure the defaults (docs/choices.md): one option changed at a time, three seeds
-	@$(MAKE) --no-print-directory --keep-going $(PARALLEL) \
+	-@$(MAKE) --no-print-directory --keep-going $(PARALLEL) \
 		$(foreach k,$(CHOICE_SEEDS),$(foreach c,$(CHOICES),results/choices/runs/listops/$(c)/seed$(k)/metrics.json))
 	@$(BIN)/msssm table results/choices
 
 results/choices/runs/listops/%/metrics.json: | $(READY)
-	$(call train,configs/quick/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
+	$(call train,configs/quick/listops/msssm_s6.yaml,$(CHOICE_BASE) $(choice-$(patsubst %/,%,$(dir $*))))
 
 bench: $(READY) ## Speed: the scan beside its reference, the ListOps generator
 	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.scan

@@ -1,4 +1,4 @@
-"""Forward and forward + backward of `selective_scan`: the blocked scan beside the sequential reference, in one run.
+"""Forward and forward + backward of `selective_scan`: each backend beside the sequential reference, in one run.
 
     python -m benchmarks.scan [--threads 2]
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from msssm.scan import Backend, Discretization, selective_scan
+from msssm.scan import Backend, Discretization, cpu, selective_scan
 
 SHAPES = [(8, 1024, 128, 16), (8, 2048, 128, 16), (1, 16384, 64, 16)]  # (B, L, D, N)
 
@@ -60,16 +60,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     torch.set_num_threads(parser.parse_args().threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
-    print("milliseconds, forward / forward + backward; the reference's forward + backward over the blocked scan's\n")
+    print("milliseconds, forward / forward + backward; in brackets how many times faster than the reference\n")
+    backends: tuple[Backend, ...] = ("torch", "cpu") if cpu.library() else ("torch",)
     discretizations: tuple[Discretization, ...] = ("zoh", "euler")
     for shape in SHAPES:
         for discretization in discretizations:
             tensors = inputs(*shape)
-            expected, *reference = measure(tensors, discretization, "reference")
-            result, *blocked = measure(tensors, discretization, "torch")
-            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-            print(f"{shape!s:<22}{discretization:<6} reference {reference[0]:7.1f} / {reference[1]:7.1f}", end="")
-            print(f"   torch {blocked[0]:7.1f} / {blocked[1]:7.1f}   {reference[1] / blocked[1]:.1f}x", flush=True)
+            expected, alone, both = measure(tensors, discretization, "reference")
+            print(f"{shape!s:<21}{discretization:<6} reference {alone:6.1f} / {both:6.1f}", end="")
+            for backend in backends:
+                result, fast_alone, fast_both = measure(tensors, discretization, backend)
+                torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+                ratios = f"({alone / fast_alone:.1f}x / {both / fast_both:.1f}x)"
+                print(f"   {backend} {fast_alone:5.1f} / {fast_both:5.1f} {ratios:<18}", end="")
+            print(flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # A layer's own nest of tensors with the batch in front; callers only hand it back.
@@ -27,6 +28,25 @@ class SequenceLayer(nn.Module):
     ) -> Tensor | tuple[Tensor, State]:
         """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
         raise NotImplementedError
+
+    def check_input(self, x: Tensor, lengths: Tensor | None) -> None:
+        """Raises ValueError unless x is (B, L, d_model), floating, and lengths (B,) whole numbers in 0..L."""
+        if x.ndim != 3 or x.shape[2] != self.d_model or not x.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} takes floating x of shape (B, L, {self.d_model}), "
+                f"got {x.dtype} of shape {tuple(x.shape)}"
+            )
+        if lengths is None:
+            return
+        if lengths.shape != x.shape[:1] or lengths.is_floating_point():
+            raise ValueError(
+                f"lengths must be {len(x)} whole numbers, one per row, "
+                f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
+            )
+        # Reading values would stall a GPU, and is not possible while tracing.
+        readable = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and len(lengths) and not 0 <= lengths.min() <= lengths.max() <= x.shape[1]:
+            raise ValueError(f"lengths must lie in 0..{x.shape[1]}, got {lengths.min().item()}..{lengths.max().item()}")
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step."""

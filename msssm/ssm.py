@@ -11,12 +11,14 @@ from msssm.initialization import Initialization, initial_A, initial_delta, inver
 from msssm.padding import zero_padding
 from msssm.scan import Backend, Discretization, lti_scan, mix_bands, multiscale_scan
 
-# Decay rates stay in [exp(-15), exp(15)], so that no parameter value gives 0 / 0 or 0 * inf.
-LOG_RATE_LIMIT = 15.0
+# Limits of the decay rates -Re A and of the step sizes, so that no parameter value gives 0 / 0 or 0 * inf, and that
+# |Abar| = exp(-delta rate) <= exp(-1e-7) stays below 1 in float32.
+MIN_RATE, MAX_RATE = 1e-3, 1e6
+MIN_DELTA, MAX_DELTA = 1e-4, 1e6
 
 
 def _decay_rate(log_rate: Tensor) -> Tensor:
-    return torch.exp(log_rate.clamp(-LOG_RATE_LIMIT, LOG_RATE_LIMIT))
+    return torch.exp(log_rate.clamp(math.log(MIN_RATE), math.log(MAX_RATE)))
 
 
 def _memory(delta: Tensor, rate: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ class S6(nn.Module):
         """x (B, L, D), bands (B, L, M, D), mix (B, L, M, H) -> mixed outputs (B, L, D) and the state (B, M, D, N)."""
         N = self.state_size
         low_rank, B, C = self.projection(x).unflatten(-1, (self.bands, -1)).split((self.rank, N, N), dim=-1)
-        delta = F.softplus(torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight) + self.delta_bias)
+        delta = self._delta(torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight))
         # A step of 0 is the identity on the state.
         delta = zero_padding(delta, lengths)
         return multiscale_scan(
@@ -106,7 +108,10 @@ class S6(nn.Module):
 
     def effective_memory(self) -> Tensor:
         """(M,) steps, at the step sizes of a zero input."""
-        return _memory(F.softplus(self.delta_bias), _decay_rate(self.log_rate)).detach()
+        return _memory(self._delta(torch.zeros(())), _decay_rate(self.log_rate)).detach()
+
+    def _delta(self, projected: Tensor) -> Tensor:
+        return F.softplus(projected + self.delta_bias).clamp(MIN_DELTA, MAX_DELTA)
 
 
 class S4(nn.Module):
@@ -207,7 +212,7 @@ class S4(nn.Module):
         return _memory(self._delta(), _decay_rate(self.log_rate)).detach()
 
     def _delta(self) -> Tensor:
-        return torch.exp(self.log_delta.clamp(max=LOG_RATE_LIMIT))
+        return torch.exp(self.log_delta.clamp(math.log(MIN_DELTA), math.log(MAX_DELTA)))
 
 
 class NoSSM(nn.Module):

@@ -7,13 +7,14 @@ from typing import Any, cast
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
 from tasks.base import SequenceTask
+from tasks.checkpoints import RunCheckpoint, newest_readable
 from tasks.dashboards import Dashboard
 from tasks.record import provenance, write_json
 
@@ -49,7 +50,7 @@ class MsssmCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/latest", help="Folder of this run.")
         # Forced here, since a second --config would replace a recipe's list of callbacks.
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
@@ -82,7 +83,10 @@ class MsssmCLI(LightningCLI):
         if not saved.exists():
             return
         ours = _leaves(yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False)))
-        theirs = _leaves(yaml.safe_load(saved.read_text()))
+        try:
+            theirs = _leaves(yaml.safe_load(saved.read_text()) or {})
+        except yaml.YAMLError as error:
+            raise ValueError(f"{saved} cannot be read; delete {self.run_dir} or choose another --run_dir") from error
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         changed = [key for key in changed if key not in ("config", "ckpt_path", "run_dir", "checkpoint.dirpath")]
         if changed:
@@ -90,12 +94,12 @@ class MsssmCLI(LightningCLI):
                 f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
                 "choose another --run_dir or delete it"
             )
-        self._find_checkpoint("last.ckpt")
+        self._find_checkpoint("last.ckpt", "best.ckpt")
 
-    def _find_checkpoint(self, name: str) -> None:
+    def _find_checkpoint(self, *names: str) -> None:
         """Takes the run folder's own checkpoint where none was named."""
-        path = self.run_dir / "checkpoints" / name
-        if self.ckpt_path is None and path.exists():
+        path = None if self.ckpt_path else newest_readable(self.run_dir / "checkpoints", names)
+        if path is not None:
             print(f"msssm: {self.subcommand} from {path}", file=sys.stderr)
             self.ckpt_path = str(path)
 
@@ -110,7 +114,8 @@ class MsssmCLI(LightningCLI):
             logger = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
             kwargs["logger"] = logger if fit else False
         if self.subcommand == "predict":
-            kwargs["enable_progress_bar"] = False  # standard output is the answers
+            # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
+            kwargs.update(enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto")
         self.timer = Timer()
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         if self.subcommand == "fit":
@@ -118,25 +123,27 @@ class MsssmCLI(LightningCLI):
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
             # `save_last` of the forced checkpoint writes only where the monitor improves; this one at every validation.
-            last = ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
+            last = RunCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
             # Checkpointing stays at the end, so that a checkpoint holds what the others have logged.
             trainer.callbacks[-1:] = [*extra, trainer.callbacks[-1], last]  # type: ignore[attr-defined]
         return trainer
 
     def after_fit(self) -> None:
         """Tests once, at the best validation, and marks the run as complete."""
-        if (
-            self.config_init[self.subcommand].trainer.fast_dev_run
-            or self.trainer.state.status != TrainerStatus.FINISHED
-        ):
+        if self._get(self.config, "trainer").fast_dev_run:
             return
-        fit_metrics = {key: value.item() for key, value in self.trainer.callback_metrics.items()}
+        if self.trainer.state.status != TrainerStatus.FINISHED:
+            raise SystemExit(143 if self.trainer.received_sigterm else 130)
         steps, epochs = self.trainer.global_step, self.trainer.current_epoch
         seconds = self.timer.time_elapsed("train")
         checkpoint = self.trainer.checkpoint_callback
-        assert isinstance(checkpoint, ModelCheckpoint)
+        assert isinstance(checkpoint, RunCheckpoint)
         best = checkpoint.best_model_score
-        assert best is not None
+        if best is None:
+            raise ValueError(
+                "no validation ran, so there is no best checkpoint to test: raise max_epochs or max_steps, or lower "
+                "val_check_interval or check_val_every_n_epoch"
+            )
         [test] = self.trainer.test(
             self.model,
             datamodule=self.datamodule,
@@ -153,7 +160,6 @@ class MsssmCLI(LightningCLI):
                 {
                     "test": test,
                     "validation": {"monitor": checkpoint.monitor, "best": best.item()},
-                    "last": fit_metrics,
                     "seed": self._get(self.config, "seed_everything"),
                     "parameters": sum(p.numel() for p in self.model.parameters()),
                     "steps": steps,

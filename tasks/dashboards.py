@@ -7,9 +7,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from msssm import SequenceLayer
+from msssm.padding import position_mask
 from msssm.scale_mixer import ScaleMixer
 from msssm.ssm import NoSSM
 
@@ -46,6 +48,7 @@ class Dashboard(Callback):
     def __init__(self) -> None:
         self._samples, self._since = 0, 0.0
         self._mixer_outputs: list[Tensor] = []
+        self._lengths = torch.zeros(0)
         self._hooks: list[Any] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -60,7 +63,7 @@ class Dashboard(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += len(batch[0]) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._samples and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.monotonic()
             pl_module.log("train/samples_per_second", self._samples / (now - self._since), rank_zero_only=True)
             self._samples, self._since = 0, now
@@ -82,9 +85,14 @@ class Dashboard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if self._hooks:
+            self._lengths = batch.lengths
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._samples, self._since = 0, time.monotonic()  # a validation is no training time
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         layers = (m for m in pl_module.modules() if isinstance(m, SequenceLayer))
@@ -95,10 +103,10 @@ class Dashboard(Callback):
         if memories:
             self._log_bands(pl_module, "memory/mean", torch.stack(memories).mean(0))
         if self._mixer_outputs:
-            weights = torch.stack([w.mean((0, 1, 3)) for w in self._mixer_outputs])
-            spread = torch.stack([w.float().std((0, 1, 3)) for w in self._mixer_outputs])
-            self._log_bands(pl_module, "mixer/mean", weights.mean(0))
-            self._log_bands(pl_module, "mixer/spread", spread.mean(0))
+            true = position_mask(self._lengths, self._mixer_outputs[0].shape[1])
+            weights = torch.stack([w[true].float() for w in self._mixer_outputs])  # (layers, positions, M, H)
+            self._log_bands(pl_module, "mixer/mean", weights.mean((0, 1, 3)))
+            self._log_bands(pl_module, "mixer/spread", weights.std((1, 3)).mean(0))
             self._mixer_outputs = []
 
     def _log_bands(self, pl_module: pl.LightningModule, prefix: str, values: Tensor) -> None:
@@ -108,7 +116,7 @@ class Dashboard(Callback):
 
 
 class EpochLines(ProgressBar):
-    """One line per epoch, for logs and for several runs on one terminal.
+    """A line at every validation and every half minute, for logs and for several runs on one terminal.
 
     Args:
         name: what stands in front of each line.
@@ -117,7 +125,7 @@ class EpochLines(ProgressBar):
     def __init__(self, name: str = "") -> None:
         super().__init__()
         self.name = name
-        self._start = 0.0
+        self._start = self._printed = time.monotonic()
 
     def disable(self) -> None:
         """Nothing is drawn between the lines."""
@@ -125,14 +133,21 @@ class EpochLines(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._printed > 30:
+            self._print(trainer, ("train/loss_step",))
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or self._start == 0:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._print(trainer, ("val/loss", "val/accuracy"))
+
+    def _print(self, trainer: pl.Trainer, keys: tuple[str, ...]) -> None:
+        self._printed = time.monotonic()
+        if not trainer.is_global_zero:
             return
+        metrics = trainer.callback_metrics
+        shown = "  ".join(f"{key} {metrics[key]:.3f}" for key in keys if key in metrics)
         done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
-        elapsed = time.monotonic() - self._start
-        shown = ", ".join(
-            f"{key} {trainer.callback_metrics[key]:.3f}"
-            for key in ("train/loss_epoch", "val/loss", "val/accuracy")
-            if key in trainer.callback_metrics
-        )
-        print(f"{self.name:<24} step {done:>6}/{total}  {shown}  {elapsed:.0f} s", flush=True)
+        print(f"{self.name:<36} step {done:>6}/{total}  {self._printed - self._start:5.0f} s  {shown}", flush=True)

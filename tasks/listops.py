@@ -60,6 +60,8 @@ class ListOpsTask(SequenceTask):
     def _step(self, batch: Batch, stage: str, accuracy: Metric) -> Tensor:
         logits = self(batch.x, batch.lengths)
         loss = nn.functional.cross_entropy(logits, batch.y)
+        if stage == "train" and not torch.isfinite(loss):
+            raise ValueError(f"the training loss is {loss.item()} at step {self.global_step}: try a lower lr or ssm_lr")
         accuracy.update(logits, batch.y)
         options: dict[str, Any] = {"batch_size": len(batch.y), "on_epoch": True, "prog_bar": True}
         self.log(f"{stage}/loss", loss, on_step=stage == "train", sync_dist=stage != "train", **options)

@@ -51,16 +51,25 @@ def _dispatch(args: list[str] | None) -> None:
 
 
 def _complaint(error: BaseException) -> str | None:
-    """The message of an error that our own code raised about its input; None for anything else, a bug included."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if not isinstance(error, ValueError | OSError):
-        return None
+    """The message of an error about the input; None for anything else, a bug included.
+
+    About the input are errors that our own code raised, the outermost of a chain, and those of named files.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, ValueError | OSError) and _raised_by_us(chain):
+            return str(chain)
+        if isinstance(chain, OSError) and chain.filename is not None:
+            return str(chain)
+        chain = chain.__cause__
+    return None
+
+
+def _raised_by_us(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    raised_in = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
-    return str(error) if OUR_CODE & set(raised_in.parents) else None
+    return trace is not None and bool(OUR_CODE & set(Path(trace.tb_frame.f_code.co_filename).parents))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,20 @@ PACKAGES = ("msssm", "torch", "lightning", "torchmetrics", "numpy")
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes atomically: a reader sees the old file, or the whole new one."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        json.dump(content, file, indent=2)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("w") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
+    os.replace(unfinished, path)
 
 
 def provenance() -> dict[str, Any]:
     """Commit, whether the checkout was dirty, versions and hardware of this process."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        # Results do not enter a run; tables that earlier runs have rewritten do not make it a dirty one.
+        "dirty": bool(_git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": {
             "processor": _processor(),

@@ -17,29 +17,6 @@ from tasks.plots import accuracy_plot, learning_curves_plot
 REFERENCE = Path(__file__).parent / "reference"
 FULL_SCALE = {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10, "train_size": 96_000}
 
-COLUMNS = [
-    "row",
-    "label",
-    "seed",
-    "test_accuracy",
-    "test_size",
-    "paper_accuracy",
-    "parameters",
-    "steps",
-    "train_seconds",
-    "full_scale",
-    "data_digest",
-    "commit",
-    "dirty",
-    "python",
-    "torch",
-    "lightning",
-    "processor",
-    "threads",
-    "gpus",
-    "config",
-]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -58,6 +35,19 @@ class Run:
     @property
     def data(self) -> dict[str, Any]:
         return self.recipe["data"]["init_args"]
+
+    @property
+    def full_scale(self) -> bool:
+        """Whether the data are Long Range Arena's, not a reduced variant."""
+        return all(self.data[key] == value for key, value in FULL_SCALE.items())
+
+    def budget(self) -> dict[str, Any]:
+        """What the runs of one table have in common: the data, and how much of it a training sees."""
+        return {
+            "data digest": self.metrics["data"]["digest"][:12],
+            "steps": self.metrics["steps"],
+            "batch size": self.data["batch_size"],
+        }
 
 
 @dataclass(frozen=True)
@@ -92,16 +82,29 @@ def confidence_interval(accuracies: Sequence[float], test_size: int) -> tuple[fl
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All complete runs below `<folder>/runs/listops/<row>/seed<k>`."""
-    return [
-        Run(
-            path.parent.parent.name,
-            path.parent,
-            json.loads(path.read_text()),
-            yaml.safe_load((path.parent / "config.yaml").read_text()),
-        )
-        for path in sorted(folder.glob("runs/listops/*/seed*/metrics.json"))
-    ]
+    """All complete runs below `<folder>/runs/listops/<row>/seed<k>`.
+
+    Raises:
+        ValueError: there is none, one cannot be read, or they differ in what a table holds equal.
+    """
+    runs = []
+    for path in sorted(folder.glob("runs/listops/*/seed*/metrics.json")):
+        try:
+            metrics = json.loads(path.read_text())
+            recipe = yaml.safe_load((path.parent / "config.yaml").read_text())
+            runs.append(Run(path.parent.parent.name, path.parent, metrics, recipe))
+            runs[-1].budget()
+        except (ValueError, KeyError, TypeError, yaml.YAMLError, OSError) as error:
+            raise ValueError(f"the run {path.parent} is damaged ({error!r}); delete it and train it again") from error
+    if not runs:
+        raise ValueError(f"no complete run below {folder}/runs/listops; run `make reproduce-table` first")
+    for run in runs:
+        if run.budget() != runs[0].budget():
+            raise ValueError(
+                f"runs of one table must agree in {', '.join(runs[0].budget())}; {run.folder} has {run.budget()}, "
+                f"{runs[0].folder} has {runs[0].budget()}: delete the one of the older recipe"
+            )
+    return runs
 
 
 def group(runs: list[Run]) -> tuple[list[Row], list[str]]:
@@ -126,7 +129,7 @@ def group(runs: list[Run]) -> tuple[list[Row], list[str]]:
 def markdown(rows: list[Row], missing: list[str]) -> str:
     """The table and what it takes to read it."""
     first = rows[0].runs[0]
-    full = all(first.data[key] == value for key, value in FULL_SCALE.items())
+    full = first.full_scale
     data, counts = first.metrics["data"], first.metrics["data"]["counts"]
     header = [
         "model",
@@ -208,34 +211,39 @@ def _provenance(runs: list[Run]) -> str:
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """One line per run, with its provenance."""
+    lines = [_line(row, run) for row in rows for run in row.runs]
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            for run in row.runs:
-                m, hardware = run.metrics, run.metrics["hardware"]
-                writer.writerow(
-                    [
-                        run.row,
-                        row.label,
-                        m["seed"],
-                        f"{run.accuracy:.3f}",
-                        m["data"]["counts"]["test"],
-                        row.paper,
-                        m["parameters"],
-                        m["steps"],
-                        f"{m['train_seconds']:.1f}",
-                        all(run.data[key] == value for key, value in FULL_SCALE.items()),
-                        m["data"]["digest"],
-                        m["commit"],
-                        m["dirty"],
-                        *(m["versions"][name] for name in ("python", "torch", "lightning")),
-                        hardware["processor"],
-                        hardware["threads"],
-                        " + ".join(hardware["gpus"]),
-                        run.folder / "config.yaml",
-                    ]
-                )
+        writer = csv.DictWriter(file, lines[0].keys())
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _line(row: Row, run: Run) -> dict[str, Any]:
+    metrics, hardware = run.metrics, run.metrics["hardware"]
+    return {
+        "row": run.row,
+        "label": row.label,
+        "seed": metrics["seed"],
+        "best_validation": f"{100 * metrics['validation']['best']:.3f}",
+        "test_accuracy": f"{run.accuracy:.3f}",
+        "test_size": metrics["data"]["counts"]["test"],
+        "paper_accuracy": row.paper,
+        "full_scale": run.full_scale,
+        "parameters": metrics["parameters"],
+        "steps": metrics["steps"],
+        "batch_size": run.data["batch_size"],
+        "processes": metrics["processes"],
+        "precision": metrics["precision"],
+        "train_seconds": f"{metrics['train_seconds']:.1f}",
+        "data_digest": metrics["data"]["digest"],
+        "commit": metrics["commit"],
+        "dirty": metrics["dirty"],
+        **metrics["versions"],
+        "processor": hardware["processor"],
+        "threads": hardware["threads"],
+        "gpus": " + ".join(hardware["gpus"]),
+        "config": Path(*run.folder.parts[-4:]) / "config.yaml",
+    }
 
 
 def main(args: list[str]) -> None:
@@ -244,14 +252,6 @@ def main(args: list[str]) -> None:
     parser.add_argument("folder", type=Path, help="for example results/quick")
     folder = parser.parse_args(args).folder
     runs = read_runs(folder)
-    if not runs:
-        raise ValueError(f"no complete run below {folder}/runs/listops; run `make reproduce-table` first")
-    digests = {run.metrics["data"]["digest"] for run in runs}
-    if len(digests) > 1:
-        raise ValueError(
-            f"the runs below {folder} saw {len(digests)} different data sets and cannot share a table; "
-            "delete the runs of the older recipe"
-        )
     rows, missing = group(runs)
     text = markdown(rows, missing)
     (folder / "table.md").write_text(text)

@@ -1,6 +1,8 @@
 """The `msssm` command, in process, on a recipe that trains in a second."""
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,7 +118,7 @@ def test_same_seed_same_numbers(complete: tuple[Path, Path], tmp_path: Path) -> 
     fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/again")
     again = _metrics(tmp_path / "again")
     assert again["test"] == _metrics(run)["test"]
-    assert again["last"]["train/loss_epoch"] == _metrics(run)["last"]["train/loss_epoch"]
+    assert again["validation"] == _metrics(run)["validation"]
 
 
 def test_a_complete_run_is_not_overwritten(complete: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +162,74 @@ def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(
         for folder in (tmp_path / "whole", tmp_path / "cut")
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    complete: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copied run without its marker goes on from the next readable checkpoint, and says so."""
+    recipe, run = complete
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "metrics.json").unlink()
+    (copy / "checkpoints/last.ckpt").write_bytes((run / "checkpoints/last.ckpt").read_bytes()[:5000])
+    fit(recipe, "--seed_everything=3", f"--run_dir={copy}")
+    assert "last.ckpt cannot be read" in capsys.readouterr().err
+    assert _metrics(copy)["test"] == _metrics(run)["test"]
+    assert _metrics(copy)["validation"] == _metrics(run)["validation"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = ListOpsTask.forward
+    monkeypatch.setattr(ListOpsTask, "forward", lambda self, x, lengths=None: forward(self, x, lengths) * math.nan)
+    with pytest.raises(SystemExit, match="2"):
+        fit(write_recipe(tmp_path))
+    assert "the training loss is nan at step 0: try a lower lr or ssm_lr" in capsys.readouterr().err
+    assert not (tmp_path / "runs/seed0/metrics.json").exists()
+
+
+def test_a_run_without_validation_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        fit(write_recipe(tmp_path), "--trainer.max_steps=3")
+    assert "no validation ran" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [("[MAX 1 2 ]\n[MIN 1 2\n", "expressions.txt"), ("[MAX 1 2 ]\n[AVG 1 2 ]\n", "AVG")],
+)
+def test_a_bad_expression_is_named_with_file_and_line(
+    complete: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str, message: str
+) -> None:
+    (tmp_path / "expressions.txt").write_text(lines)
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "--config", f"{complete[1]}/config.yaml", f"--data.predict_file={tmp_path}/expressions.txt"])
+    error = capsys.readouterr().err
+    assert message in error
+    assert "2" in error.split("expressions.txt", 1)[1]
+
+
+def test_a_bad_row_of_an_official_file_is_named_with_its_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val", "test"):
+        (tmp_path / f"basic_{split}.tsv").write_text("Source\tTarget\n( ( [MAX 2 ) 9 ) ]\t8\n")
+    with pytest.raises(SystemExit, match="2"):
+        fit(write_recipe(tmp_path), f"--data.tsv_dir={tmp_path}")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "basic_train.tsv" in error
+    assert "2" in error.split("basic_train.tsv", 1)[1]
+    assert "9" in error
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        fit(recipe, f"--run_dir={tmp_path}/file")
+    assert f"{tmp_path}/file" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_of_another_configuration_is_kept(

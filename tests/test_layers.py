@@ -260,7 +260,7 @@ WITH_SSM = [name for name in (*MULTI_SCALE, *BASELINES) if name[:2] in ("s6", "s
 def test_no_parameter_value_makes_the_recurrence_diverge(
     name: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """|exp(delta A)| <= 1 and outputs are finite in float32, each SSM parameter in turn and all at once."""
+    """|exp(delta A)| < 1 and outputs are finite in float32, each SSM parameter in turn and all at once."""
     seen = spy_on_scans(monkeypatch)
     x = signal(20).float()
     ssm_names = [name for name, _ in LAYERS[name](D).ssm.named_parameters()]
@@ -273,7 +273,7 @@ def test_no_parameter_value_makes_the_recurrence_diverge(
         assert all(leaf.isfinite().all() for leaf in tensors(state))
     assert len(seen) == len(ssm_names) + 1
     for delta, A in seen:
-        assert (torch.exp(delta.unsqueeze(-1) * A).abs() <= 1).all()
+        assert (torch.exp(delta.unsqueeze(-1) * A.real) < 1).all()
 
 
 @pytest.mark.parametrize("name", WITH_SSM)

@@ -113,7 +113,7 @@ def test_data_is_asked_for_before_it_is_there(tmp_path: Path) -> None:
     "arguments", [{"batch_size": 0}, {"eval_batch_size": -1}, {"train_size": 0}, {"test_size": -3}]
 )
 def test_sizes_below_one_are_refused(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="each of them must be at least 1"):
+    with pytest.raises(ValueError, match="sizes must be at least 1"):
         ListOpsDataModule(**{**SMALL, **arguments})
 
 

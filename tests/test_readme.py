@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.main import main
+from tests.recipes import TINY_DATA
+
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *Path("docs").glob("*.md")]
 BLOCKS = [
     (page.name, line.split("#")[0].strip())
@@ -21,13 +24,23 @@ PYTHON = [(page.name, block) for page in PAGES for block in re.findall(r"```pyth
 @pytest.mark.parametrize(("page", "command"), [block for block in BLOCKS if block[1].startswith("make ")])
 def test_make_commands_are_targets(page: str, command: str) -> None:
     words = shlex.split(command)
+    before = sorted(Path("results").rglob("table.*")), [p.stat().st_mtime_ns for p in Path("results").rglob("table.*")]
     subprocess.run(["make", "-n", *words[1:]], check=True, capture_output=True)
+    after = sorted(Path("results").rglob("table.*")), [p.stat().st_mtime_ns for p in Path("results").rglob("table.*")]
+    assert before == after, "a dry run must write nothing"
 
 
-@pytest.mark.parametrize(("page", "command"), [block for block in BLOCKS if "msssm " in block[1]])
-def test_msssm_commands_name_files_that_exist(page: str, command: str) -> None:
-    for path in re.findall(r"configs/\S+\.yaml", command):
-        assert Path(path).exists()
+def test_msssm_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written, but for a network and data small enough to train in a second."""
+    (tmp_path / "configs").symlink_to(Path("configs").resolve())
+    (tmp_path / "expressions.txt").write_text("[MAX 2 9 [MIN 4 7 ] 0 ]\n")
+    monkeypatch.chdir(tmp_path)
+    small = [*TINY_DATA, "--model.backbone.n_layers=1", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    commands = [shlex.split(command) for page, command in BLOCKS if page == "README.md" and "bin/msssm " in command]
+    for _, subcommand, *words in commands:
+        main([subcommand, *words, *(small if subcommand == "fit" else [])])
+    assert (tmp_path / "runs/mine/metrics.json").exists()
+    assert {words[1] for words in commands} == {"fit", "test", "predict"}
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON)

@@ -26,10 +26,13 @@ def write_run(
     (run / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": data}}))
     metrics = {
         "test": {"test/accuracy": accuracy},
+        "validation": {"monitor": "val/accuracy", "best": 0.5},
         "seed": seed,
         "parameters": 69_918,
         "steps": 1600,
         "train_seconds": 100.0,
+        "processes": 1,
+        "precision": "32-true",
         "data": {
             "counts": {"train": 80_000, "val": 2000, "test": 5000},
             "mean_length": {"train": 23.0},
@@ -113,15 +116,29 @@ def test_csv_has_the_provenance_of_each_run(tmp_path: Path, capsys: pytest.Captu
     assert "with uncommitted changes" in (tmp_path / "table.md").read_text()
 
 
-def test_runs_on_different_data_cannot_share_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "difference",
+    [{"steps": 800}, {"data": {"counts": {}, "mean_length": {}, "digest": "e" * 64, "root_operator_accuracy": 0.1}}],
+)
+def test_rows_of_another_budget_cannot_share_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], difference: dict[str, Any]
+) -> None:
+    write_run(tmp_path, "mamba", 0, 0.4)
     write_run(tmp_path, "s4d", 0, 0.4)
-    other = json.loads((tmp_path / "runs/listops/s4d/seed0/metrics.json").read_text())["data"] | {"digest": "e" * 64}
-    write_run(tmp_path, "mamba", 0, 0.4, data=SHORT)
-    path = tmp_path / "runs/listops/mamba/seed0/metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": other}))
+    path = tmp_path / "runs/listops/s4d/seed0/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | difference))
     with pytest.raises(SystemExit, match="2"):
         main(["table", str(tmp_path)])
-    assert "saw 2 different data sets" in capsys.readouterr().err
+    assert "runs of one table must agree in data digest, steps, batch size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
+def test_a_damaged_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    run = write_run(tmp_path, "s4d", 0, 0.4)
+    (run / name).write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        main(["table", str(tmp_path)])
+    assert f"the run {run} is damaged" in capsys.readouterr().err
 
 
 def test_no_complete_run_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ class ListOpsDataModule(LightningDataModule):
 
     Args:
         root: folder for data sets; this one is kept in `<root>/listops`.
-        batch_size: training samples per step and process.
+        batch_size: training samples per step, over all processes.
         min_length: expressions are longer than this; length counts 2 per operator and 1 per digit.
         max_length: expressions are shorter than this.
         max_depth: of the trees.
@@ -84,13 +84,14 @@ class ListOpsDataModule(LightningDataModule):
         super().__init__()
         self.parameters = TreeParameters(min_length, max_length, max_depth, max_args)
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
-        if min(batch_size, eval_batch_size or 1, *self.sizes.values()) < 1:
+        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        if min(batch_size, eval_batch_size, *self.sizes.values()) < 1 or num_workers < 0:
             raise ValueError(
-                f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, sizes {self.sizes}; "
-                "each of them must be at least 1"
+                f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, sizes {self.sizes}, "
+                f"num_workers={num_workers}; sizes must be at least 1, num_workers at least 0"
             )
         self.root, self.tsv_dir, self.predict_file = root, tsv_dir, predict_file
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.data_seed, self.shuffle_seed, self.num_workers = data_seed, shuffle_seed, num_workers
         self._splits: dict[str, Expressions] = {}
         self._meta: dict[str, Any] = {}
@@ -113,8 +114,13 @@ class ListOpsDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         lengths = self._split("train").lengths
         rank, world_size = self._shard
+        if self.batch_size % world_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be shared evenly by {world_size} processes; "
+                "choose another --trainer.devices or --data.batch_size"
+            )
         sampler = LengthBucketBatchSampler(
-            lengths, self.batch_size, seed=self.shuffle_seed, rank=rank, world_size=world_size
+            lengths, self.batch_size // world_size, seed=self.shuffle_seed, rank=rank, world_size=world_size
         )
         return ResumableLoader(
             ExpressionDataset(self._split("train")),

@@ -95,9 +95,10 @@ def build(folder: Path, make: Callable[[], Mapping[str, Expressions]], about: Ma
         _write(unfinished, splits, about)
         if damaged:
             _remove(folder)
-        os.rename(unfinished, folder)
-    except OSError:
-        load(folder, verify=True)  # ours could not take its place: fine if another process's did
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            load(folder, verify=True)  # ours could not take its place: fine if another process's did
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -1,25 +1,21 @@
 """Selective scans: arguments checked, backend chosen, tensors laid out. The recurrences stand in their own modules."""
 
-from collections.abc import Callable
+import os
+import warnings
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from msssm.scan import blocked, reference
+from msssm.scan import blocked, cpu, reference
 from msssm.scan.lti import lti_scan
-from msssm.scan.mixing import mix_bands
+from msssm.scan.mixing import check_mix, mix_bands
 
 Discretization = Literal["zoh", "euler"]
-Backend = Literal["auto", "reference", "torch"]
+Backend = Literal["auto", "reference", "torch", "cpu"]
 
-_BandedScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str], tuple[Tensor, Tensor]]
-# "auto" is the fastest backend that runs everywhere.
-_BACKENDS: dict[str, _BandedScan] = {
-    "auto": blocked.banded_scan,
-    "reference": reference.banded_scan,
-    "torch": blocked.banded_scan,
-}
+_BANDED = {"reference": reference.banded_scan, "torch": blocked.banded_scan}
 
 __all__ = ["Backend", "Discretization", "lti_scan", "mix_bands", "multiscale_scan", "selective_scan"]
 
@@ -53,13 +49,15 @@ def multiscale_scan(
         initial_state: (B, M, D, N), zeros when absent.
         return_state: also return the state after the last step, (B, M, D, N).
         discretization: "zoh" (Bbar = (exp(delta A) - 1) / A B) or "euler" (Bbar = delta B, as Mamba's).
-        backend: "auto", "torch" (blocked, recomputing backward) or "reference" (sequential, any dtype).
+        backend: "cpu" (native, float32), "torch" (blocked, recomputing backward), "reference" (sequential), or "auto":
+            the fastest that runs here, unless the environment variable MSSSM_BACKEND names one.
 
     Returns:
-        y (B, L, D) in the dtype of `bands`, and the state in float32 (float64 for float64 inputs).
+        y (B, L, D) in the dtype of `bands`, and the state in float32 (float64 for float64 inputs). Second derivatives
+        need the backend "reference".
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown discretization or backend.
+        ValueError: shapes that do not fit together, or a discretization or backend that is unknown or cannot run here.
     """
     batch, length, M, channels = _expect("bands", bands, 4)
     N = A.shape[-1]
@@ -67,13 +65,13 @@ def multiscale_scan(
     _check("A", A, (M, channels, N))
     _check("B", B, (batch, length, M, N))
     _check("C", C, (batch, length, M, N))
+    check_mix(mix, bands)
     if D is not None:
         _check("D", D, (M, channels))
     if initial_state is not None:
         _check("initial_state", initial_state, (batch, M, channels, N))
-    y, state = _run(bands, delta, A, B, C, D, initial_state, discretization, backend)
-    mixed = mix_bands(y, mix).to(bands.dtype)
-    return (mixed, state) if return_state else mixed
+    y, state = _run(bands, delta, A, B, C, mix, D, initial_state, discretization, backend)
+    return (y, state) if return_state else y
 
 
 def selective_scan(
@@ -101,13 +99,13 @@ def selective_scan(
         initial_state: (B, D, N), zeros when absent.
         return_state: also return the state after the last step, (B, D, N).
         discretization: "zoh" or "euler", as in `multiscale_scan`.
-        backend: "auto", "torch" or "reference", as in `multiscale_scan`.
+        backend: "auto", "cpu", "torch" or "reference", as in `multiscale_scan`.
 
     Returns:
         y (B, L, D) in the dtype of `u`, and the state in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown discretization or backend.
+        ValueError: shapes that do not fit together, or a discretization or backend that is unknown or cannot run here.
     """
     batch, length, channels = _expect("u", u, 3)
     N = A.shape[-1]
@@ -121,12 +119,12 @@ def selective_scan(
     if initial_state is not None:
         _check("initial_state", initial_state, (batch, channels, N))
         initial_state = initial_state.unsqueeze(1)
+    one_band = u.new_ones(()).expand(batch, length, 1)
     banded_u, banded_delta, banded_B, banded_C = (x.unsqueeze(2) for x in (u, delta, B, C))
     y, state = _run(
-        banded_u, banded_delta, A.unsqueeze(0), banded_B, banded_C, D, initial_state, discretization, backend
+        banded_u, banded_delta, A.unsqueeze(0), banded_B, banded_C, one_band, D, initial_state, discretization, backend
     )
-    y, state = y.squeeze(2).to(u.dtype), state.squeeze(1)
-    return (y, state) if return_state else y
+    return (y, state.squeeze(1)) if return_state else y
 
 
 def _run(
@@ -135,26 +133,61 @@ def _run(
     A: Tensor,
     B: Tensor,
     C: Tensor,
+    mix: Tensor,
     D: Tensor | None,
     initial_state: Tensor | None,
     discretization: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs per band (B, L, M, D) and the last state, computed in at least float32."""
+    """Mixed outputs (B, L, D) in the dtype of u, and the last state in at least float32."""
     if discretization not in ("zoh", "euler"):
         raise ValueError(f"discretization must be 'zoh' or 'euler', got {discretization!r}")
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
     # Decays and states lose their meaning in half precision (products of many factors close to 1).
     dtype = torch.promote_types(torch.float32, u.dtype)
+    backend = _choose(backend, u.device, dtype)
+    output_dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
-        u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
-        if initial_state is None:
-            initial_state = u.new_zeros(u.shape[0], *A.shape)
-        y, state = _BACKENDS[backend](u, delta, A, B, C, initial_state.to(dtype), discretization)
-        if D is not None:
-            y = y + D.to(dtype) * u
-    return y, state
+        u, delta, A, B, C, mix = (x.to(dtype) for x in (u, delta, A, B, C, mix))
+        D = None if D is None else D.to(dtype)
+        initial_state = None if initial_state is None else initial_state.to(dtype)
+        if backend == "cpu":
+            heads = mix if mix.ndim == 4 else mix.unsqueeze(-1)
+            y, state = cpu.multiscale_scan(u, delta, A, B, C, heads, D, initial_state, discretization)
+        else:
+            if initial_state is None:
+                initial_state = u.new_zeros(u.shape[0], *A.shape)
+            bands, state = _BANDED[backend](u, delta, A, B, C, initial_state, discretization)
+            y = mix_bands(bands if D is None else bands + D * u, mix)
+    return y.to(output_dtype), state
+
+
+def _choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs: the one asked for, or the fastest for these tensors."""
+    if backend == "auto":
+        backend = os.environ.get("MSSSM_BACKEND", "auto")
+    if backend not in ("auto", "cpu", *_BANDED):
+        raise ValueError(f"backend must be one of auto, cpu, {', '.join(_BANDED)}, got {backend!r}")
+    native = device.type == "cpu" and dtype == torch.float32
+    if backend == "cpu":
+        if not native:
+            raise ValueError(f"backend 'cpu' needs float32 tensors on a CPU, got {dtype} on {device}; use 'torch'")
+        if cpu.library() is None:
+            raise ValueError(f"backend 'cpu' is not built: {_REMEDY}")
+    elif backend == "auto":
+        backend = "torch"
+        if native and cpu.library() is not None:
+            backend = "cpu"
+        elif native:
+            _warn_once()
+    return backend
+
+
+_REMEDY = "install a C++ compiler (g++ or clang++), then msssm again"
+
+
+@cache
+def _warn_once() -> None:
+    warnings.warn(f"msssm scans with plain torch, several times slower than its native scan; {_REMEDY}", stacklevel=2)
 
 
 def _expect(name: str, x: Tensor, ndim: int) -> torch.Size:

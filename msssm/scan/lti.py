@@ -43,12 +43,27 @@ def lti_scan(
         y (B, L, M, D), float32 (float64 for float64 inputs), and the last state (B, M, D, N).
 
     Raises:
-        ValueError: an unknown discretization.
+        ValueError: shapes that do not fit together, or an unknown discretization.
     """
     if discretization not in ("zoh", "euler"):
         raise ValueError(f"discretization must be 'zoh' or 'euler', got {discretization!r}")
     batch, length = u.shape[:2]
-    u = u.to(A.real.dtype)
+    for name, x, shape in (
+        ("u", u, (batch, length, *delta.shape)),
+        ("A", A, (*delta.shape, A.shape[-1])),
+        ("C", C, A.shape),
+        ("initial_state", A if initial_state is None else initial_state[0], A.shape),
+    ):
+        if x.shape != shape:
+            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+    if initial_state is not None and len(initial_state) != batch:
+        raise ValueError(f"initial_state must have {batch} rows as u, got {len(initial_state)}")
+    dtype = torch.promote_types(torch.float32, torch.promote_types(u.dtype, A.real.dtype))
+    u, delta = u.to(dtype), delta.to(dtype)
+    A, C = (x.to(dtype.to_complex() if x.is_complex() else dtype) for x in (A, C))
+    if length == 0:
+        state = u.new_zeros(batch, *A.shape, dtype=A.dtype) if initial_state is None else initial_state
+        return (u, state) if return_state else u
     rate = delta.unsqueeze(-1) * A
     gain = torch.expm1(rate) / A if discretization == "zoh" else delta.unsqueeze(-1).to(A.dtype)
     output = C * (2 if A.is_complex() else 1)

@@ -16,11 +16,17 @@ def mix_bands(y: Tensor, mix: Tensor) -> Tensor:
     Raises:
         ValueError: weights that do not fit the bands.
     """
+    check_mix(mix, y)
     weights = mix.unsqueeze(-1) if mix.ndim == 3 else mix
-    if weights.ndim != 4 or weights.shape[:3] != y.shape[:3] or y.shape[-1] % weights.shape[-1]:
+    per_head = y.unflatten(-1, (weights.shape[-1], -1))
+    return (per_head * weights.unsqueeze(-1).to(y.dtype)).sum(2).flatten(-2)
+
+
+def check_mix(mix: Tensor, y: Tensor) -> None:
+    """Raises ValueError unless the weights (B, L, M) or (B, L, M, H) fit bands (B, L, M, D)."""
+    fits = mix.ndim in (3, 4) and mix.shape[:3] == y.shape[:3]
+    if not fits or (mix.ndim == 4 and y.shape[-1] % mix.shape[3]):
         raise ValueError(
             f"mix must be (B, L, M) = {tuple(y.shape[:3])} or (B, L, M, H) with H a divisor of {y.shape[-1]}, "
             f"got {tuple(mix.shape)}"
         )
-    per_head = y.unflatten(-1, (weights.shape[-1], -1))
-    return (per_head * weights.unsqueeze(-1).to(y.dtype)).sum(2).flatten(-2)

@@ -1,0 +1,26 @@
+"""The native scans: one source, compiled once per vector width, and left out where there is no C++ compiler.
+
+A plain C interface that is loaded with ctypes: neither torch nor Python headers are needed.
+"""
+
+import platform
+
+from setuptools import Extension, setup
+
+VARIANTS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    VARIANTS["avx2"] = ["-mavx2", "-mfma"]
+    VARIANTS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+
+setup(
+    ext_modules=[
+        Extension(
+            f"msssm.scan.native.{variant}",
+            ["msssm/scan/native/scan.cpp"],
+            extra_compile_args=["-O3", "-std=c++17", "-pthread", "-fno-math-errno", "-fno-trapping-math", *flags],
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+        for variant, flags in VARIANTS.items()
+    ]
+)

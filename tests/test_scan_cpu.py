@@ -1,0 +1,205 @@
+"""The native CPU scan against the sequential reference in float64, in every variant that this machine can run."""
+
+import ctypes
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from msssm import MultiScaleSSM
+from msssm.scan import Discretization, _warn_once, cpu, multiscale_scan, selective_scan
+
+# Relative to the largest magnitude of the expected values.
+OUTPUT, GRADIENT = 1e-6, 5e-6
+SHAPES = [  # (B, L, M, D, N, H)
+    (1, 1, 1, 1, 1, 1),
+    (2, 2, 2, 3, 1, 3),
+    (3, 3, 5, 16, 4, 1),
+    (2, 17, 3, 5, 3, 1),
+    (1, 63, 2, 40, 16, 2),
+    (2, 372, 1, 16, 25, 4),
+    (9, 33, 5, 64, 4, 1),
+    (1, 1000, 1, 3, 128, 1),
+    (1, 2048, 2, 128, 1, 128),
+]
+BUILT = ["baseline", "avx2", "avx512"]
+CAPABLE = {"DEFAULT": BUILT[:1], "AVX2": BUILT[:2], "AVX512": BUILT}
+
+pytestmark = pytest.mark.skipif(
+    cpu.library() is None, reason="no C++ compiler at install: the native scan is not built"
+)
+
+
+@pytest.fixture(params=BUILT)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """One of the built libraries in place of the one that this processor would get."""
+    spec = importlib.util.find_spec(f"msssm.scan.native.{request.param}")
+    capable = CAPABLE.get(torch.backends.cpu.get_cpu_capability(), BUILT[:1])
+    if spec is None or request.param not in capable:
+        pytest.skip(f"{request.param} is not built, or this processor lacks it")
+    monkeypatch.setattr(cpu, "_VARIANTS", {torch.backends.cpu.get_cpu_capability(): (request.param,)})
+    cpu.library.cache_clear()
+    yield request.param
+    cpu.library.cache_clear()
+
+
+def arguments(shape: tuple[int, ...]) -> list[Tensor]:
+    """bands, delta, A, B, C, mix, D, initial state."""
+    batch, length, bands, channels, states, heads = shape
+    g = torch.Generator().manual_seed(sum(shape))
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=g)
+
+    return [
+        normal(batch, length, bands, channels),
+        torch.rand(batch, length, bands, channels, generator=g) * 0.2,
+        -torch.rand(bands, channels, states, generator=g) * 20 - 0.5,
+        normal(batch, length, bands, states),
+        normal(batch, length, bands, states),
+        normal(batch, length, bands, heads),
+        normal(bands, channels),
+        normal(batch, bands, channels, states),
+    ]
+
+
+def run(tensors: list[Tensor], discretization: Discretization, backend: Any) -> list[Tensor]:
+    """y, the last state, and the gradients of a fixed linear loss."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    y, state = multiscale_scan(
+        *leaves[:6],
+        leaves[6],
+        initial_state=leaves[7],
+        return_state=True,
+        discretization=discretization,
+        backend=backend,
+    )
+    g = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=g).to(x.dtype) for x in (y, state)]
+    return [y.detach(), state.detach(), *torch.autograd.grad([y, state], leaves, weights)]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("discretization", ["zoh", "euler"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_outputs_and_gradients_equal_the_reference(
+    variant: str, shape: tuple[int, ...], discretization: Discretization
+) -> None:
+    tensors = arguments(shape)
+    expected = run([x.double() for x in tensors], discretization, "reference")
+    actual = run(tensors, discretization, "cpu")
+    errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=True)]
+    assert max(errors[:2]) < OUTPUT
+    assert max(errors[2:]) < GRADIENT, errors
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-4, 1e-2, 1.0, 88.0, 1e4])
+def test_outputs_are_accurate_at_any_step_size(variant: str, scale: float) -> None:
+    """|delta A| from 1e-7, where exp(x) - 1 would cancel, to 1e4, where the decay underflows."""
+    tensors = arguments((1, 33, 1, 16, 4, 1))
+    tensors[1] = torch.full_like(tensors[1], scale)
+    tensors[2] = -torch.linspace(0.5, 1, tensors[2].numel()).view_as(tensors[2])
+    tensors[7] = torch.zeros_like(tensors[7])
+    expected = run([x.double() for x in tensors], "zoh", "reference")
+    actual = run(tensors, "zoh", "cpu")
+    assert max(relative_error(a, e) for a, e in zip(actual[:2], expected[:2], strict=True)) < OUTPUT
+    assert all(torch.isfinite(x).all() for x in actual)
+
+
+def test_a_step_of_zero_leaves_the_state(variant: str) -> None:
+    tensors = arguments((2, 5, 2, 3, 4, 1))
+    tensors[1] = torch.zeros_like(tensors[1])
+    assert torch.equal(run(tensors, "zoh", "cpu")[1], tensors[7])
+
+
+def test_repeats_and_thread_counts_are_bit_equal() -> None:
+    """No atomics on values: what a sum adds, and in which order, is fixed."""
+    tensors = arguments((3, 200, 2, 100, 16, 1))
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            results.append(run(tensors, "zoh", "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_nan_is_not_swallowed(variant: str) -> None:
+    """A NaN in any argument reaches the output."""
+    for index in range(6):
+        tensors = arguments((1, 4, 1, 16, 2, 1))
+        tensors[index].view(-1)[0] = float("nan")
+        assert run(tensors, "zoh", "cpu")[0].isnan().any(), index
+
+
+def test_operators_pass_opcheck() -> None:
+    """Schema, fake implementation and autograd registration, as torch.compile and torch.export need them."""
+    bands, delta, A, B, C, mix, D, state = arguments((2, 5, 2, 3, 4, 1))
+    fixed = [bands, delta, A.transpose(1, 2).contiguous(), B, C, mix, D, state.transpose(2, 3).contiguous()]
+    leaves = [x.requires_grad_() for x in fixed]
+    torch.library.opcheck(cpu._scan, (*leaves, True, True), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(cpu._scan, (*fixed[:6], None, None, False, False), test_utils="test_schema")
+
+
+def test_export_goes_through_the_operator() -> None:
+    layer = MultiScaleSSM(8, state_size=4).eval()
+    x = torch.randn(2, 12, 8)
+    program = torch.export.export(layer, (x,))
+    modules = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    assert any(node.target is torch.ops.msssm.scan.default for module in modules for node in module.graph.nodes)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_layer_is_the_same_on_both_backends() -> None:
+    torch.manual_seed(0)
+    native = MultiScaleSSM(24, state_size=5, mixer_heads=3, skip=True, backend="cpu")
+    plain = MultiScaleSSM(24, state_size=5, mixer_heads=3, skip=True, backend="torch")
+    plain.load_state_dict(native.state_dict())
+    x, lengths = torch.randn(3, 40, 24), torch.tensor([40, 7, 23])
+    (y, (_, state)), (expected, (_, expected_state)) = (m(x, lengths, return_state=True) for m in (native, plain))
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(state, expected_state)
+
+
+def test_an_explicit_backend_that_cannot_run_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [x.double() for x in arguments((1, 2, 1, 3, 2, 1))]
+    with pytest.raises(ValueError, match=r"needs float32 tensors on a CPU, got torch\.float64 on cpu"):
+        multiscale_scan(*tensors[:6], backend="cpu")
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    with pytest.raises(ValueError, match="not built: install a C\\+\\+ compiler"):
+        multiscale_scan(*arguments((1, 2, 1, 3, 2, 1))[:6], backend="cpu")
+
+
+def test_auto_says_once_that_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.delenv("MSSSM_BACKEND", raising=False)
+    _warn_once.cache_clear()
+    tensors = arguments((1, 2, 1, 3, 2, 1))[:6]
+    with pytest.warns(UserWarning, match=r"plain torch.*install a C\+\+ compiler"):
+        multiscale_scan(*tensors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        multiscale_scan(*tensors)
+
+
+def test_environment_overrides_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden() -> ctypes.CDLL:
+        raise AssertionError("the native library was asked for")
+
+    monkeypatch.setenv("MSSSM_BACKEND", "torch")
+    monkeypatch.setattr(cpu, "library", forbidden)
+    u, delta, A, B, C = (x.squeeze(2) for x in arguments((1, 4, 1, 3, 2, 1))[:5])
+    selective_scan(u, delta, A[0], B, C)
+    monkeypatch.setenv("MSSSM_BACKEND", "fast")
+    with pytest.raises(ValueError, match="backend must be one of auto, cpu, reference, torch, got 'fast'"):
+        selective_scan(u, delta, A[0], B, C)
