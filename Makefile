@@ -66,9 +66,8 @@ endef
 $(RESULTS)/runs/%/metrics.json: | $(READY)
 	$(call train,$(call recipe,$*))
 
-# One option changed at a time against the quick MS-SSM(S6) row with layer norm: the measurements in docs/choices.md.
+# One option changed at a time against the quick MS-SSM(S6) row: the measurements in docs/choices.md.
 LAYER := --model.backbone.layer
-CHOICE_BASE := --model.backbone.norm layer
 choice-base :=
 choice-mamba-init := $(LAYER).initialization mamba
 choice-euler := $(LAYER).discretization euler
@@ -87,7 +86,7 @@ choices: $(READY) ## Measure the defaults (docs/choices.md): one option changed 
 	@$(BIN)/msssm table results/choices
 
 results/choices/runs/listops/%/metrics.json: | $(READY)
-	$(call train,configs/quick/listops/msssm_s6.yaml,$(CHOICE_BASE) $(choice-$(patsubst %/,%,$(dir $*))))
+	$(call train,configs/quick/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
 
 bench: $(READY) ## Speed: the scan beside its reference, the ListOps generator
 	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.scan

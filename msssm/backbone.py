@@ -32,7 +32,7 @@ class Backbone(SequenceLayer):
         layer: Callable[[int], SequenceLayer],
         d_model: int = 128,
         n_layers: int = 6,
-        norm: Norm = "batch",
+        norm: Norm = "layer",
         prenorm: bool = False,
         glu: bool = True,
         dropout: float = 0.0,

@@ -25,7 +25,7 @@ class Block(SequenceLayer):
     def __init__(
         self,
         layer: SequenceLayer,
-        norm: Norm = "batch",
+        norm: Norm = "layer",
         prenorm: bool = False,
         glu: bool = True,
         dropout: float = 0.0,

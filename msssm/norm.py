@@ -22,7 +22,7 @@ class SequenceNorm(nn.Module):
         ValueError: an unknown norm.
     """
 
-    def __init__(self, d_model: int, norm: Norm = "batch") -> None:
+    def __init__(self, d_model: int, norm: Norm = "layer") -> None:
         super().__init__()
         if norm not in ("batch", "layer"):
             raise ValueError(f"norm must be 'batch' or 'layer', got {norm!r}")

@@ -78,7 +78,7 @@ def confidence_interval(accuracies: Sequence[float], test_size: int) -> tuple[fl
         low, high = stats.binomtest(correct, test_size).proportion_ci(0.95, method="wilson")
         return 100 * low, 100 * high
     half = stats.t.ppf(0.975, len(accuracies) - 1) * stdev(accuracies) / len(accuracies) ** 0.5
-    return mean(accuracies) - half, mean(accuracies) + half
+    return max(0.0, mean(accuracies) - half), min(100.0, mean(accuracies) + half)
 
 
 def read_runs(folder: Path) -> list[Run]:

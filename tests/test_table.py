@@ -71,6 +71,7 @@ def test_wilson_interval_of_one_seed() -> None:
 def test_student_interval_of_several_seeds() -> None:
     """t(0.975, 2) = 4.3027 for three seeds."""
     assert confidence_interval([40.0, 42.0, 44.0], 5000) == pytest.approx((42 - 4.9684, 42 + 4.9684), abs=1e-3)
+    assert confidence_interval([20.0, 50.0], 5000) == (0.0, 100.0), "an accuracy is within 0 .. 100"
 
 
 def test_rows_are_sorted_and_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
