@@ -253,13 +253,16 @@ def main(args: list[str]) -> None:
     folder = parser.parse_args(args).folder
     runs = read_runs(folder)
     rows, missing = group(runs)
+    title = "ListOps" if runs[0].full_scale else "Short ListOps (reduced scale)"
     text = markdown(rows, missing)
     (folder / "table.md").write_text(text)
     write_csv(folder / "table.csv", rows)
     accuracy_plot(
         folder / "accuracy.png",
+        title,
         [(row.label, row.accuracy, row.interval()) for row in sorted(rows, key=lambda row: row.accuracy)],
         100 * runs[0].metrics["data"]["root_operator_accuracy"],
     )
-    learning_curves_plot(folder / "learning_curves.png", {row.label: [run.folder for run in row.runs] for row in rows})
+    curves = {row.label: [run.folder for run in row.runs] for row in rows}
+    learning_curves_plot(folder / "learning_curves.png", title, curves)
     print(text)
