@@ -1,4 +1,4 @@
-"""The native scans: one source, compiled once per vector width, and left out where there is no C++ compiler.
+"""The native kernels, compiled once per vector width, and left out where there is no C++ compiler.
 
 A plain C interface that is loaded with ctypes: neither torch nor Python headers are needed.
 """
@@ -7,6 +7,7 @@ import platform
 
 from setuptools import Extension, setup
 
+SOURCES = [f"msssm/native/{name}.cpp" for name in ("selective", "lti", "decomposition")]
 VARIANTS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
@@ -15,10 +16,11 @@ if platform.machine() in ("x86_64", "AMD64"):
 setup(
     ext_modules=[
         Extension(
-            f"msssm.scan.native.{variant}",
-            ["msssm/scan/native/scan.cpp"],
+            f"msssm.native.{variant}",
+            SOURCES,
             extra_compile_args=["-O3", "-std=c++17", "-pthread", "-fno-math-errno", "-fno-trapping-math", *flags],
             extra_link_args=["-pthread"],
+            depends=["msssm/native/common.h"],
             optional=True,
         )
         for variant, flags in VARIANTS.items()

@@ -6,7 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msssm.native import decomposition as native
+from msssm.native.library import inner_contiguous
 from msssm.padding import last_positions, zero_padding
+from msssm.scan.dispatch import Backend, choose
 
 FilterInit = Literal["uniform", "haar", "db2"]
 
@@ -51,6 +54,7 @@ class MultiScaleDecomposition(nn.Module):
         filters: start of the filters: "uniform" (U(-1, 1) / sqrt(K), as MultiresNet) or an orthogonal wavelet,
             "haar" (K >= 2) or "db2" (K >= 4), older taps zero.
         shared: one pair of filters for all levels, as MultiresNet.
+        backend: "cpu" (native, float32), "torch", or "auto", as in `msssm.scan.multiscale_scan`.
 
     Raises:
         ValueError: levels < 0, or a kernel too short for its filters.
@@ -63,13 +67,14 @@ class MultiScaleDecomposition(nn.Module):
         kernel_size: int = 4,
         filters: FilterInit = "uniform",
         shared: bool = False,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         if levels < 0:
             raise ValueError(f"levels must be at least 0, got {levels}")
         if kernel_size < 1:
             raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
-        self.d_model, self.levels, self.kernel_size = d_model, levels, kernel_size
+        self.d_model, self.levels, self.kernel_size, self.backend = d_model, levels, kernel_size, backend
         start = _initial_filters(1 if shared else levels, kernel_size, d_model, filters)
         self.low, self.high = nn.Parameter(start[0]), nn.Parameter(start[1])
 
@@ -81,16 +86,23 @@ class MultiScaleDecomposition(nn.Module):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """x (B, L, D) -> bands (B, L, S + 2, D), and the history of each level if asked; lengths (B,)."""
-        approximation = zero_padding(x, lengths)
-        bands, histories = [approximation], []
-        state = self.initial_state(len(x)) if state is None else state
         low, high = self.low.expand(self.levels, -1, -1), self.high.expand(self.levels, -1, -1)
-        for level, history in enumerate(state):
+        # In half precision the bands stay in it, as those of torch.
+        if x.dtype == torch.float32 and choose(self.backend, x.device, x.dtype) == "cpu":
+            past = None if state is None else torch.cat((x[:, :0], *state), dim=1)
+            bands, history = native.decomposition(
+                inner_contiguous(x), low.contiguous(), high.contiguous(), past, lengths
+            )
+            sizes = [(self.kernel_size - 1) * 2**level for level in range(self.levels)]
+            return (bands, history.split(sizes, dim=1)) if return_state else bands
+        approximation = zero_padding(x, lengths)
+        finer, histories = [approximation], []
+        for level, history in enumerate(self.initial_state(len(x)) if state is None else state):
             extended = torch.cat((history.to(x.dtype), approximation), dim=1)
             histories.append(last_positions(extended, lengths, history.shape[1]))
-            bands.append(dilated_convolution(extended, high[level], 2**level))
+            finer.append(dilated_convolution(extended, high[level], 2**level))
             approximation = dilated_convolution(extended, low[level], 2**level)
-        stacked = torch.stack((*bands, approximation), dim=2)
+        stacked = torch.stack((*finer, approximation), dim=2)
         return (stacked, tuple(histories)) if return_state else stacked
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:

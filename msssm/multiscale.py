@@ -45,7 +45,7 @@ class MultiScaleSSM(SequenceLayer):
         dt_min, dt_max: range of the initial step sizes.
         delta_0: one initial step size instead.
         skip: learned skip D^s u^s_t, absent in the paper.
-        backend: of the scan.
+        backend: of the decomposition and the scan.
 
     Raises:
         ValueError: an option out of its range.
@@ -79,7 +79,7 @@ class MultiScaleSSM(SequenceLayer):
         if diagonal == "complex" and ssm != "s4":
             raise ValueError(f"diagonal='complex' needs ssm='s4', got ssm={ssm!r}")
         bands = levels + 2
-        self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, filters, shared_filters)
+        self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, filters, shared_filters, backend)
         self.mixer = ScaleMixer(d_model, bands, mixer, mixer_heads, mixer_start)
         self.ssm: S6 | S4 | NoSSM
         if ssm == "s6":
@@ -90,7 +90,7 @@ class MultiScaleSSM(SequenceLayer):
         elif ssm == "s4":
             self.ssm = S4(
                 d_model, bands, state_size, initialization, diagonal, discretization,
-                dt_min, dt_max, delta_0, skip,
+                dt_min, dt_max, delta_0, skip, backend,
             )  # fmt: skip
         elif ssm == "none":
             self.ssm = NoSSM()

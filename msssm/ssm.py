@@ -5,16 +5,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from msssm.initialization import Initialization, initial_A, initial_delta, inverse_softplus
-from msssm.padding import zero_padding
-from msssm.scan import Backend, Discretization, lti_scan, mix_bands, multiscale_scan
+from msssm.scan import MIN_DELTA, Backend, Discretization, lti_scan, mix_bands, multiscale_scan, step_size
 
-# Limits of the decay rates -Re A and of the step sizes, so that no parameter value gives 0 / 0 or 0 * inf, and that
-# |Abar| = exp(-delta rate) <= exp(-1e-7) stays below 1 in float32.
+# Limits of the decay rates -Re A: with those of the step sizes, |Abar| = exp(-delta rate) <= exp(-1e-7) stays below 1
+# in float32, and no parameter value gives 0 / 0 or 0 * inf.
 MIN_RATE, MAX_RATE = 1e-3, 1e6
-MIN_DELTA, MAX_DELTA = 1e-4, 1e6
+MAX_DELTA = 1e6
 
 
 def _decay_rate(log_rate: Tensor) -> Tensor:
@@ -86,9 +84,8 @@ class S6(nn.Module):
         """x (B, L, D), bands (B, L, M, D), mix (B, L, M, H) -> mixed outputs (B, L, D) and the state (B, M, D, N)."""
         N = self.state_size
         low_rank, B, C = self.projection(x).unflatten(-1, (self.bands, -1)).split((self.rank, N, N), dim=-1)
-        delta = self._delta(torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight))
-        # A step of 0 is the identity on the state.
-        delta = zero_padding(delta, lengths)
+        # As one matrix product per band; the scan takes the bands outermost as they come.
+        delta = torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight)
         return multiscale_scan(
             bands,
             delta,
@@ -97,6 +94,8 @@ class S6(nn.Module):
             C,
             mix,
             self.skip,
+            delta_bias=self.delta_bias,
+            lengths=lengths,
             initial_state=state,
             return_state=return_state,
             discretization=self.discretization,
@@ -108,10 +107,8 @@ class S6(nn.Module):
 
     def effective_memory(self) -> Tensor:
         """(M,) steps, at the step sizes of a zero input."""
-        return _memory(self._delta(torch.zeros(())), _decay_rate(self.log_rate)).detach()
-
-    def _delta(self, projected: Tensor) -> Tensor:
-        return F.softplus(projected + self.delta_bias).clamp(MIN_DELTA, MAX_DELTA)
+        delta = step_size(torch.zeros_like(self.delta_bias), self.delta_bias)
+        return _memory(delta, _decay_rate(self.log_rate)).detach()
 
 
 class S4(nn.Module):
@@ -149,11 +146,12 @@ class S4(nn.Module):
         dt_max: float = 0.1,
         delta_0: float | None = None,
         skip: bool = False,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         if diagonal not in ("real", "complex"):
             raise ValueError(f"diagonal must be 'real' or 'complex', got {diagonal!r}")
-        self.discretization = discretization
+        self.discretization, self.backend = discretization, backend
         self.frequency: nn.Parameter | None = None
         if diagonal == "complex":
             if state_size % 2:
@@ -187,21 +185,19 @@ class S4(nn.Module):
             C: Tensor = self.C
             if self.frequency is not None:
                 A, C = torch.complex(A, self.frequency), torch.view_as_complex(C)
-            result = lti_scan(
+            return lti_scan(
                 bands,
                 self._delta(),
                 A,
                 C,
+                mix,
+                self.skip,
                 lengths=lengths,
                 initial_state=state,
                 return_state=return_state,
                 discretization=self.discretization,
+                backend=self.backend,
             )
-        y, last = result if isinstance(result, tuple) else (result, None)
-        if self.skip is not None:
-            y = y + self.skip * bands
-        mixed = mix_bands(y, mix).to(bands.dtype)
-        return mixed if last is None else (mixed, last)
 
     def initial_state(self, batch_size: int) -> Tensor:
         dtype = self.log_rate.dtype if self.frequency is None else self.log_rate.dtype.to_complex()

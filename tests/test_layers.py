@@ -16,6 +16,7 @@ import msssm.ssm
 from msssm import Backbone, MultiScaleSSM, SequenceClassifier, SequenceLayer
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.block import Block
+from msssm.scan import step_size
 from tests.tolerances import GRADIENT, OUTPUT, assert_near
 
 D = 4
@@ -238,13 +239,14 @@ def test_gradients_equal_finite_differences(name: str) -> None:
 
 
 def spy_on_scans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """(delta, A) of every scan that runs from now on."""
+    """(step size, A) of every scan that runs from now on."""
     seen: list[tuple[Tensor, Tensor]] = []
     for name in ("multiscale_scan", "lti_scan"):
         scan = getattr(msssm.ssm, name)
 
         def spy(u: Tensor, delta: Tensor, A: Tensor, *rest: Any, _scan: Any = scan, **options: Any) -> Any:
-            seen.append((delta.detach(), A.detach()))
+            bias = options.get("delta_bias")
+            seen.append(((delta if bias is None else step_size(delta, bias)).detach(), A.detach()))
             return _scan(u, delta, A, *rest, **options)
 
         monkeypatch.setattr(msssm.ssm, name, spy)

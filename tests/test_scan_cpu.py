@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from msssm import MultiScaleSSM
-from msssm.scan import Discretization, _warn_once, cpu, multiscale_scan, selective_scan
+from msssm.native import library as cpu
+from msssm.native import selective
+from msssm.scan import Discretization, dispatch, multiscale_scan, selective_scan
 
 # Relative to the largest magnitude of the expected values.
 OUTPUT, GRADIENT = 1e-6, 5e-6
@@ -23,7 +25,9 @@ SHAPES = [  # (B, L, M, D, N, H)
     (1, 63, 2, 40, 16, 2),
     (2, 372, 1, 16, 25, 4),
     (9, 33, 5, 64, 4, 1),
+    (1, 784, 5, 40, 4, 1),
     (1, 1000, 1, 3, 128, 1),
+    (2, 1134, 2, 16, 4, 16),
     (1, 2048, 2, 128, 1, 128),
 ]
 BUILT = ["baseline", "avx2", "avx512"]
@@ -37,7 +41,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=BUILT)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """One of the built libraries in place of the one that this processor would get."""
-    spec = importlib.util.find_spec(f"msssm.scan.native.{request.param}")
+    spec = importlib.util.find_spec(f"msssm.native.{request.param}")
     capable = CAPABLE.get(torch.backends.cpu.get_cpu_capability(), BUILT[:1])
     if spec is None or request.param not in capable:
         pytest.skip(f"{request.param} is not built, or this processor lacks it")
@@ -48,7 +52,7 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def arguments(shape: tuple[int, ...]) -> list[Tensor]:
-    """bands, delta, A, B, C, mix, D, initial state."""
+    """bands, delta, A, B, C, mix, D, delta_bias, initial state."""
     batch, length, bands, channels, states, heads = shape
     g = torch.Generator().manual_seed(sum(shape))
 
@@ -63,17 +67,27 @@ def arguments(shape: tuple[int, ...]) -> list[Tensor]:
         normal(batch, length, bands, states),
         normal(batch, length, bands, heads),
         normal(bands, channels),
+        normal(bands, channels) - 1,
         normal(batch, bands, channels, states),
     ]
 
 
-def run(tensors: list[Tensor], discretization: Discretization, backend: Any) -> list[Tensor]:
-    """y, the last state, and the gradients of a fixed linear loss."""
+def run(
+    tensors: list[Tensor],
+    discretization: Discretization,
+    backend: Any,
+    lengths: Tensor | None = None,
+    bias: bool = False,
+) -> list[Tensor]:
+    """y, the last state, and the gradients of a fixed linear loss; delta goes through the softplus with `bias`."""
     leaves = [x.detach().requires_grad_() for x in tensors]
+    if not bias:
+        del leaves[7]
     y, state = multiscale_scan(
-        *leaves[:6],
-        leaves[6],
-        initial_state=leaves[7],
+        *leaves[:7],
+        delta_bias=leaves[7] if bias else None,
+        lengths=lengths,
+        initial_state=leaves[-1],
         return_state=True,
         discretization=discretization,
         backend=backend,
@@ -100,13 +114,42 @@ def test_outputs_and_gradients_equal_the_reference(
     assert max(errors[2:]) < GRADIENT, errors
 
 
+@pytest.mark.parametrize("discretization", ["zoh", "euler"])
+@pytest.mark.parametrize("shape", [(3, 17, 2, 5, 3, 1), (4, 130, 5, 40, 4, 2)], ids=str)
+def test_softplus_and_lengths_equal_the_reference(
+    variant: str, shape: tuple[int, ...], discretization: Discretization
+) -> None:
+    """Rows of length 0, of the whole, and between; NaN past a row's end is not read."""
+    tensors = arguments(shape)
+    tensors[1] = torch.randn(tensors[1].shape, generator=torch.Generator().manual_seed(3)) * 4
+    lengths = torch.tensor([0, shape[1], shape[1] // 2, 1][: shape[0]])
+    expected = run([x.double() for x in tensors], discretization, "reference", lengths, bias=True)
+    for row, length in enumerate(lengths):
+        for index in (0, 1, 3, 4, 5):
+            tensors[index][row, length:] = float("nan")
+    actual = run(tensors, discretization, "cpu", lengths, bias=True)
+    errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=True)]
+    assert max(errors[:2]) < OUTPUT, errors
+    assert max(errors[2:]) < GRADIENT, errors
+
+
+def test_strided_inputs_need_no_copy_and_change_nothing() -> None:
+    """Bands outermost, as a matrix product per band leaves them, and slices of one projection."""
+    tensors = arguments((3, 40, 2, 16, 4, 1))
+    expected = run(tensors, "zoh", "cpu")
+    bands_first = [tensors[i].permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for i in (0, 1)]
+    both = torch.cat((tensors[3], tensors[4]), dim=-1)
+    strided = [*bands_first, tensors[2], both[..., :4], both[..., 4:], *tensors[5:]]
+    assert all(torch.equal(a, b) for a, b in zip(run(strided, "zoh", "cpu"), expected, strict=True))
+
+
 @pytest.mark.parametrize("scale", [1e-7, 1e-4, 1e-2, 1.0, 88.0, 1e4])
 def test_outputs_are_accurate_at_any_step_size(variant: str, scale: float) -> None:
     """|delta A| from 1e-7, where exp(x) - 1 would cancel, to 1e4, where the decay underflows."""
     tensors = arguments((1, 33, 1, 16, 4, 1))
     tensors[1] = torch.full_like(tensors[1], scale)
     tensors[2] = -torch.linspace(0.5, 1, tensors[2].numel()).view_as(tensors[2])
-    tensors[7] = torch.zeros_like(tensors[7])
+    tensors[-1] = torch.zeros_like(tensors[-1])
     expected = run([x.double() for x in tensors], "zoh", "reference")
     actual = run(tensors, "zoh", "cpu")
     assert max(relative_error(a, e) for a, e in zip(actual[:2], expected[:2], strict=True)) < OUTPUT
@@ -116,7 +159,7 @@ def test_outputs_are_accurate_at_any_step_size(variant: str, scale: float) -> No
 def test_a_step_of_zero_leaves_the_state(variant: str) -> None:
     tensors = arguments((2, 5, 2, 3, 4, 1))
     tensors[1] = torch.zeros_like(tensors[1])
-    assert torch.equal(run(tensors, "zoh", "cpu")[1], tensors[7])
+    assert torch.equal(run(tensors, "zoh", "cpu")[1], tensors[-1])
 
 
 def test_repeats_and_thread_counts_are_bit_equal() -> None:
@@ -144,11 +187,18 @@ def test_nan_is_not_swallowed(variant: str) -> None:
 
 def test_operators_pass_opcheck() -> None:
     """Schema, fake implementation and autograd registration, as torch.compile and torch.export need them."""
-    bands, delta, A, B, C, mix, D, state = arguments((2, 5, 2, 3, 4, 1))
-    fixed = [bands, delta, A.transpose(1, 2).contiguous(), B, C, mix, D, state.transpose(2, 3).contiguous()]
-    leaves = [x.requires_grad_() for x in fixed]
-    torch.library.opcheck(cpu._scan, (*leaves, True, True), test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(cpu._scan, (*fixed[:6], None, None, False, False), test_utils="test_schema")
+    bands, delta, A, B, C, mix, D, bias, state = arguments((2, 5, 2, 3, 4, 1))
+    lengths = torch.tensor([5, 2])
+    rates, start = A.transpose(1, 2).contiguous(), state.transpose(2, 3).contiguous()
+    full = (bands, delta, rates, B, C, mix, D, bias, lengths, start, True, 1e-4, 1e6, True)
+    least = (bands, delta, rates, B, C, mix, None, None, None, None, False, 1e-4, 1e6, False)
+    torch.library.opcheck(selective._selective, least, test_utils=("test_schema", "test_faketensor"))
+    with_grad = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in full)
+    torch.library.opcheck(
+        selective._selective,
+        with_grad,
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic"),
+    )
 
 
 def test_export_goes_through_the_operator() -> None:
@@ -156,7 +206,7 @@ def test_export_goes_through_the_operator() -> None:
     x = torch.randn(2, 12, 8)
     program = torch.export.export(layer, (x,))
     modules = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
-    assert any(node.target is torch.ops.msssm.scan.default for module in modules for node in module.graph.nodes)
+    assert any(node.target is torch.ops.msssm.selective.default for module in modules for node in module.graph.nodes)
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
@@ -175,15 +225,15 @@ def test_an_explicit_backend_that_cannot_run_says_what_is_missing(monkeypatch: p
     tensors = [x.double() for x in arguments((1, 2, 1, 3, 2, 1))]
     with pytest.raises(ValueError, match=r"needs float32 tensors on a CPU, got torch\.float64 on cpu"):
         multiscale_scan(*tensors[:6], backend="cpu")
-    monkeypatch.setattr(cpu, "library", lambda: None)
-    with pytest.raises(ValueError, match="not built: install a C\\+\\+ compiler"):
+    monkeypatch.setattr(dispatch, "library", lambda: None)
+    with pytest.raises(ValueError, match="is not built: install a C\\+\\+ compiler"):
         multiscale_scan(*arguments((1, 2, 1, 3, 2, 1))[:6], backend="cpu")
 
 
 def test_auto_says_once_that_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(dispatch, "library", lambda: None)
     monkeypatch.delenv("MSSSM_BACKEND", raising=False)
-    _warn_once.cache_clear()
+    dispatch._warn_once.cache_clear()
     tensors = arguments((1, 2, 1, 3, 2, 1))[:6]
     with pytest.warns(UserWarning, match=r"plain torch.*install a C\+\+ compiler"):
         multiscale_scan(*tensors)
@@ -197,9 +247,9 @@ def test_environment_overrides_auto(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the native library was asked for")
 
     monkeypatch.setenv("MSSSM_BACKEND", "torch")
-    monkeypatch.setattr(cpu, "library", forbidden)
+    monkeypatch.setattr(dispatch, "library", forbidden)
     u, delta, A, B, C = (x.squeeze(2) for x in arguments((1, 4, 1, 3, 2, 1))[:5])
     selective_scan(u, delta, A[0], B, C)
     monkeypatch.setenv("MSSSM_BACKEND", "fast")
-    with pytest.raises(ValueError, match="backend must be one of auto, cpu, reference, torch, got 'fast'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, torch, cpu, triton, got 'fast'"):
         selective_scan(u, delta, A[0], B, C)

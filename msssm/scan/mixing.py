@@ -17,9 +17,14 @@ def mix_bands(y: Tensor, mix: Tensor) -> Tensor:
         ValueError: weights that do not fit the bands.
     """
     check_mix(mix, y)
-    weights = mix.unsqueeze(-1) if mix.ndim == 3 else mix
+    weights = as_heads(mix)
     per_head = y.unflatten(-1, (weights.shape[-1], -1))
     return (per_head * weights.unsqueeze(-1).to(y.dtype)).sum(2).flatten(-2)
+
+
+def as_heads(mix: Tensor) -> Tensor:
+    """Weights (B, L, M) or (B, L, M, H) as the latter."""
+    return mix.unsqueeze(-1) if mix.ndim == 3 else mix
 
 
 def check_mix(mix: Tensor, y: Tensor) -> None:

@@ -1,0 +1,56 @@
+"""Which backend runs an operator: the one asked for, or the fastest for the tensors at hand."""
+
+import os
+import warnings
+from functools import cache
+from typing import Literal
+
+import torch
+
+from msssm.native.library import library
+
+Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
+BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
+
+_COMPILER = "install a C++ compiler (g++ or clang++), then msssm again"
+
+
+def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs on tensors of this kind.
+
+    Raises:
+        ValueError: an unknown backend, or one that cannot run here.
+    """
+    if backend == "auto":
+        backend = os.environ.get("MSSSM_BACKEND", "auto")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend in ("cpu", "triton"):
+        missing = obstacle(backend, device, dtype)
+        if missing is not None:
+            raise ValueError(f"backend {backend!r} {missing}")
+    if backend != "auto":
+        return backend
+    fastest = "triton" if device.type == "cuda" else "cpu"
+    missing = obstacle(fastest, device, dtype)
+    if missing is None:
+        return fastest
+    if missing.startswith("is not"):
+        _warn_once(f"msssm scans with plain torch, several times slower than it could: backend {fastest!r} {missing}")
+    return "torch"
+
+
+def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why "cpu" or "triton" cannot run on tensors of this kind, and what to do; None where it can."""
+    if backend == "cpu":
+        if device.type != "cpu" or dtype != torch.float32:
+            return f"needs float32 tensors on a CPU, got {dtype} on {device}; use 'torch'"
+        return None if library() is not None else f"is not built: {_COMPILER}"
+    if device.type != "cuda" or dtype == torch.float64:
+        return f"needs float32, float16 or bfloat16 tensors on a GPU, got {dtype} on {device}; use 'torch'"
+    return "is not part of this version; use 'torch'"
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)

@@ -1,0 +1,177 @@
+"""Selective scans: arguments checked, and run by the chosen backend."""
+
+import torch
+from torch import Tensor
+
+from msssm.native import selective as native
+from msssm.padding import zero_padding
+from msssm.scan import blocked, reference
+from msssm.scan.checks import Discretization, check_discretization, check_lengths, check_shape, expect_dimensions
+from msssm.scan.dispatch import Backend, choose
+from msssm.scan.mixing import as_heads, check_mix, mix_bands
+from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, step_size
+
+_BANDED = {"reference": reference.banded_scan, "torch": blocked.banded_scan}
+
+
+def multiscale_scan(
+    bands: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    discretization: Discretization = "zoh",
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One selective state space model per band, and the mix of their outputs (MS-SSM, sections 3.2 and 3.3).
+
+        h^s_t = exp(delta^s_t A^s) h^s_{t-1} + Bbar^s_t u^s_t,   y_t = sum_s mix_t[s] (<C^s_t, h^s_t> + D^s u^s_t)
+
+    Args:
+        bands: u (B, L, M, D), the decomposed input, finest band first.
+        delta: step sizes (B, L, M, D), not negative. A step of 0 leaves the state as it is.
+        A: negative decay rates (M, D, N).
+        B: input weights (B, L, M, N).
+        C: output weights (B, L, M, N).
+        mix: scale mixer weights (B, L, M), or (B, L, M, H) with one weight per head of D / H channels.
+        D: skip weights (M, D).
+        delta_bias: (M, D); when given, the step sizes are softplus(delta + delta_bias), at least 1e-4 and at most 1e6.
+        lengths: true length of each row (B,). What lies past it is not read, leaves the state, and gives y = 0.
+        initial_state: (B, M, D, N), zeros when absent.
+        return_state: also return the state after the last step, (B, M, D, N).
+        discretization: "zoh" (Bbar = (exp(delta A) - 1) / A B) or "euler" (Bbar = delta B, as Mamba's).
+        backend: "cpu" (native, float32), "torch" (blocked, recomputing backward), "reference" (sequential), or "auto":
+            the fastest that runs here, unless the environment variable MSSSM_BACKEND names one.
+
+    Returns:
+        y (B, L, D) in the dtype of `bands`, and the state in float32 (float64 for float64 inputs). Second derivatives
+        need the backend "reference".
+
+    Raises:
+        ValueError: shapes that do not fit together, or a discretization or backend that is unknown or cannot run here.
+    """
+    batch, length, M, channels = expect_dimensions("bands", bands, 4)
+    N = A.shape[-1]
+    check_shape("delta", delta, (batch, length, M, channels))
+    check_shape("A", A, (M, channels, N))
+    check_shape("B", B, (batch, length, M, N))
+    check_shape("C", C, (batch, length, M, N))
+    check_mix(mix, bands)
+    if D is not None:
+        check_shape("D", D, (M, channels))
+    if delta_bias is not None:
+        check_shape("delta_bias", delta_bias, (M, channels))
+    check_lengths(lengths, batch, length)
+    if initial_state is not None:
+        check_shape("initial_state", initial_state, (batch, M, channels, N))
+    y, state = _run(
+        bands, delta, A, B, C, as_heads(mix), D, delta_bias, lengths, initial_state, discretization, backend
+    )
+    return (y, state) if return_state else y
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    discretization: Discretization = "zoh",
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """A selective state space model on one sequence (Gu & Dao 2023, algorithm 2): `multiscale_scan` with one band.
+
+    Args:
+        u: input (B, L, D).
+        delta: step sizes (B, L, D), not negative.
+        A: negative decay rates (D, N).
+        B: input weights (B, L, N).
+        C: output weights (B, L, N).
+        D: skip weights (D,).
+        delta_bias: (D,); when given, the step sizes are softplus(delta + delta_bias), at least 1e-4 and at most 1e6.
+        lengths: true length of each row (B,). What lies past it is not read, leaves the state, and gives y = 0.
+        initial_state: (B, D, N), zeros when absent.
+        return_state: also return the state after the last step, (B, D, N).
+        discretization: "zoh" or "euler", as in `multiscale_scan`.
+        backend: "auto", "cpu", "torch" or "reference", as in `multiscale_scan`.
+
+    Returns:
+        y (B, L, D) in the dtype of `u`, and the state in float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes that do not fit together, or a discretization or backend that is unknown or cannot run here.
+    """
+    batch, length, channels = expect_dimensions("u", u, 3)
+    N = A.shape[-1]
+    check_shape("delta", delta, (batch, length, channels))
+    check_shape("A", A, (channels, N))
+    check_shape("B", B, (batch, length, N))
+    check_shape("C", C, (batch, length, N))
+    if D is not None:
+        check_shape("D", D, (channels,))
+        D = D.unsqueeze(0)
+    if delta_bias is not None:
+        check_shape("delta_bias", delta_bias, (channels,))
+        delta_bias = delta_bias.unsqueeze(0)
+    check_lengths(lengths, batch, length)
+    if initial_state is not None:
+        check_shape("initial_state", initial_state, (batch, channels, N))
+        initial_state = initial_state.unsqueeze(1)
+    one_band = u.new_ones(()).expand(batch, length, 1, 1)
+    u, delta, B, C = (x.unsqueeze(2) for x in (u, delta, B, C))
+    y, state = _run(
+        u, delta, A.unsqueeze(0), B, C, one_band, D, delta_bias, lengths, initial_state, discretization, backend
+    )
+    return (y, state.squeeze(1)) if return_state else y
+
+
+def _run(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    discretization: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Mixed outputs (B, L, D) in the dtype of u, and the last state in at least float32."""
+    check_discretization(discretization)
+    # Decays and states lose their meaning in half precision (products of many factors close to 1).
+    dtype = torch.promote_types(torch.float32, u.dtype)
+    backend = choose(backend, u.device, dtype)
+    output_dtype = u.dtype
+    with torch.autocast(u.device.type, enabled=False):
+        u, delta, A, B, C, mix = (x.to(dtype) for x in (u, delta, A, B, C, mix))
+        D, delta_bias, initial_state = (None if x is None else x.to(dtype) for x in (D, delta_bias, initial_state))
+        if backend == "cpu":
+            y, state = native.multiscale_scan(
+                u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization, (MIN_DELTA, MAX_DELTA)
+            )
+        else:
+            u, delta, B, C, mix = (zero_padding(x, lengths) for x in (u, delta, B, C, mix))
+            if delta_bias is not None:
+                # A step of 0 leaves the state.
+                delta = zero_padding(step_size(delta, delta_bias), lengths)
+            if initial_state is None:
+                initial_state = u.new_zeros(u.shape[0], *A.shape)
+            bands, state = _BANDED[backend](u, delta, A, B, C, initial_state, discretization)
+            y = mix_bands(bands if D is None else bands + D * u, mix)
+    return y.to(output_dtype), state
