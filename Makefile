@@ -88,8 +88,8 @@ choices: $(READY) ## Measure the defaults (docs/choices.md): one option changed 
 results/choices/runs/listops/%/metrics.json: | $(READY)
 	$(call train,configs/quick/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
 
-bench: $(READY) ## Speed: the scan beside its reference, the ListOps generator
-	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.scan
+bench: $(READY) ## Speed and memory beside peers and the floors of this machine; OPTIONS="--quick --device cuda"
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks $(OPTIONS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.listops_generator
 
 dashboard: $(READY) ## TensorBoard on all runs

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.listops import ListOpsTask
+    from tasks.nan_guard import NanGuard
 
-__all__ = ["ListOpsTask"]
+__all__ = ["ListOpsTask", "NanGuard"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from tasks.listops import ListOpsTask
 
         return ListOpsTask
+    if name == "NanGuard":
+        from tasks.nan_guard import NanGuard
+
+        return NanGuard
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ USAGE = """usage: msssm COMMAND ...
 
   fit, validate, test, predict   run a recipe: msssm fit --config configs/listops.yaml [--option value ...]
   table                          gather complete runs into a table and plots: msssm table results/quick
+  doctor                         what is installed, what each operator runs on, and whether it could be faster
   --version
 
 `msssm fit --help` lists the options of a recipe."""
@@ -40,6 +41,10 @@ def _dispatch(args: list[str] | None) -> None:
         from tasks.table import main as table
 
         table(words[1:])
+    elif command == "doctor":
+        from msssm.doctor import main as doctor
+
+        doctor(words[1:])
     elif command in ("fit", "validate", "test", "predict"):
         from tasks.cli import MsssmCLI
 
@@ -53,11 +58,12 @@ def _dispatch(args: list[str] | None) -> None:
 def _complaint(error: BaseException) -> str | None:
     """The message of an error about the input; None for anything else, a bug included.
 
-    About the input are errors that our own code raised, the outermost of a chain, and those of named files.
+    About the input are errors that our own code raised, the outermost of a chain, and those of named files; so is a
+    training that the NaN guard stopped.
     """
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, ValueError | OSError) and _raised_by_us(chain):
+        if isinstance(chain, ValueError | OSError | FloatingPointError) and _raised_by_us(chain):
             return str(chain)
         if isinstance(chain, OSError) and chain.filename is not None:
             return str(chain)

@@ -1,0 +1,91 @@
+"""`msssm doctor` tells the truth about backends, and praises no operator that is wrong."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from msssm import doctor
+from msssm.native import library as native
+from msssm.scan.dispatch import choose
+from tasks.main import main
+
+CPU = torch.device("cpu")
+OPERATORS = ["selective_scan", "multiscale_scan", "lti_scan", "decomposition"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LENGTH", 24), ("CHANNELS", 8), ("STATES", 4)):
+        monkeypatch.setattr(doctor, name, value)
+    monkeypatch.setattr(doctor, "devices", lambda: [CPU])
+
+
+def test_prints_versions_device_compiler_and_every_operator(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    shown = capsys.readouterr().out
+    assert f"torch {torch.__version__.split('+')[0]}" in shown
+    assert all(re.search(rf"^{field} +\S", shown, re.M) for field in ("versions", "processor", "GPU", "compiler"))
+    backend = choose("auto", CPU, torch.float32)
+    for operator in OPERATORS:
+        assert re.search(rf"^  {operator} +{backend} +agrees, +[\d.]+ ms, [\d.]+ x the reference$", shown, re.M)
+
+
+def test_a_wrong_operator_gets_no_speed_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = doctor.operators()
+    right, tensors = given["lti_scan"]
+
+    def wrong(arguments: list[Tensor], backend: doctor.Backend) -> Tensor:
+        return right(arguments, backend) * (1 if backend == "reference" else 1.001)
+
+    monkeypatch.setattr(doctor, "operators", lambda: {**given, "lti_scan": (wrong, tensors)})
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "lti_scan" in line]
+    assert "WRONG" in line
+    assert " ms" not in line
+
+
+def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = doctor.operators()
+    right, tensors = given["selective_scan"]
+
+    def wrong(arguments: list[Tensor], backend: doctor.Backend) -> Tensor:
+        u, *rest = arguments
+        return right([u if backend == "reference" else u.detach() + 0.999 * (u - u.detach()), *rest], backend)
+
+    monkeypatch.setattr(doctor, "operators", lambda: {"selective_scan": (wrong, tensors)})
+    [found] = doctor.check(CPU)
+    assert found.error > 1
+    assert found.milliseconds is None
+
+
+def test_a_missing_native_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSSSM_BACKEND", raising=False)
+    monkeypatch.setattr("msssm.scan.dispatch.library", lambda: None)
+    monkeypatch.setattr("msssm.scan.dispatch._warn_once", lambda message: None)
+    monkeypatch.setattr("msssm.doctor.library", lambda: None)
+    checks = doctor.check(CPU)
+    assert {found.backend for found in checks} == {"torch"}
+    text = "\n".join([*doctor.environment(), *doctor.describe(CPU, checks)])
+    assert text.count("not the fastest: backend 'cpu' is not built: install a C++ compiler") == len(OPERATORS)
+    assert "native      not built" in text
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler at install: the native library is not built")
+def test_a_backend_from_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSSSM_BACKEND", "torch")
+    text = "\n".join([*doctor.environment(), *doctor.describe(CPU, doctor.check(CPU))])
+    assert "MSSSM_BACKEND=torch" in text
+    assert text.count("unset it for 'cpu'") == len(OPERATORS)
+
+
+def test_takes_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--fast"])
+    assert stop.value.code == 2
+    assert "doctor takes no arguments, got --fast" in capsys.readouterr().err
