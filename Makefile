@@ -19,7 +19,7 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint reproduce-table runs choices bench dashboard clean
+.PHONY: help install test test-gpu lint reproduce-table runs choices bench dashboard clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ $(READY): pyproject.toml constraints.txt
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest
+
+test-gpu: $(READY) ## Run the tests of the Triton kernels on a GPU
+	$(BIN)/python -m pytest -n 0 tests/test_scan_gpu.py
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .

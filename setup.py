@@ -7,7 +7,8 @@ import platform
 
 from setuptools import Extension, setup
 
-SOURCES = [f"msssm/native/{name}.cpp" for name in ("selective", "lti", "decomposition")]
+SOURCES = [f"msssm/native/{name}.cpp" for name in ("selective", "lti", "decomposition", "step")]
+FLAGS = ["-pthread", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 VARIANTS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
@@ -18,7 +19,7 @@ setup(
         Extension(
             f"msssm.native.{variant}",
             SOURCES,
-            extra_compile_args=["-O3", "-std=c++17", "-pthread", "-fno-math-errno", "-fno-trapping-math", *flags],
+            extra_compile_args=["-O3", "-std=c++17", *FLAGS, *flags],
             extra_link_args=["-pthread"],
             depends=["msssm/native/common.h"],
             optional=True,

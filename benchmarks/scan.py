@@ -73,10 +73,11 @@ class Prepared:
 
 
 def run(device: torch.device, quick: bool) -> list[Row]:
-    """The grid: every shape, one band and S + 2 bands for S = 0..5."""
+    """The grid: one band and S + 2 bands for S = 0..5 on the first shape, one and five bands on the others."""
     rows = []
     for shape in SHAPES[:1] if quick else SHAPES:
-        for bands in (1, 5) if quick else (1, *(level + 2 for level in LEVELS)):
+        every = shape == SHAPES[0] and not quick
+        for bands in (1, *(level + 2 for level in LEVELS)) if every else (1, 5):
             rows += cell(shape, bands, device, quick)
     return rows
 
@@ -85,10 +86,10 @@ def cell(shape: tuple[int, ...], bands: int, device: torch.device, quick: bool) 
     """All methods that fit, on one shape and number of bands."""
     first, largest = shape == SHAPES[0], shape == SHAPES[-1]
     notes = dict(QUADRATIC)
-    methods = ["msssm", "pure torch", *installed_scans(device)]
-    # The slow ones stay within ten minutes: every S on the first shape only, one band on the largest.
-    if bands == 1 or (first and not quick) or (bands == 5 and not largest):
-        methods += SLOW
+    methods = ["msssm", *installed_scans(device)]
+    # The slow ones stay within ten minutes: on the largest shape on one band only.
+    if bands == 1 or not largest:
+        methods += ["pure torch", *SLOW]
     if bands == 1 and first and not quick:
         methods.append(COMPILED)  # half a minute to compile, for each shape
     kept, left_out = _fitting(methods, shape, bands, device)

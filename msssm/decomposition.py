@@ -86,13 +86,11 @@ class MultiScaleDecomposition(nn.Module):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """x (B, L, D) -> bands (B, L, S + 2, D), and the history of each level if asked; lengths (B,)."""
-        low, high = self.low.expand(self.levels, -1, -1), self.high.expand(self.levels, -1, -1)
+        low, high = self.taps()
         # In half precision the bands stay in it, as those of torch.
         if x.dtype == torch.float32 and choose(self.backend, x.device, x.dtype) == "cpu":
             past = None if state is None else torch.cat((x[:, :0], *state), dim=1)
-            bands, history = native.decomposition(
-                inner_contiguous(x), low.contiguous(), high.contiguous(), past, lengths
-            )
+            bands, history = native.decomposition(inner_contiguous(x), low, high, past, lengths)
             sizes = [(self.kernel_size - 1) * 2**level for level in range(self.levels)]
             return (bands, history.split(sizes, dim=1)) if return_state else bands
         approximation = zero_padding(x, lengths)
@@ -104,6 +102,11 @@ class MultiScaleDecomposition(nn.Module):
             approximation = dilated_convolution(extended, low[level], 2**level)
         stacked = torch.stack((*finer, approximation), dim=2)
         return (stacked, tuple(histories)) if return_state else stacked
+
+    def taps(self) -> tuple[Tensor, Tensor]:
+        """Low-pass and high-pass taps of all levels, each (S, K, D)."""
+        low, high = (taps.expand(self.levels, -1, -1).contiguous() for taps in (self.low, self.high))
+        return low, high
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """Zeros: for each level s the last (K - 1) 2^(s-1) values of a^{s-1}, (B, (K - 1) 2^(s-1), D)."""

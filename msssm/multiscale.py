@@ -2,15 +2,19 @@
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from msssm.decomposition import FilterInit, MultiScaleDecomposition
 from msssm.initialization import Initialization
 from msssm.layer import SequenceLayer
+from msssm.native.step import StepParameters, layout_fits, multiscale_step
 from msssm.padding import zero_padding
 from msssm.scale_mixer import Mixer, ScaleMixer
 from msssm.scan import Backend, Discretization
-from msssm.ssm import S4, S6, NoSSM
+from msssm.scan.dispatch import choose
+from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
+from msssm.ssm import LOG_RATE_LIMITS, S4, S6, NoSSM
 
 
 class MultiScaleState(NamedTuple):
@@ -118,6 +122,40 @@ class MultiScaleSSM(SequenceLayer):
     def initial_state(self, batch_size: int) -> MultiScaleState:
         """Silence before the first step."""
         return MultiScaleState(self.decomposition.initial_state(batch_size), self.ssm.initial_state(batch_size))
+
+    def step(self, x: Tensor, state: MultiScaleState) -> tuple[Tensor, MultiScaleState]:
+        """One time step: x (B, D) -> y (B, D) and the new state. For "s6" a single native call where there is one."""
+        ssm = self.ssm
+        if not isinstance(ssm, S6) or state.ssm is None or not self._steps_natively(x, state.filters, state.ssm):
+            return super().step(x, state)
+        self.check_input(x.unsqueeze(1), None)
+        low, high = self.decomposition.taps()
+        projection, delta_weight, delta_bias, log_rate, skip = ssm.step_parameters()
+        y, filters, states = multiscale_step(
+            x,
+            state.filters,
+            state.ssm,
+            StepParameters(
+                low, high, projection, delta_weight, delta_bias, log_rate, skip, *self.mixer.step_parameters()
+            ),
+            heads=self.mixer.heads,
+            softmax=self.mixer.mixer == "softmax",
+            zoh=ssm.discretization == "zoh",
+            delta_limits=(MIN_DELTA, MAX_DELTA),
+            log_rate_limits=LOG_RATE_LIMITS,
+        )
+        return y, MultiScaleState(filters, states)
+
+    def _steps_natively(self, x: Tensor, filters: tuple[Tensor, ...], states: Tensor) -> bool:
+        """Without gradients, in float32 on a CPU, and not while tracing."""
+        return (
+            not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(x.device.type)
+            and x.dtype == states.dtype == torch.float32
+            and choose(self.decomposition.backend, x.device, x.dtype) == "cpu"
+            and layout_fits(x, filters, states)
+        )
 
     def effective_memory(self) -> Tensor:
         """How many steps each band remembers, (M,): the mean over channels and modes of 1 / (1 - |Abar|).

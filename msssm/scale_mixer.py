@@ -48,3 +48,9 @@ class ScaleMixer(nn.Module):
             return self.weight.expand(*x.shape[:2], -1, -1)
         weights = self.projection(x).unflatten(-1, (self.bands, self.heads))
         return weights.softmax(2) if self.mixer == "softmax" else weights
+
+    def step_parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What a native step reads: weight (M H, D) and bias of a projection, or fixed weights (M, H)."""
+        if self.mixer in ("input", "softmax"):
+            return self.projection.weight, self.projection.bias, None
+        return None, None, self.weight if self.mixer == "fixed" else None

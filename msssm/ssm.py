@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from msssm.initialization import Initialization, initial_A, initial_delta, inverse_softplus
-from msssm.scan import MIN_DELTA, Backend, Discretization, lti_scan, mix_bands, multiscale_scan, step_size
+from msssm.scan import Backend, Discretization, lti_scan, mix_bands, multiscale_scan
+from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, step_size
 
 # Limits of the decay rates -Re A: with those of the step sizes, |Abar| = exp(-delta rate) <= exp(-1e-7) stays below 1
 # in float32, and no parameter value gives 0 / 0 or 0 * inf.
 MIN_RATE, MAX_RATE = 1e-3, 1e6
-MAX_DELTA = 1e6
+LOG_RATE_LIMITS = math.log(MIN_RATE), math.log(MAX_RATE)
 
 
 def _decay_rate(log_rate: Tensor) -> Tensor:
-    return torch.exp(log_rate.clamp(math.log(MIN_RATE), math.log(MAX_RATE)))
+    return torch.exp(log_rate.clamp(*LOG_RATE_LIMITS))
 
 
 def _memory(delta: Tensor, rate: Tensor) -> Tensor:
@@ -103,7 +104,13 @@ class S6(nn.Module):
         )
 
     def initial_state(self, batch_size: int) -> Tensor:
-        return self.log_rate.new_zeros(batch_size, *self.log_rate.shape)
+        # Laid out as the scan leaves states, channels innermost.
+        bands, channels, states = self.log_rate.shape
+        return self.log_rate.new_zeros(batch_size, bands, states, channels).transpose(2, 3)
+
+    def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """What a native step reads: projection, delta_weight, delta_bias, log_rate, skip."""
+        return self.projection.weight, self.delta_weight, self.delta_bias, self.log_rate, self.skip
 
     def effective_memory(self) -> Tensor:
         """(M,) steps, at the step sizes of a zero input."""

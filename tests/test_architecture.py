@@ -22,6 +22,7 @@ BELOW = {
     "msssm.scan": {"msssm.scan", "msssm.native", "msssm.padding"},
     "msssm.decomposition": {"msssm.native", "msssm.padding", "msssm.scan.dispatch"},
     "msssm.scale_mixer": set(),
+    "msssm.nan_guard": {"msssm.layer", "msssm.multiscale", "msssm.padding", "msssm.ssm"},
     "msssm.ssm": {"msssm.initialization", "msssm.padding", "msssm.scan"},
     "msssm.norm": {"msssm.padding"},
     "msssm.param_groups": set(),

@@ -5,10 +5,9 @@ from msssm.scan.dispatch import Backend
 from msssm.scan.lti import lti_scan
 from msssm.scan.mixing import mix_bands
 from msssm.scan.selective import multiscale_scan, selective_scan
-from msssm.scan.step_size import MIN_DELTA, step_size
+from msssm.scan.step_size import step_size
 
 __all__ = [
-    "MIN_DELTA",
     "Backend",
     "Discretization",
     "lti_scan",

@@ -8,10 +8,13 @@ from typing import Literal
 import torch
 
 from msssm.native.library import library
+from msssm.scan import gpu
 
 Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
 
+# What is chosen by itself must be known to be right; the kernels have passed their tests in Triton's interpreter only.
+_UNVERIFIED = "is not yet verified on a GPU: run `make test-gpu`, then set MSSSM_BACKEND=triton"
 _COMPILER = "install a C++ compiler (g++ or clang++), then msssm again"
 
 
@@ -33,8 +36,10 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
         return backend
     fastest = "triton" if device.type == "cuda" else "cpu"
     missing = obstacle(fastest, device, dtype)
+    if missing is None and fastest == "cpu":
+        return "cpu"
     if missing is None:
-        return fastest
+        missing = _UNVERIFIED
     if missing.startswith("is not"):
         _warn_once(f"msssm scans with plain torch, several times slower than it could: backend {fastest!r} {missing}")
     return "torch"
@@ -46,9 +51,11 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
         if device.type != "cpu" or dtype != torch.float32:
             return f"needs float32 tensors on a CPU, got {dtype} on {device}; use 'torch'"
         return None if library() is not None else f"is not built: {_COMPILER}"
-    if device.type != "cuda" or dtype == torch.float64:
+    # Triton's interpreter runs the kernels on a CPU.
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if not (device.type == "cuda" or interpreted) or dtype == torch.float64:
         return f"needs float32, float16 or bfloat16 tensors on a GPU, got {dtype} on {device}; use 'torch'"
-    return "is not part of this version; use 'torch'"
+    return None if gpu.available() else "is not installed: pip install triton (Linux)"
 
 
 @cache

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from msssm.native import lti as native
 from msssm.padding import position_mask, zero_padding
-from msssm.scan import convolution, reference
+from msssm.scan import convolution, gpu, reference
 from msssm.scan.checks import Discretization, check_discretization, check_lengths, check_shape, expect_dimensions
 from msssm.scan.dispatch import Backend, choose
 from msssm.scan.mixing import as_heads, check_mix, mix_bands
@@ -44,7 +44,7 @@ def lti_scan(
         initial_state: (B, M, D, N), same kind as A; zeros when absent.
         return_state: also return the state after the last step.
         discretization: "zoh" or "euler".
-        backend: "cpu", "torch", "reference", or "auto", as in `multiscale_scan`.
+        backend: "cpu", "triton", "torch", "reference", or "auto", as in `multiscale_scan`.
 
     Returns:
         y (B, L, D) in the dtype of `bands`, and the last state (B, M, D, N), in at least float32.
@@ -67,7 +67,9 @@ def lti_scan(
     dtype = torch.promote_types(torch.float32, torch.promote_types(bands.dtype, A.real.dtype))
     chosen = choose(backend, bands.device, dtype)
     with torch.autocast(bands.device.type, enabled=False):
-        u, delta, mix = bands.to(dtype), delta.to(dtype), as_heads(mix).to(dtype)
+        u, delta, mix = bands, delta.to(dtype), as_heads(mix)
+        if chosen != "triton":  # which widens as it reads
+            u, mix = u.to(dtype), mix.to(dtype)
         kind = dtype.to_complex() if A.is_complex() else dtype
         A, C = A.to(kind), C.to(kind)
         skip = None if D is None else D.to(dtype)
@@ -78,6 +80,8 @@ def lti_scan(
         state = None if initial_state is None else initial_state.to(kind) / gain
         if chosen == "cpu":
             y, last = native.lti_scan(u, torch.exp(rate), weight, mix, skip, lengths, state)
+        elif chosen == "triton":
+            y, last = gpu.lti_scan(u, torch.exp(rate), weight, mix, skip, lengths, state)
         else:
             u = zero_padding(u, lengths)
             if chosen == "torch" and length:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from msssm.native import selective as native
 from msssm.padding import zero_padding
-from msssm.scan import blocked, reference
+from msssm.scan import blocked, gpu, reference
 from msssm.scan.checks import Discretization, check_discretization, check_lengths, check_shape, expect_dimensions
 from msssm.scan.dispatch import Backend, choose
 from msssm.scan.mixing import as_heads, check_mix, mix_bands
@@ -47,8 +47,9 @@ def multiscale_scan(
         initial_state: (B, M, D, N), zeros when absent.
         return_state: also return the state after the last step, (B, M, D, N).
         discretization: "zoh" (Bbar = (exp(delta A) - 1) / A B) or "euler" (Bbar = delta B, as Mamba's).
-        backend: "cpu" (native, float32), "torch" (blocked, recomputing backward), "reference" (sequential), or "auto":
-            the fastest that runs here, unless the environment variable MSSSM_BACKEND names one.
+        backend: "cpu" (native, float32), "triton" (GPU), "torch" (blocked, recomputing backward), "reference"
+            (sequential), or "auto": the fastest that is known to be right here, unless the environment variable
+            MSSSM_BACKEND names one.
 
     Returns:
         y (B, L, D) in the dtype of `bands`, and the state in float32 (float64 for float64 inputs). Second derivatives
@@ -106,7 +107,7 @@ def selective_scan(
         initial_state: (B, D, N), zeros when absent.
         return_state: also return the state after the last step, (B, D, N).
         discretization: "zoh" or "euler", as in `multiscale_scan`.
-        backend: "auto", "cpu", "torch" or "reference", as in `multiscale_scan`.
+        backend: "auto", "cpu", "triton", "torch" or "reference", as in `multiscale_scan`.
 
     Returns:
         y (B, L, D) in the dtype of `u`, and the state in float32 (float64 for float64 inputs).
@@ -159,11 +160,17 @@ def _run(
     backend = choose(backend, u.device, dtype)
     output_dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
-        u, delta, A, B, C, mix = (x.to(dtype) for x in (u, delta, A, B, C, mix))
+        if backend != "triton":  # which widens as it reads
+            u, delta, B, C, mix = (x.to(dtype) for x in (u, delta, B, C, mix))
+        A = A.to(dtype)
         D, delta_bias, initial_state = (None if x is None else x.to(dtype) for x in (D, delta_bias, initial_state))
         if backend == "cpu":
             y, state = native.multiscale_scan(
                 u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization, (MIN_DELTA, MAX_DELTA)
+            )
+        elif backend == "triton":
+            y, state = gpu.multiscale_scan(
+                u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization
             )
         else:
             u, delta, B, C, mix = (zero_padding(x, lengths) for x in (u, delta, B, C, mix))

@@ -1,0 +1,65 @@
+"""One step of a multi-scale S6 layer in a single native call, for streaming; without gradients."""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from msssm.native.library import integers, native, pointers
+
+
+class StepParameters(NamedTuple):
+    """Of one layer, float32 and contiguous: S levels, M = S + 2 bands, K taps, rank R, H heads of the mixer."""
+
+    low: Tensor  # (S, K, D)
+    high: Tensor
+    projection: Tensor  # (M (R + 2 N), D)
+    delta_weight: Tensor  # (M, R, D)
+    delta_bias: Tensor  # (M, D)
+    log_rate: Tensor  # (M, D, N)
+    skip: Tensor | None  # (M, D)
+    mix_weight: Tensor | None  # (M H, D), of a mixer that looks at the input
+    mix_bias: Tensor | None  # (M H,)
+    fixed: Tensor | None  # (M, H); without any of these, every weight is 1
+
+
+def multiscale_step(
+    x: Tensor,
+    filters: tuple[Tensor, ...],
+    states: Tensor,
+    parameters: StepParameters,
+    *,
+    heads: int,
+    softmax: bool,
+    zoh: bool,
+    delta_limits: tuple[float, float],
+    log_rate_limits: tuple[float, float],
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """x (B, D), the histories of the filters, states (B, M, D, N) -> y (B, D), the new histories and states.
+
+    Nothing but these results is allocated.
+    """
+    batch, channels = x.shape
+    levels, taps, _ = parameters.low.shape
+    rank = parameters.delta_weight.shape[1]
+    past = [(taps - 1) * 2**level for level in range(levels)]
+    y = x.new_empty(batch, channels)
+    moved = x.new_empty(batch, sum(past), channels)
+    turned = states.transpose(2, 3)
+    following = torch.empty_like(turned)
+    native().msssm_step(
+        integers(batch, levels, taps, channels, states.shape[3], rank, heads, int(zoh), int(softmax), x.stride(0)),
+        (ctypes.c_float * 4)(*delta_limits, *log_rate_limits),
+        pointers(x, turned, *parameters),
+        pointers(*filters),
+        integers(*(history.stride(0) for history in filters)),
+        pointers(y, moved, following),
+    )
+    return y, moved.split(past, dim=1), following.transpose(2, 3)
+
+
+def layout_fits(x: Tensor, filters: tuple[Tensor, ...], states: Tensor) -> bool:
+    """Whether the kernel can read these as they lie: what a scan or a step returns, it can."""
+    rows = all(history.stride()[1:] == (history.shape[2], 1) or not history.numel() for history in filters)
+    return rows and x.stride(1) == 1 and states.transpose(2, 3).is_contiguous()

@@ -1,0 +1,126 @@
+"""What the kernels share: which part of the work is whose, and the pieces of a long sequence.
+
+A program is one warp, a lane is a channel, and a tile of states (BLOCK_N, BLOCK_D) lies in its registers; time runs
+sequentially. Where batch and channels do not fill the device, the length is cut into chunks that run side by side,
+twice: first from a state of zero, which gives each chunk's own contribution to its last state; a short chain over the
+chunks then gives their true first states, and the second pass starts from those.
+"""
+
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
+# Triton has no types.
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# One warp. Registers hold two tiles of constants, the states and one step's B and C without spilling.
+BLOCK_D, MOST_STATES = 32, 16
+# Steps between two checkpoints.
+TILE = 64
+# One configuration, chosen by registers and spills of the compiled kernels: nothing is tuned at run time. Without the
+# bound on registers, which is the hardware's own, ptxas spills a few bytes for occupancy that these grids do not reach.
+OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "maxnreg": 255, "enable_fp_fusion": True}
+# These would otherwise be compiled anew for lengths that are 1 or multiples of 16.
+SIZES = ["length", "span", "chunks"]
+
+
+@triton.jit
+def place(lengths, length, span, chunks, BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
+          BLOCK_D: tl.constexpr):  # fmt: skip
+    """This program's row, chunk, band, block of states and block of channels, and the steps [begin, end) to run."""
+    program = tl.program_id(0)
+    channel_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    state_blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    channel_block = program % channel_blocks
+    state_block = program // channel_blocks % state_blocks
+    band = program // (channel_blocks * state_blocks) % BANDS
+    outer = program // (channel_blocks * state_blocks * BANDS)
+    chunk = (outer % chunks).to(tl.int64)
+    row = (outer // chunks).to(tl.int64)
+    begin = chunk * span
+    end = tl.minimum(begin + span, length)
+    if lengths is not None:
+        end = tl.minimum(end, tl.load(lengths + row))
+    return row, chunk, band, state_block, channel_block, begin, end
+
+
+@triton.jit(do_not_specialize=["size", "chunks", "planes_apart"])
+def chain(decay, states, initial, size, chunks, planes_apart, COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
+    """Replaces each chunk's own contribution (B, chunks, size) by the state that comes into the chunk.
+
+    s_{c+1} = decay_c s_c + states_c from s_0 = initial (B, size); REVERSE runs from the last chunk to the first.
+    Imaginary parts lie `planes_apart` (states, decay) behind the real ones, or B * size (initial).
+    """
+    row = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ok = i < size
+    first = initial + row * size + i
+    state = tl.load(first, mask=ok, other=0.0)
+    imaginary = state
+    if COMPLEX:
+        imaginary = tl.load(first + tl.num_programs(1) * size, mask=ok, other=0.0)
+    for k in range(chunks):
+        chunk = chunks - 1 - k if REVERSE else k
+        at = (row * chunks + chunk) * size + i
+        own = tl.load(states + at, mask=ok, other=0.0)
+        a = tl.load(decay + at, mask=ok, other=0.0)
+        tl.store(states + at, state, mask=ok)
+        if COMPLEX:
+            own_imaginary = tl.load(states + planes_apart + at, mask=ok, other=0.0)
+            b = tl.load(decay + planes_apart + at, mask=ok, other=0.0)
+            tl.store(states + planes_apart + at, imaginary, mask=ok)
+            state, imaginary = a * state - b * imaginary + own, a * imaginary + b * state + own_imaginary
+        else:
+            state = a * state + own
+
+
+def cdiv(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def run_chain(decay: Tensor, states: Tensor, initial: Tensor, reverse: bool) -> None:
+    """`chain` on states and decay (planes, B, chunks, M, N, D) and initial (planes, B, M, N, D), in place."""
+    planes, batch, chunks = states.shape[:3]
+    size = initial[0, 0].numel()
+    block = 128
+    chain[(cdiv(size, block), batch)](
+        decay, states, initial, size, chunks, states[0].numel(), planes == 2, reverse, block, **OPTIONS
+    )
+
+
+def block_of_states(states: int, most: int = MOST_STATES) -> int:
+    """States that one program keeps: a power of two."""
+    return int(min(triton.next_power_of_2(states), most))
+
+
+def cut(programs: int, length: int, device: torch.device) -> tuple[int, int]:
+    """(chunks, steps in a chunk) for work that makes `programs` programs uncut.
+
+    The first pass doubles the work, so that fewer than four chunks would not pay.
+    """
+    tiles = max(1, cdiv(length, TILE))
+    chunks = min(warps_wanted(device) // max(1, programs), tiles)
+    if chunks < 4:
+        chunks = 1
+    span = cdiv(tiles, chunks)
+    return cdiv(tiles, span), span * TILE
+
+
+def warps_wanted(device: torch.device) -> int:
+    """One per scheduler: four in each multiprocessor."""
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def empty(partial_read: bool) -> Any:
+    """torch.zeros for results of which padding leaves a part unwritten, else torch.empty."""
+    return torch.zeros if partial_read else torch.empty
+
+
+def over_heads(products: Tensor, mix: Tensor) -> Tensor:
+    """Gradient of mix (B, L, M, H) from partial sums (B, L, M, state blocks, D), or channel blocks if H = 1."""
+    heads = mix.shape[-1]
+    return products.sum(3).unflatten(-1, (heads, -1)).sum(-1).to(mix.dtype)

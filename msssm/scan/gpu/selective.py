@@ -1,0 +1,233 @@
+"""The selective scan on a GPU: `selective_kernels` behind two `torch.library` operators.
+
+The operators have fake implementations and a backward, so that autograd, `torch.compile` and `torch.export` go through.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msssm.scan.gpu.common import BLOCK_D, OPTIONS, TILE, block_of_states, cdiv, cut, empty, over_heads, run_chain
+from msssm.scan.gpu.selective_kernels import backward, carry_back, forward
+
+
+def _sizes(u: Tensor, A: Tensor, mix: Tensor) -> dict[str, int]:
+    _, _, bands, channels = u.shape
+    states = A.shape[1]
+    return {
+        "BANDS": bands,
+        "D": channels,
+        "N": states,
+        "HEADS": mix.shape[-1],
+        "BLOCK_N": block_of_states(states),
+        "BLOCK_D": BLOCK_D,
+    }
+
+
+def _blocks(sizes: dict[str, int]) -> tuple[int, int]:
+    return cdiv(sizes["N"], sizes["BLOCK_N"]), cdiv(sizes["D"], BLOCK_D)
+
+
+def _first_states(initial: Tensor, own: Tensor, A: Tensor, totals: Tensor, reverse: bool) -> None:
+    """The state (gradient) that comes into each chunk, in the place of the chunk's own contribution to it."""
+    decay = torch.exp(totals.unsqueeze(3) * A)
+    run_chain(decay.unsqueeze(0), own.unsqueeze(0), initial.unsqueeze(0), reverse)
+
+
+@torch.library.custom_op("msssm::triton_selective", mutates_args=())
+def _selective(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor | None,
+    zoh: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `scan`, but A (M, N, D) and states (B, M, N, D), all contiguous.
+
+    Returns y (B, L, D), the last state, and with `keep` the states before each tile of steps, (B, tiles, M, N, D).
+    """
+    batch, length, bands, channels = u.shape
+    sizes = _sizes(u, A, mix)
+    state_blocks, channel_blocks = _blocks(sizes)
+    programs = batch * state_blocks * channel_blocks
+    chunks, span = cut(programs, length, u.device)
+    _, last, checkpoints = _selective_fake(
+        u, delta, A, B, C, mix, D, delta_bias, lengths, initial, zoh, keep and length > 0
+    )
+    if initial is None:
+        initial = torch.zeros_like(last)
+    y = empty(lengths is not None)(
+        batch, length, state_blocks, channels, dtype=u.dtype if state_blocks == 1 else torch.float32, device=u.device
+    )
+    inputs = (u, delta, A, B, C, mix, D, delta_bias, lengths)
+    with torch.cuda.device_of(u):
+        if chunks == 1:
+            states = initial.clone().unsqueeze(1)
+        else:
+            states = initial.new_zeros(batch, chunks, *initial.shape[1:])
+            totals = initial.new_empty(batch, chunks, bands, channels)
+            forward[(programs * chunks,)](
+                *inputs, states, totals, None, None, None, length, span, chunks, **sizes, ZOH=zoh, TILE=TILE, **OPTIONS
+            )
+            _first_states(initial, states, A, totals, reverse=False)
+        scratch = initial.new_empty(programs * chunks, TILE, BLOCK_D)
+        kept = checkpoints if keep else None
+        forward[(programs * chunks,)](
+            *inputs, states, None, kept, scratch, y, length, span, chunks, **sizes, ZOH=zoh, TILE=TILE, **OPTIONS
+        )
+    y = y.squeeze(2) if state_blocks == 1 else y.sum(2).to(u.dtype)
+    return y, last.copy_(states[:, -1]), checkpoints
+
+
+@_selective.register_fake
+def _selective_fake(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor | None,
+    zoh: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, _, channels = u.shape
+    tiles = -(-length // TILE) if keep else 0
+    return u.new_empty(batch, length, channels), A.new_empty(batch, *A.shape), A.new_empty(batch, tiles, *A.shape)
+
+
+@torch.library.custom_op("msssm::triton_selective_backward", mutates_args=())
+def _selective_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    checkpoints: Tensor,
+    grad_y: Tensor,
+    grad_last: Tensor,
+    zoh: bool,
+) -> list[Tensor]:
+    """Gradients of u, delta, A, B, C, mix, D and delta_bias (uninitialised where absent), and the initial state."""
+    batch, length, bands, channels = u.shape
+    sizes = _sizes(u, A, mix)
+    state_blocks, channel_blocks = _blocks(sizes)
+    programs = batch * bands * state_blocks * channel_blocks
+    chunks, span = cut(programs, length, u.device)
+    new = empty(lengths is not None)
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
+    times = (batch, length, bands, state_blocks)
+    grad_u, grad_delta = (
+        new(*times, channels, dtype=x.dtype if state_blocks == 1 else torch.float32, device=u.device)
+        for x in (u, delta)
+    )
+    grad_B, grad_C = (new(batch, length, bands, channel_blocks, A.shape[1], **wide) for _ in range(2))
+    one_head = mix.shape[-1] == 1
+    grad_mix = new(*times, channel_blocks if one_head else channels, **wide)
+    grad_A = torch.empty(batch, chunks, *A.shape, **wide)
+    grad_skip = torch.empty(batch, chunks, bands, channels, **wide)
+    grad_bias = torch.empty(batch, chunks, bands, state_blocks, channels, **wide)
+    with torch.cuda.device_of(u):
+        if chunks == 1:
+            carries = grad_last.clone().unsqueeze(1)
+        else:
+            carries, totals = torch.empty_like(grad_A), torch.empty_like(grad_skip)
+            carry_back[(programs * chunks,)](
+                delta, A, C, mix, delta_bias, lengths, grad_y, carries, totals, length, span, chunks, **sizes, **OPTIONS
+            )
+            _first_states(grad_last, carries, A, totals, reverse=True)
+        scratch = grad_A.new_empty(programs * chunks, TILE, sizes["BLOCK_N"], BLOCK_D)
+        inputs = (u, delta, A, B, C, mix, D, delta_bias, lengths, checkpoints, grad_y, carries, scratch)
+        grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_mix, grad_skip, grad_bias)
+        backward[(programs * chunks,)](*inputs, *grads, length, span, chunks, **sizes, ZOH=zoh, TILE=TILE, **OPTIONS)
+    return [
+        grad_u.squeeze(3) if state_blocks == 1 else grad_u.sum(3).to(u.dtype),
+        grad_delta.squeeze(3) if state_blocks == 1 else grad_delta.sum(3).to(delta.dtype),
+        grad_A.sum((0, 1)),
+        grad_B.sum(3).to(B.dtype),
+        grad_C.sum(3).to(C.dtype),
+        over_heads(grad_mix, mix),
+        grad_skip.sum((0, 1)),
+        grad_bias.sum((0, 1, 3)),
+        carries[:, 0].clone(),
+    ]
+
+
+@_selective_backward.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    checkpoints: Tensor,
+    grad_y: Tensor,
+    grad_last: Tensor,
+    zoh: bool,
+) -> list[Tensor]:
+    per_band = [A.new_empty(u.shape[2:]) for _ in range(2)]
+    return [*(torch.empty_like(x) for x in (u, delta, A, B, C, mix)), *per_band, torch.empty_like(grad_last)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, initial, ctx.zoh, _ = inputs
+    ctx.initial = initial is not None
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *_, D, delta_bias, _, _ = inputs = ctx.saved_tensors
+    *grads, grad_D, grad_bias, grad_initial = _selective_backward(
+        *inputs, grad_y.contiguous(), grad_last.contiguous(), ctx.zoh
+    )
+    optional = (
+        None if D is None else grad_D,
+        None if delta_bias is None else grad_bias,
+        None,
+        grad_initial if ctx.initial else None,
+    )
+    return *grads, *optional, None, None
+
+
+torch.library.register_autograd("msssm::triton_selective", _backward, setup_context=_setup_context)
+
+
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    zoh: bool,
+) -> tuple[Tensor, Tensor]:
+    """`msssm.scan.gpu.multiscale_scan`."""
+    initial = None if initial_state is None else initial_state.transpose(2, 3)
+    given = (u, delta, A.transpose(1, 2), B, C, mix, D, delta_bias, lengths, initial)
+    tensors = [None if x is None else x.contiguous() for x in given]
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y, last, _ = _selective(*tensors, zoh, needs_grad)
+    return y, last.transpose(2, 3)

@@ -1,0 +1,172 @@
+"""The GPU kernels under Triton's interpreter, on the CPU. Run by test_scan_triton.py, in a process of its own.
+
+The interpreter checks values, not types, races or compilation: test_scan_cubin.py and test_scan_gpu.py do. It truncates
+where a GPU rounds to bfloat16.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read at Triton's first import
+
+import pytest
+import torch
+
+from msssm.scan import Discretization, gpu
+from msssm.scan.gpu import common
+from tests.scan_cases import (
+    assert_all_near,
+    lti_arguments,
+    lti_results,
+    lti_truth,
+    selective_arguments,
+    selective_results,
+    selective_truth,
+)
+from tests.tolerances import assert_near
+
+SHAPES = [  # (B, L, M, D, N, H)
+    (2, 1, 2, 3, 4, 3),
+    (1, 2, 1, 1, 1, 1),
+    (2, 3, 5, 16, 1, 2),
+    (1, 17, 3, 40, 16, 1),
+    (1, 70, 1, 3, 25, 1),
+]
+DISCRETIZATIONS: list[Discretization] = ["zoh", "euler"]
+HALVES = [torch.bfloat16, torch.float16]
+LONG = (2, 200, 1, 3, 4, 1)  # four tiles
+
+
+@pytest.fixture
+def chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many chunks as tiles."""
+    monkeypatch.setattr(common, "warps_wanted", lambda device: 10**6)
+    assert common.cut(1, LONG[1], torch.device("cpu")) == (4, 64)
+
+
+@pytest.mark.parametrize("discretization", DISCRETIZATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_selective_scan(shape: tuple[int, ...], discretization: Discretization) -> None:
+    given = selective_arguments(shape)
+    assert_all_near(selective_results(given, discretization), selective_truth(given, discretization))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_selective_scan_of_half_precision(dtype: torch.dtype) -> None:
+    """States, decays and sums in float32: only what is stored in half precision is rounded."""
+    given = selective_arguments((1, 9, 2, 5, 16, 1), dtype)
+    results = selective_results(given, "zoh")
+    assert {name for name, x in results.items() if x.dtype == dtype} == {"y", "u", "delta", "B", "C", "mix"}
+    assert_all_near(results, selective_truth(given, "zoh"))
+
+
+def test_selective_scan_of_padded_rows_with_steps_from_softplus() -> None:
+    """Nothing past a row's length is read, and it gets no gradient."""
+    given = selective_arguments((3, 17, 2, 5, 4, 1), lengths=[17, 5, 0], bias=True)
+    truth = selective_truth(given, "zoh")
+    for name in ("u", "delta", "B", "C", "mix"):
+        given[name][1, 5:] = given[name][2] = torch.nan  # type: ignore[index]
+    results = selective_results(given, "zoh")
+    assert_all_near(results, truth)
+    for name in ("y", "u", "delta", "B", "C", "mix"):
+        assert not results[name][1, 5:].any()
+        assert not results[name][2].any()
+
+
+@pytest.mark.usefixtures("chunked")
+@pytest.mark.parametrize(("discretization", "lengths"), [("zoh", [200, 130]), ("euler", None)])
+def test_selective_scan_in_chunks(discretization: Discretization, lengths: list[int] | None) -> None:
+    """The decays differ from step to step: chunks combined in the wrong order would show."""
+    given = selective_arguments(LONG, step=0.03, lengths=lengths)
+    assert_all_near(selective_results(given, discretization), selective_truth(given, discretization))
+
+
+def test_selective_scan_over_several_checkpoints_repeats_bit_by_bit() -> None:
+    given = selective_arguments((1, 130, 1, 3, 4, 1), step=0.03)
+    first, second = (selective_results(given, "zoh") for _ in range(2))
+    assert_all_near(first, selective_truth(given, "zoh"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("step", [1e-7, 1e-4, 10.0, 1e6])
+def test_gain_and_its_gradients_at_any_step_size(step: float) -> None:
+    """expm1(step A) / A written as (exp(step A) - 1) / A would be wrong by eps / (step |A|)."""
+    given = selective_arguments((1, 5, 1, 32, 4, 1), step=step)
+    given["initial_state"], given["D"] = None, None
+    results, truth = selective_results(given, "zoh"), selective_truth(given, "zoh")
+    # Once the step exceeds what decays take, its gradient is below float32's range.
+    for name in ("y", "state", "u", "B", "C", "mix") if step == 1e6 else ("y", "state", "u", "delta", "B", "C", "mix"):
+        assert_near(results[name], truth[name], 1e-6)
+
+
+def test_step_size_is_softplus_at_every_argument() -> None:
+    """With A = -1, B = u = 1 and no past, the state after one Euler step is the step size."""
+    z = torch.cat((torch.linspace(-30, 30, 241), torch.tensor([-100.0, 100.0, 1e5, 3e6])))
+    channels = len(z)
+    one, ones = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, channels)
+    leaf = z.view(1, 1, 1, channels).clone().requires_grad_()
+    _, state = gpu.multiscale_scan(
+        ones, leaf, -torch.ones(1, channels, 1), one, one, one, None, torch.zeros(1, channels), None, None, "euler"
+    )
+    wide = z.double().requires_grad_()
+    expected = torch.nn.functional.softplus(wide, threshold=40).clamp(1e-4, 1e6)
+    torch.testing.assert_close(state.flatten().double(), expected, rtol=1e-6, atol=0)
+    (grad,) = torch.autograd.grad(state.sum(), leaf)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), wide)
+    torch.testing.assert_close(grad.flatten().double(), expected_grad, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("discretization", DISCRETIZATIONS)
+def test_a_step_of_zero_leaves_the_state(discretization: Discretization) -> None:
+    given = selective_arguments((1, 3, 2, 5, 4, 1), step=0.0)
+    _, state = gpu.multiscale_scan(**given, discretization=discretization)  # type: ignore[arg-type]
+    assert torch.equal(state, given["initial_state"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lti_scan(shape: tuple[int, ...], is_complex: bool) -> None:
+    given = lti_arguments(shape, is_complex=is_complex)
+    assert_all_near(lti_results(given), lti_truth(given))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_lti_scan_of_half_precision(dtype: torch.dtype) -> None:
+    given = lti_arguments((1, 9, 2, 5, 16, 1), dtype, is_complex=True)
+    results = lti_results(given)
+    assert {name for name, x in results.items() if x.dtype == dtype} == {"y", "u", "mix"}
+    assert_all_near(results, lti_truth(given))
+
+
+@pytest.mark.usefixtures("chunked")
+@pytest.mark.parametrize(("is_complex", "lengths"), [(True, [200, 130]), (False, None)])
+def test_lti_scan_in_chunks(is_complex: bool, lengths: list[int] | None) -> None:
+    given = lti_arguments(LONG, is_complex=is_complex, lengths=lengths)
+    assert_all_near(lti_results(given), lti_truth(given))
+
+
+def test_scans_compile_without_graph_breaks() -> None:
+    given = selective_arguments((1, 5, 2, 3, 4, 1))
+    compiled = torch.compile(gpu.multiscale_scan, backend="aot_eager", fullgraph=True)
+    y, state = compiled(**given, discretization="zoh")
+    expected, expected_state = gpu.multiscale_scan(**given, discretization="zoh")  # type: ignore[arg-type]
+    assert torch.equal(y, expected)
+    assert torch.equal(state, expected_state)
+
+
+def test_operators_keep_their_contracts() -> None:
+    """Fake results have the shapes, strides and dtypes of the real ones; autograd is registered as it should be."""
+    from msssm.scan.gpu import lti, selective
+
+    chosen = ("test_schema", "test_faketensor", "test_autograd_registration")
+    u, mix = torch.randn(1, 5, 2, 3, requires_grad=True), torch.randn(1, 5, 2, 1)
+    A, B = -torch.rand(2, 4, 3), torch.randn(1, 5, 2, 4)
+    state = torch.randn(1, 2, 4, 3)
+    torch.library.opcheck(
+        selective._selective,
+        (u, torch.rand(1, 5, 2, 3), A, B, B, mix, None, None, None, state, True, True),
+        test_utils=chosen,
+    )
+    planes = torch.rand(2, 2, 4, 3)
+    torch.library.opcheck(
+        lti._lti, (u, planes, planes, mix, None, torch.tensor([4]), torch.stack((state, state))), test_utils=chosen
+    )
