@@ -19,13 +19,23 @@ int64_t segment_of(int64_t bands) { return TILE * std::min<int64_t>(bands, MOST_
 
 constexpr float LOG2E = 1.4426950408889634f;
 
-// decay = 2^x and expm1 = 2^x - 1 for x <= 0, relative error 2e-7, exact at 0; x = delta A log2(e).
+// decay = 2^x and expm1 = 2^x - 1 for x = a b <= 0, relative error 2e-7, exact at 0; x = delta A log2(e).
 // 2^x = 2^n 2^r with n the nearest integer: adding 1.5 * 2^23 + 127 leaves n + 127 in the low bits of the sum.
-INLINE void exponentials(Vec x, Vec& decay, Vec& expm1) {
-  const Vec lowest = splat(-126.0f), magic = splat(12583039.0f);
-  x = x < lowest ? lowest : x;  // in this order a NaN stays a NaN
-  const Vec shifted = x + magic;
-  const Vec r = x - (shifted - magic);
+// Where every x is known to be at least LOWEST there is nothing to limit, and the product joins the additions.
+constexpr float LOWEST = -126.0f;
+
+template <bool LIMIT>
+INLINE void exponentials(Vec a, Vec b, Vec& decay, Vec& expm1) {
+  const Vec lowest = splat(LOWEST), magic = splat(12583039.0f);
+  Vec shifted, r;
+  if (LIMIT) {
+    const Vec product = a * b, x = product < lowest ? lowest : product;  // in this order a NaN stays a NaN
+    shifted = x + magic;
+    r = x - (shifted - magic);
+  } else {
+    shifted = a * b + magic;
+    r = a * b - (shifted - magic);
+  }
   Vec p = splat(0x1.5bba13e56ebfep-10f);
   p = p * r + splat(0x1.3cea878f12bcbp-7f);
   p = p * r + splat(0x1.c6b752e06b0ffp-5f);
@@ -37,10 +47,18 @@ INLINE void exponentials(Vec x, Vec& decay, Vec& expm1) {
   expm1 = scale * tail + (scale - 1.0f);
 }
 
+// Whether some product of the lanes, or a NaN, needs the limit.
+INLINE bool needs_limit(Vec delta, Vec rate) {
+  const Int within = delta * rate >= LOWEST;
+  int32_t all = -1;
+  for (int i = 0; i < LANES; ++i) all &= within[i];
+  return !all;
+}
+
 // log(1 + e^x), relative error 3e-7: log(1 + z) = 2 artanh(z / (2 + z)) with z = e^-|x|.
 INLINE Vec softplus(Vec x) {
   Vec z, unused;
-  exponentials((x < 0.0f ? x : -x) * LOG2E, z, unused);
+  exponentials<true>(x < 0.0f ? x : -x, splat(LOG2E), z, unused);
   const Vec s = z / (z + 2.0f), square = s * s;
   Vec p = splat(1.0f / 13);
   p = p * square + splat(1.0f / 11);
@@ -64,9 +82,10 @@ struct Call {
   double operations() const { return (double)batch * length * bands * channels * states; }
 };
 
-// Step sizes and inputs of some steps of one band and block.
-INLINE void load_steps(const Call& c, int64_t b, int64_t start, int steps, int64_t m, int64_t d, int width, Vec* delta,
-                       Vec* u) {
+// Step sizes and inputs of some steps of one band and block; returns the longest step of each lane.
+INLINE Vec load_steps(const Call& c, int64_t b, int64_t start, int steps, int64_t m, int64_t d, int width, Vec* delta,
+                      Vec* u) {
+  Vec longest{};
   const Vec bias = c.delta_bias ? load(c.delta_bias + m * c.channels + d, width) : Vec{};
   for (int t = 0; t < steps; ++t) {
     u[t] = load(c.u.at(b, start + t, m) + d, width);
@@ -77,7 +96,9 @@ INLINE void load_steps(const Call& c, int64_t b, int64_t start, int steps, int64
       step = step > c.highest_delta ? splat(c.highest_delta) : step;
     }
     delta[t] = step;
+    longest = step <= longest ? longest : step;  // in this order a NaN is kept
   }
+  return longest;
 }
 
 // Runs F<count> on COUNT states at a time, then on halves of that, until all are done.
@@ -87,8 +108,20 @@ INLINE void by_chunks(int64_t states, const Args& args, int64_t n = 0) {
   if constexpr (COUNT > 1) by_chunks<F, COUNT / 2>(states, args, n);
 }
 
+// The most negative rate of some states, in each lane.
+template <int COUNT, typename Tile>
+INLINE Vec fastest_rate(const Tile& f, int64_t first) {
+  Vec fastest{};
+  for (int n = 0; n < COUNT; ++n) {
+    const Vec rate = load(f.A + (first + n) * f.c.channels, f.width, -1.0f) * LOG2E;
+    fastest = fastest < rate ? fastest : rate;
+  }
+  return fastest;
+}
+
 struct ForwardTile {
   const Call& c;
+  Vec longest;  // step
   const Vec *delta, *u;
   const float *B, *C, *A;
   int steps, width;
@@ -96,7 +129,7 @@ struct ForwardTile {
 };
 
 // Advances COUNT states of one band over a tile, and adds <C, h> to y.
-template <int COUNT, bool ZOH>
+template <int COUNT, bool ZOH, bool LIMIT>
 void forward_tile(const ForwardTile& f, int64_t first) {
   const float *B = f.B + first, *C = f.C + first;
   const int64_t B_step = f.c.B.step, C_step = f.c.C.step;
@@ -112,7 +145,7 @@ void forward_tile(const ForwardTile& f, int64_t first) {
     Vec sum = f.y[t];
     for (int n = 0; n < COUNT; ++n) {
       Vec decay, expm1;
-      exponentials(delta * rate[n], decay, expm1);
+      exponentials<LIMIT>(delta, rate[n], decay, expm1);
       const Vec drive = ZOH ? expm1 * (inverse[n] * u) : euler;
       h[n] = decay * h[n] + drive * B[n];
       sum += h[n] * C[n];
@@ -125,8 +158,9 @@ void forward_tile(const ForwardTile& f, int64_t first) {
 template <int COUNT>
 struct ForwardChunk {
   static void run(int64_t n, const ForwardTile& f) {
-    if (f.c.zoh) forward_tile<COUNT, true>(f, n);
-    else forward_tile<COUNT, false>(f, n);
+    const bool limit = needs_limit(f.longest, fastest_rate<COUNT>(f, n));
+    if (f.c.zoh) (limit ? forward_tile<COUNT, true, true> : forward_tile<COUNT, true, false>)(f, n);
+    else (limit ? forward_tile<COUNT, false, true> : forward_tile<COUNT, false, false>)(f, n);
   }
 };
 
@@ -143,11 +177,11 @@ void forward_block(const Call& c, int64_t b, int64_t d, int width, float* y, flo
         store(checkpoints + ((b * segments + start / segment) * all + i) * c.channels + d, h[i], width);
     Vec total[TILE] = {}, delta[TILE], u[TILE];
     for (int64_t m = 0; m < c.bands; ++m) {
-      load_steps(c, b, start, steps, m, d, width, delta, u);
+      const Vec longest = load_steps(c, b, start, steps, m, d, width, delta, u);
       const Vec skip = c.skip ? load(c.skip + m * c.channels + d, width) : Vec{};
       Vec band[TILE];
       for (int t = 0; t < steps; ++t) band[t] = c.skip ? skip * u[t] : Vec{};
-      const ForwardTile f{c, delta, u, c.B.at(b, start, m), c.C.at(b, start, m), c.A + m * c.states * c.channels + d,
+      const ForwardTile f{c, longest, delta, u, c.B.at(b, start, m), c.C.at(b, start, m), c.A + m * c.states * c.channels + d,
                           steps, width, &h[m * c.states], band};
       by_chunks<ForwardChunk, FORWARD_STATES>(c.states, f);
       const float* mix = c.mix.at(b, start, m);
@@ -169,6 +203,7 @@ struct Scratch {
 
 struct BackwardTile {
   const Call& c;
+  Vec longest;  // step
   Scratch& s;
   const float *B, *C, *A;
   int steps, width;
@@ -178,7 +213,7 @@ struct BackwardTile {
   int64_t grad_step;
 };
 
-template <int COUNT, bool ZOH>
+template <int COUNT, bool ZOH, bool LIMIT>
 void backward_tile(const BackwardTile& f, int64_t first) {
   const int64_t B_step = f.c.B.step, C_step = f.c.C.step;
   Vec A[COUNT], inverse[COUNT];
@@ -199,7 +234,7 @@ void backward_tile(const BackwardTile& f, int64_t first) {
       Vec sum = f.s.y[t];
       for (int n = 0; n < COUNT; ++n) {
         Vec decay, expm1;
-        exponentials(delta * rate[n], decay, expm1);
+        exponentials<LIMIT>(delta, rate[n], decay, expm1);
         const Vec gain = ZOH ? expm1 * inverse[n] : delta;
         decays[t * COUNT + n] = decay;
         if (ZOH) gains[t * COUNT + n] = gain;
@@ -266,8 +301,9 @@ void backward_tile(const BackwardTile& f, int64_t first) {
 template <int COUNT>
 struct BackwardChunk {
   static void run(int64_t n, const BackwardTile& f) {
-    if (f.c.zoh) backward_tile<COUNT, true>(f, n);
-    else backward_tile<COUNT, false>(f, n);
+    const bool limit = needs_limit(f.longest, fastest_rate<COUNT>(f, n));
+    if (f.c.zoh) (limit ? backward_tile<COUNT, true, true> : backward_tile<COUNT, true, false>)(f, n);
+    else (limit ? backward_tile<COUNT, false, true> : backward_tile<COUNT, false, false>)(f, n);
   }
 };
 
@@ -295,7 +331,7 @@ void backward_block(const Call& c, const float* checkpoints, const Array& grad_y
       start_states[i] = load(checkpoints + ((b * segments + index) * all + i) * c.channels + d, width);
     for (int64_t m = 0; m < c.bands; ++m) {
       const int64_t own = ((group * c.batch + b) * c.length + start) * c.bands + m;  // row of the group's buffers
-      load_steps(c, b, start, steps, m, d, width, s.delta.data(), s.u.data());
+      const Vec longest = load_steps(c, b, start, steps, m, d, width, s.delta.data(), s.u.data());
       const Vec skip = c.skip ? load(c.skip + m * c.channels + d, width) : Vec{};
       const float* mix = c.mix.at(b, start, m);
       for (int t = 0; t < steps; ++t) {
@@ -306,7 +342,7 @@ void backward_block(const Call& c, const float* checkpoints, const Array& grad_y
         s.grad_delta[t] = Vec{};
         grad_skip[m] += s.grad_band[t] * s.u[t];
       }
-      const BackwardTile f{c, s, c.B.at(b, start, m), c.C.at(b, start, m), c.A + m * c.states * c.channels + d, steps,
+      const BackwardTile f{c, longest, s, c.B.at(b, start, m), c.C.at(b, start, m), c.A + m * c.states * c.channels + d, steps,
                            width, &start_states[m * c.states], &carry[m * c.states], &grad_A[m * c.states],
                            g.B + own * c.states, g.C + own * c.states, c.bands * c.states};
       by_chunks<BackwardChunk, BACKWARD_STATES>(c.states, f);
@@ -315,7 +351,7 @@ void backward_block(const Call& c, const float* checkpoints, const Array& grad_y
         Vec grad = s.grad_delta[t];
         if (c.delta_bias) {  // the derivative of softplus is 1 - exp(-softplus)
           Vec decay, expm1;
-          exponentials(s.delta[t] * -LOG2E, decay, expm1);
+          exponentials<true>(s.delta[t], splat(-LOG2E), decay, expm1);
           const Int inside = (s.delta[t] > c.lowest_delta) & (s.delta[t] < c.highest_delta);
           grad = inside ? -expm1 * grad : Vec{};
           grad_bias[m] += grad;
