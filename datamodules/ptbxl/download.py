@@ -4,6 +4,7 @@ The `physionet` package does the same one file at a time, but it cannot be insta
 constraints.txt: it needs boto3, and with it python-dateutil < 3.
 """
 
+import errno
 import os
 import time
 import urllib.error
@@ -22,6 +23,8 @@ VERSIONS = ("1.0.3", "1.0.1")
 THREADS = 8
 TRIES = 5
 TIMEOUT = 60  # seconds
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # no second try helps
+_PAUSE = 1.0  # seconds; times 2, 4, 8, 16 between tries
 
 
 def download(folder: Path, sampling_rate: int, version: str = "1.0.3", url: str = URL) -> None:
@@ -45,7 +48,8 @@ def download(folder: Path, sampling_rate: int, version: str = "1.0.3", url: str 
     wanted = {
         name: digest
         for name, digest in files.read_digests(folder).items()
-        if "/" not in name or (name.startswith(f"records{sampling_rate}/") and ".." not in PurePosixPath(name).parts)
+        if ".." not in (parts := PurePosixPath(name).parts)
+        and (len(parts) == 1 or parts[0] == f"records{sampling_rate}")
     }
     pool = ThreadPoolExecutor(THREADS)
     try:
@@ -70,8 +74,8 @@ def _fetch(url: str, target: Path, digest: str | None) -> None:
         try:
             _transfer(url, part)
         except (OSError, HTTPException) as error:
-            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-                raise  # the disk's, not the network's
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise
             reason = str(error) or type(error).__name__
             continue
         if digest is None or _sha256(part) == digest:
@@ -82,9 +86,6 @@ def _fetch(url: str, target: Path, digest: str | None) -> None:
     raise OSError(
         f"could not download {url} in {TRIES} tries: {reason}; run it again to go on, or name a folder as source"
     )
-
-
-_PAUSE = 1.0  # seconds; times 2, 4, 8, 16 between tries
 
 
 def _transfer(url: str, part: Path) -> None:

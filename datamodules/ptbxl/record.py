@@ -112,10 +112,25 @@ def _read_plain(path: Path) -> _Raw | None:
     return float(record[3]), [field[2] for field in fields], digital, [int(field[1]) for field in fields], None
 
 
+def _check_header(path: Path) -> None:
+    """What wfdb passes over, or answers with an error from deep inside."""
+    header = path.with_name(path.name + ".hea")
+    if not header.is_file():
+        raise CorruptRecordError(f"{header.name} is missing")
+    text = header.read_text("latin-1")
+    first, *signals = [line.split() for line in text.splitlines() if line.strip() and line[0] != "#"] or [[]]
+    if len(first) < 2 or not first[1].isdigit():
+        raise CorruptRecordError(f"{header.name} is not a WFDB header")
+    if int(first[1]) != len(signals):
+        raise CorruptRecordError(f"{header.name} announces {first[1]} leads and describes {len(signals)}")
+    gains = [re.match(r"[\d.]*[1-9]", fields[2]) if len(fields) > 2 else None for fields in signals]
+    if None in gains:  # wfdb takes 200 units per mV instead of 0
+        raise CorruptRecordError(f"{header.name} has a lead without a positive ADC gain")
+
+
 def _read_with_wfdb(path: Path) -> _Raw:
     """Any record that wfdb can read, with its samples also in microvolts."""
-    if not path.with_name(path.name + ".hea").is_file():
-        raise CorruptRecordError(f"{path.name}.hea is missing")
+    _check_header(path)
     try:
         record = wfdb.rdrecord(str(path), physical=False)
         digital = np.asarray(record.d_signal)
