@@ -2,5 +2,6 @@
 
 from datamodules.base import Batch
 from datamodules.listops import ListOpsDataModule
+from datamodules.ptbxl import ECGBatch, PTBXLDataModule
 
-__all__ = ["Batch", "ListOpsDataModule"]
+__all__ = ["Batch", "ECGBatch", "ListOpsDataModule", "PTBXLDataModule"]

@@ -9,6 +9,7 @@ USAGE = """usage: msssm COMMAND ...
   fit, validate, test, predict   run a recipe: msssm fit --config configs/listops.yaml [--option value ...]
   table                          gather complete runs into a table and plots: msssm table results/quick
   doctor                         what is installed, what each operator runs on, and whether it could be faster
+  data                           check or generate a data set: msssm data verify ptbxl
   --version
 
 `msssm fit --help` lists the options of a recipe."""
@@ -45,6 +46,10 @@ def _dispatch(args: list[str] | None) -> None:
         from msssm.doctor import main as doctor
 
         doctor(words[1:])
+    elif command == "data":
+        from tasks.data import main as data
+
+        data(words[1:])
     elif command in ("fit", "validate", "test", "predict"):
         from tasks.cli import MsssmCLI
 

@@ -1,0 +1,112 @@
+"""PTB-XL from PhysioNet, file by file: parallel, resumed where it stopped, every file compared with its SHA-256.
+
+The `physionet` package does the same one file at a time, but it cannot be installed beside the versions of
+constraints.txt: it needs boto3, and with it python-dateutil < 3.
+"""
+
+import errno
+import os
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import file_digest
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+
+from tqdm.auto import tqdm
+
+from datamodules.ptbxl import files
+
+URL = "https://physionet.org/files/ptb-xl/{version}/"
+VERSIONS = ("1.0.3", "1.0.1")
+THREADS = 8
+TRIES = 5
+TIMEOUT = 60  # seconds
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # no second try helps
+_PAUSE = 1.0  # seconds; times 2, 4, 8, 16 between tries
+
+
+def download(folder: Path, sampling_rate: int, version: str = "1.0.3", url: str = URL) -> None:
+    """Fetches tables and the records of one sampling rate into `folder`; what is there and whole is kept.
+
+    Args:
+        folder: of the data set.
+        sampling_rate: 100 or 500 Hz.
+        version: of the release.
+        url: of its files, with `{version}`.
+
+    Raises:
+        OSError: naming a file that could not be had in five tries, or has another SHA-256 than the release's list.
+        ValueError: for an unknown version.
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"asked to download PTB-XL {version!r}; choose one of {', '.join(VERSIONS)}")
+    base = url.format(version=version)
+    folder.mkdir(parents=True, exist_ok=True)
+    _fetch(base + files.DIGESTS, folder / files.DIGESTS, None)
+    wanted = {
+        name: digest
+        for name, digest in files.read_digests(folder).items()
+        if ".." not in (parts := PurePosixPath(name).parts)
+        and (len(parts) == 1 or parts[0] == f"records{sampling_rate}")
+    }
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        jobs = [pool.submit(_fetch, base + name, folder / name, digest) for name, digest in wanted.items()]
+        for job in tqdm(jobs, desc=f"downloading PTB-XL {version}", unit="file", disable=None):
+            job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fetch(url: str, target: Path, digest: str | None) -> None:
+    if digest is not None and target.is_file() and _sha256(target) == digest:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    if digest is None:
+        part.unlink(missing_ok=True)  # nothing to tell a stale part by
+    reason = ""
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(min(2**attempt, 30) * _PAUSE)
+        try:
+            _transfer(url, part)
+        except (OSError, HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise
+            reason = str(error) or type(error).__name__
+            continue
+        if digest is None or _sha256(part) == digest:
+            os.replace(part, target)
+            return
+        part.unlink()
+        reason = "its SHA-256 is not that of SHA256SUMS.txt"
+    raise OSError(
+        f"could not download {url} in {TRIES} tries: {reason}; run it again to go on, or name a folder as source"
+    )
+
+
+def _transfer(url: str, part: Path) -> None:
+    """Appends what is missing of `part`; a server that ignores the range sends everything."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            appending = response.status == 206
+            expected = response.length
+            with part.open("ab" if appending else "wb") as file:
+                received = 0
+                while block := response.read(1 << 16):
+                    received += file.write(block)
+            if expected is not None and received != expected:
+                raise HTTPException(f"connection closed after {received} of {expected} bytes")
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # the part is whole, or too long, which the digest tells
+            raise
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

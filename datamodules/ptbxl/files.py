@@ -1,0 +1,141 @@
+"""PTB-XL's files as PhysioNet publishes them (v1.0.1 and v1.0.3): where they are, and its two tables.
+
+ptbxl_database.csv   scp_statements.csv   SHA256SUMS.txt
+records100/00000/00001_lr.{hea,dat}       records500/00000/00001_hr.{hea,dat}
+"""
+
+import ast
+import os
+import shutil
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+DATABASE, STATEMENTS, DIGESTS, SYNTHETIC = "ptbxl_database.csv", "scp_statements.csv", "SHA256SUMS.txt", "SYNTHETIC"
+FILENAME = {100: "filename_lr", 500: "filename_hr"}
+TRAIN_FOLDS, VAL_FOLD, TEST_FOLD = range(1, 9), 9, 10
+_NEEDED = ("ecg_id", "patient_id", "scp_codes", "strat_fold", *FILENAME.values())
+
+
+def find(folder: Path) -> Path:
+    """The folder that holds ptbxl_database.csv: `folder` or a folder in it, as archives unpack to.
+
+    Raises:
+        FileNotFoundError: if there is none, or a choice of several.
+    """
+    found = [path.parent for path in (folder / DATABASE, *sorted(folder.glob(f"[!.]*/{DATABASE}"))) if path.is_file()]
+    if len(found) == 1 or (found and found[0] == folder):
+        return found[0]
+    raise FileNotFoundError(
+        f"expected PTB-XL with its {DATABASE} in {folder}, got {len(found) or 'no'} such file"
+        f"{'s' if len(found) > 1 else ''}; unpack the data set there, name its folder or zip as source, "
+        "or generate one: msssm data generate ptbxl"
+    )
+
+
+def unpack(archive: Path, folder: Path, sampling_rate: int) -> None:
+    """Unpacks tables and records of one sampling rate; what is there with the right size is kept.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a whole zip, or does not hold PTB-XL.
+    """
+    if not archive.is_file():
+        raise FileNotFoundError(f"asked for PTB-XL from {archive}, got no such file; name a folder or a zip as source")
+    try:
+        with zipfile.ZipFile(archive) as file:
+            tables = [PurePosixPath(name) for name in file.namelist() if PurePosixPath(name).name == DATABASE]
+            if len(tables) != 1:
+                raise ValueError(f"{archive} does not hold PTB-XL: {len(tables)} files called {DATABASE}")
+            top = tables[0].parent
+            records = f"records{sampling_rate}"
+            for member in tqdm(file.infolist(), desc=f"unpacking {archive.name}", unit="file", disable=None):
+                path = PurePosixPath(member.filename)
+                if member.is_dir() or ".." in path.parts or not path.is_relative_to(top):
+                    continue
+                inside = path.relative_to(top)
+                if len(inside.parts) == 1 or inside.parts[0] == records:
+                    _unpack_member(file, member, folder / inside)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{archive} is damaged ({error}); download it again") from error
+
+
+def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    if target.is_file() and target.stat().st_size == member.file_size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    with archive.open(member) as source, unfinished.open("wb") as copy:
+        shutil.copyfileobj(source, copy)  # compares the archive's CRC at the end
+    os.replace(unfinished, target)
+
+
+def read_database(folder: Path) -> pd.DataFrame:
+    """ptbxl_database.csv, indexed by ecg_id, with scp_codes as dictionaries and patient_id as integers.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: naming column or record, if it is not PTB-XL's table.
+    """
+    table = _read(folder / DATABASE)
+    if missing := [column for column in _NEEDED if column not in table.columns]:
+        raise ValueError(
+            f"{folder / DATABASE} has no column {', '.join(missing)}; take the file that PhysioNet publishes"
+        )
+    if table.empty:
+        raise ValueError(f"{folder / DATABASE} has no records; take the file that PhysioNet publishes")
+    if not table["ecg_id"].is_unique:
+        twice = table["ecg_id"][table["ecg_id"].duplicated()].iloc[0]
+        raise ValueError(
+            f"{folder / DATABASE} has ecg_id {twice} more than once; take the file that PhysioNet publishes"
+        )
+    table = table.set_index("ecg_id")
+    if not table["strat_fold"].isin(range(1, 11)).all() or table["patient_id"].isna().any():
+        raise ValueError(f"{folder / DATABASE}: every record needs a patient_id and a strat_fold of 1..10")
+    table["patient_id"] = table["patient_id"].astype(int)  # written as 15709.0
+    codes = {ecg_id: _codes(text, ecg_id) for ecg_id, text in table["scp_codes"].items()}
+    table["scp_codes"] = pd.Series(codes)
+    return table
+
+
+def read_statements(folder: Path) -> pd.DataFrame:
+    """scp_statements.csv, indexed by code.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is empty.
+    """
+    table = _read(folder / STATEMENTS)
+    if table.empty:
+        raise ValueError(f"{folder / STATEMENTS} has no rows; take the file that PhysioNet publishes")
+    return table.set_index(table.columns[0])
+
+
+def read_digests(folder: Path) -> dict[str, str]:
+    """SHA256SUMS.txt: path -> sha256; empty where the file is not there."""
+    path = folder / DIGESTS
+    if not path.is_file():
+        return {}
+    pairs = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
+    return {name.strip().removeprefix("./"): digest for digest, name in pairs}
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected {path}, got no such file; it is part of PTB-XL as PhysioNet publishes it")
+    try:
+        return pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a table ({error}); take the file that PhysioNet publishes") from error
+
+
+def _codes(text: object, ecg_id: object) -> dict[str, float]:
+    try:
+        codes = ast.literal_eval(str(text))
+        return {str(code): float(likelihood) for code, likelihood in codes.items()}
+    except (ValueError, SyntaxError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{DATABASE}, ecg_id {ecg_id}: expected scp_codes like {{'NORM': 100.0}}, got {str(text)[:60]!r}"
+        ) from error

@@ -1,0 +1,86 @@
+"""PTB-XL's code table, reconstructed for generated data; real data comes with its own scp_statements.csv.
+
+Codes, groups, classes and subclasses follow the table published with PTB-XL (Wagner et al. 2020, PhysioNet, CC BY 4.0).
+The columns that cross-reference other coding systems are left empty.
+"""
+
+import pandas as pd
+
+_DIAGNOSTIC = {
+    "NORM": {"NORM": "NORM"},
+    "CD": {
+        "LAFB/LPFB": "LAFB LPFB",
+        "IRBBB": "IRBBB",
+        "_AVB": "1AVB 2AVB 3AVB",
+        "IVCD": "IVCD",
+        "CRBBB": "CRBBB",
+        "CLBBB": "CLBBB",
+        "WPW": "WPW",
+        "ILBBB": "ILBBB",
+    },
+    "HYP": {"LVH": "LVH", "LAO/LAE": "LAO/LAE", "RVH": "RVH", "RAO/RAE": "RAO/RAE", "SEHYP": "SEHYP"},
+    "MI": {
+        "IMI": "IMI ILMI IPLMI IPMI INJIN INJIL",
+        "AMI": "ASMI AMI ALMI INJAS INJAL INJLA",
+        "LMI": "LMI",
+        "PMI": "PMI",
+    },
+    "STTC": {
+        "STTC": "NDT DIG LNGQT ANEUR EL",
+        "NST_": "NST_",
+        "ISC_": "ISC_",
+        "ISCA": "ISCAL ISCAS ISCLA ISCAN",
+        "ISCI": "ISCIN ISCIL",
+    },
+}
+_ALSO_FORM = "NDT NST_ DIG LNGQT"
+_FORM = "ABQRS PVC STD_ VCLVH QWAVE LOWT NT_ PAC LPR INVT LVOLT HVOLT TAB_ STE_ PRC(S)"
+_RHYTHM = "SR AFIB STACH SARRH SBRAD PACE SVARR BIGU AFLT SVTAC PSVT TRIGU"
+_DESCRIPTIONS = {
+    "NORM": "normal ECG",
+    "1AVB": "first degree AV block",
+    "CLBBB": "complete left bundle branch block",
+    "CRBBB": "complete right bundle branch block",
+    "LVH": "left ventricular hypertrophy",
+    "IMI": "inferior myocardial infarction",
+    "ASMI": "anteroseptal myocardial infarction",
+    "ISC_": "non-specific ischemic",
+    "NDT": "non-diagnostic T abnormalities",
+    "LNGQT": "long QT-interval",
+    "SR": "sinus rhythm",
+    "SBRAD": "sinus bradycardia",
+    "STACH": "sinus tachycardia",
+    "SARRH": "sinus arrhythmia",
+    "AFIB": "atrial fibrillation",
+    "BIGU": "bigeminal pattern (unknown origin, SV or Ventricular)",
+}
+_COLUMNS = (
+    "description",
+    "diagnostic",
+    "form",
+    "rhythm",
+    "diagnostic_class",
+    "diagnostic_subclass",
+    "Statement Category",
+    "SCP-ECG Statement Description",
+    "AHA code",
+    "aECG REFID",
+    "CDISC Code",
+    "DICOM Code",
+)
+
+
+def scp_statements() -> pd.DataFrame:
+    """71 rows, the index is the code; the columns of scp_statements.csv, 1 or NaN in diagnostic, form and rhythm."""
+    rows: dict[str, dict[str, str | float]] = {}
+    for superclass, subclasses in _DIAGNOSTIC.items():
+        for subclass, codes in subclasses.items():
+            for code in codes.split():
+                rows[code] = {"diagnostic": 1.0, "diagnostic_class": superclass, "diagnostic_subclass": subclass}
+    for code in (_ALSO_FORM + " " + _FORM).split():
+        rows.setdefault(code, {})["form"] = 1.0
+    for code in _RHYTHM.split():
+        rows[code] = {"rhythm": 1.0}
+    for code, row in rows.items():
+        row["description"] = _DESCRIPTIONS.get(code, code)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(_COLUMNS))

@@ -1,0 +1,72 @@
+"""What is missing or corrupt in a PTB-XL folder."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import file_digest
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from datamodules.ptbxl import convert, files
+from datamodules.ptbxl.labels import multi_hot
+from datamodules.ptbxl.record import CorruptRecordError, read_record
+
+
+def verify(source: Path, converted: Iterable[Path] = ()) -> list[str]:
+    """One line per fault, and none for a whole data set.
+
+    Compares every file with SHA256SUMS.txt, reads the tables and every record (of the sampling rates that are there)
+    with its checksums, and compares conversions with the digests that were taken when they were written.
+
+    Args:
+        source: folder of the data set; only read.
+        converted: folders that `convert.convert` made.
+    """
+    faults = []
+    rates = [rate for rate in files.FILENAME if (source / f"records{rate}").is_dir()]
+    if not rates:
+        faults.append("records100: no such folder, nor records500")
+    try:
+        table = files.read_database(source)
+        multi_hot(table["scp_codes"].tolist(), "all", files.read_statements(source))
+    except (OSError, ValueError) as error:
+        return [*faults, str(error)]
+    digests = files.read_digests(source)
+    if not digests:
+        faults.append(f"{files.DIGESTS}: no such file; only the records' own checksums can be compared")
+    absent = tuple(f"records{rate}/" for rate in files.FILENAME if rate not in rates)
+    listed = [(source, *item) for item in digests.items() if not item[0].startswith(absent)]
+    records = [(source, str(name), rate) for rate in rates for name in table[files.FILENAME[rate]]]
+    with ThreadPoolExecutor(convert.THREADS) as pool:
+        checks = (
+            (len(listed), "comparing SHA-256", pool.map(_compare, listed)),
+            (len(records), "reading records", pool.map(_read, records)),
+        )
+        for total, title, found in checks:
+            faults += [fault for fault in tqdm(found, title, total, unit="file", disable=None) if fault]
+    for folder in converted:
+        try:
+            faults += [
+                f"{folder.name}: chunk {chunk} is not what was written" for chunk in convert.damaged_chunks(folder)
+            ]
+        except ValueError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _compare(item: tuple[Path, str, str]) -> str | None:
+    source, name, digest = item
+    try:
+        with (source / name).open("rb") as file:
+            same = file_digest(file, "sha256").hexdigest() == digest
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    return None if same else f"{name}: its SHA-256 is not that of {files.DIGESTS}"
+
+
+def _read(item: tuple[Path, str, int]) -> str | None:
+    try:
+        read_record(*item)
+    except CorruptRecordError as error:
+        return f"{item[1]}: {error}"
+    return None

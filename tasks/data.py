@@ -1,0 +1,49 @@
+"""`msssm data`: check a data set on disk, or generate one. Neither needs a recipe."""
+
+import argparse
+from pathlib import Path
+
+
+def main(args: list[str]) -> None:
+    """Runs `verify ptbxl` or `generate ptbxl`.
+
+    Raises:
+        SystemExit: with code 1 if something is missing or corrupt.
+    """
+    parser = argparse.ArgumentParser(prog="msssm data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("verify", help="name what is missing or corrupt; exit code 1 if anything is")
+    make = commands.add_parser("generate", help="write synthetic records in the data set's own format")
+    for command in (check, make):
+        command.add_argument("dataset", choices=["ptbxl"])
+        command.add_argument("--root", type=Path, default=Path("data"), help="folder for data sets")
+    check.add_argument("--source", type=Path, help="folder of the data set, if not <root>/ptbxl")
+    make.add_argument("--count", type=int, default=400, help="records")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--rates", type=int, nargs="+", default=[100], help="Hz: 100, 500")
+    options = parser.parse_args(args)
+    if options.command == "generate":
+        _generate(options)
+    else:
+        _verify(options)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from datamodules.ptbxl import generate
+
+    rates = tuple(options.rates)
+    print(generate(options.root, options.count, seed=options.seed, sampling_rates=rates, progress=True))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from datamodules.ptbxl import files, verify
+
+    folder = options.root / "ptbxl"
+    source = files.find(options.source or folder)
+    converted = sorted(folder.glob("converted-*"))
+    faults = verify(source, converted)
+    for fault in faults:
+        print(fault)
+    print(f"{source}: {len(faults)} faults" if faults else f"{source}: whole")
+    if faults:
+        raise SystemExit(1)

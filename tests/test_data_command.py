@@ -1,0 +1,73 @@
+"""`msssm data`: what is missing or corrupt, and a generated data set."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from datamodules import PTBXLDataModule
+from datamodules.ptbxl import verify
+from tasks.main import main
+from tests.ptbxl import copy_to
+
+
+def _out(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_generated_data_set_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "generate", "ptbxl", "--root", str(tmp_path), "--count", "200", "--rates", "500"])
+    PTBXLDataModule(root=str(tmp_path), sampling_rate=500).prepare_data()
+    capsys.readouterr()
+    main(["data", "verify", "ptbxl", "--root", str(tmp_path)])
+    assert _out(capsys) == [f"{tmp_path / 'ptbxl'}: whole"]
+
+
+def test_every_fault_is_named_with_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy_to(tmp_path)
+    module = PTBXLDataModule(root=str(tmp_path))
+    module.prepare_data()
+    (converted,) = folder.glob("converted-*")
+    with (converted / "signals.npy").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"rubbish")
+    records = folder / "records100" / "00000"
+    (records / "00003_lr.dat").write_bytes(b"short")
+    (records / "00004_lr.hea").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "verify", "ptbxl", "--root", str(tmp_path)])
+    assert stop.value.code == 1
+    assert _out(capsys) == [
+        "records100/00000/00003_lr.dat: its SHA-256 is not that of SHA256SUMS.txt",
+        "records100/00000/00004_lr.hea: No such file or directory",
+        "records100/00000/00003_lr: 00003_lr.dat holds 5 bytes, its header says 24000",
+        "records100/00000/00004_lr: 00004_lr.hea is missing",
+        f"{converted.name}: chunk 0 is not what was written",
+        f"{folder}: 5 faults",
+    ]
+
+
+def test_without_digests_the_records_own_checksums_are_compared(tmp_path: Path) -> None:
+    folder = copy_to(tmp_path)
+    (folder / "SHA256SUMS.txt").unlink()
+    path = folder / "records100" / "00000" / "00003_lr.dat"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    missing, wrong = verify(folder)
+    assert missing == "SHA256SUMS.txt: no such file; only the records' own checksums can be compared"
+    assert wrong == "records100/00000/00003_lr: wrong checksum of lead I"
+
+
+def test_missing_tables_and_records_are_named(tmp_path: Path) -> None:
+    folder = copy_to(tmp_path)
+    (folder / "scp_statements.csv").unlink()
+    (folder / "records100").rename(folder / "elsewhere")
+    first, second = verify(folder)
+    assert first == "records100: no such folder, nor records500"
+    assert re.fullmatch(r"expected .*/scp_statements.csv, got no such file; it is part of PTB-XL as .*", second)
+
+
+def test_no_data_set_is_an_error_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "verify", "ptbxl", "--root", str(tmp_path)])
+    assert stop.value.code == 2
+    assert re.search(r"msssm: expected PTB-XL .* or generate one: msssm data generate ptbxl", capsys.readouterr().err)

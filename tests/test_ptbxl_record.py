@@ -1,0 +1,175 @@
+"""One WFDB record: what is read, and what is said about a bad one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import wfdb
+
+from datamodules.ptbxl import LEADS, CorruptRecordError, read_record, simulate
+from datamodules.ptbxl import record as reading
+
+SIGNAL = simulate("SR", 0, np.random.default_rng(0))
+
+
+def _write(folder: Path, signal: npt.NDArray[Any] = SIGNAL, leads: tuple[str, ...] = LEADS, **changed: Any) -> None:
+    count = len(leads)
+    options = {"fs": 100, "units": ["mV"] * count, "fmt": ["16"] * count, "adc_gain": [1000.0] * count}
+    arguments = {**options, "baseline": [0] * count, "d_signal": signal.astype(np.int64), **changed}
+    wfdb.wrsamp("r", sig_name=list(leads), write_dir=str(folder), **arguments)
+
+
+def test_a_record_is_what_was_written(tmp_path: Path) -> None:
+    _write(tmp_path)
+    record = read_record(tmp_path, "r", 100)
+    assert np.array_equal(record.signal, SIGNAL)
+    assert (record.missing, record.flat, record.saturated) == ([], [], [])
+
+
+def test_the_fast_reader_agrees_with_wfdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal = SIGNAL.copy()
+    signal[3, 4] = reading.MISSING
+    _write(tmp_path, signal)
+    calls: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_read_with_wfdb", calls.append)
+        fast = read_record(tmp_path, "r", 100)
+    monkeypatch.setattr(reading, "_read_plain", lambda _: None)
+    slow = read_record(tmp_path, "r", 100)
+    assert calls == []
+    assert np.array_equal(fast.signal, slow.signal)
+    assert np.array_equal(fast.signal, signal)
+    millivolts = np.array(wfdb.rdrecord(str(tmp_path / "r")).p_signal)
+    millivolts[3, 4] = reading.MISSING / 1000
+    np.testing.assert_allclose(fast.signal / 1000, millivolts, rtol=0, atol=1e-9)
+
+
+def test_other_gains_baselines_and_formats_become_microvolts(tmp_path: Path) -> None:
+    gain, baseline = [200.0] * 12, [7] * 12
+    digital = np.rint(SIGNAL / 1000 * 200).astype(np.int64) + 7
+    _write(tmp_path, digital, adc_gain=gain, baseline=baseline, fmt=["212"] * 12)
+    record = read_record(tmp_path, "r", 100)
+    assert np.array_equal(record.signal, np.rint((digital - 7) * 5.0).astype(np.int16))
+
+
+def test_leads_in_another_order_are_put_right(tmp_path: Path) -> None:
+    order = np.random.default_rng(1).permutation(12)
+    _write(tmp_path, SIGNAL[:, order], tuple(LEADS[i].replace("AV", "aV") for i in order))
+    assert np.array_equal(read_record(tmp_path, "r", 100).signal, SIGNAL)
+
+
+def test_missing_flat_and_saturated_leads_are_counted(tmp_path: Path) -> None:
+    signal = SIGNAL.copy()
+    signal[10:20, 1] = reading.MISSING
+    signal[:, 4] = 25
+    signal[:, 7] = reading.MISSING
+    signal[100, 9] = 32767
+    signal[100, 11] = -32767
+    _write(tmp_path, signal)
+    record = read_record(tmp_path, "r", 100)
+    assert record.missing == ["II", "V2"]
+    assert record.flat == ["AVL", "V2"]
+    assert record.saturated == ["V4", "V6"]
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "r.dat"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip_bytes(folder: Path) -> None:
+    content = bytearray((folder / "r.dat").read_bytes())
+    content[240:280] = bytes(byte ^ 0x55 for byte in content[240:280])
+    (folder / "r.dat").write_bytes(content)
+
+
+def _header(old: str, new: str) -> Any:
+    def change(folder: Path) -> None:
+        text = (folder / "r.hea").read_text()
+        assert old in text
+        (folder / "r.hea").write_text(text.replace(old, new, 1))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_truncate, r"r.dat holds 23900 bytes, its header says 24000"),
+        (lambda folder: (folder / "r.dat").write_bytes(b""), r"r.dat holds 0 bytes, its header says 24000"),
+        (lambda folder: (folder / "r.dat").unlink(), r"r.dat is missing"),
+        (lambda folder: (folder / "r.hea").unlink(), r"r.hea is missing"),
+        (lambda folder: (folder / "r.hea").write_bytes(b""), r"r.hea is not a WFDB header"),
+        (lambda folder: (folder / "r.hea").write_bytes(b"\xff\x00" * 40), r"r.hea is not a WFDB header"),
+        (_flip_bytes, r"wrong checksum of lead I, II"),
+        (_header("r 12 100", "r 13 100"), r"r.hea announces 13 leads and describes 12"),
+        (_header("r 12 100", "r 11 100"), r"r.hea announces 11 leads and describes 12"),
+        (_header("r 12 100 1000", "r 12 100 900"), r"r.dat holds 24000 bytes, its header says 21600"),
+        (_header("1000.0(0)/mV", "0(0)/mV"), r"r.hea has a lead without a positive ADC gain"),
+        (_header("1000.0(0)/mV", "0.0/mV"), r"r.hea has a lead without a positive ADC gain"),
+        (_header("1000.0(0)/mV", "-5(0)/mV"), r"r.hea has a lead without a positive ADC gain"),
+        (_header("r 12 100 1000", "r 12 257 1000"), r"sampled at 257 Hz, expected 100 Hz"),
+        (_header(" 0 V6", " 0 V7"), r"has 12 leads, without V6"),
+        (_header("r.dat 16", "../r.dat 16"), r"cannot be read"),
+    ],
+)
+def test_a_bad_record_is_refused_with_the_reason(tmp_path: Path, damage: Any, reason: str) -> None:
+    _write(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(CorruptRecordError, match=reason):
+        read_record(tmp_path, "r", 100)
+
+
+def test_a_wrong_checksum_in_the_header_is_found_modulo_65536(tmp_path: Path) -> None:
+    _write(tmp_path)
+    checksum = wfdb.rdheader(str(tmp_path / "r")).checksum[0]
+    _header(f" {checksum} 0 I\n", f" {checksum - 65536} 0 I\n")(tmp_path)  # older writers: signed
+    assert np.array_equal(read_record(tmp_path, "r", 100).signal, SIGNAL)
+    _header(f" {checksum - 65536} 0 I\n", f" {checksum + 1} 0 I\n")(tmp_path)
+    with pytest.raises(CorruptRecordError, match=r"wrong checksum of lead I$"):
+        read_record(tmp_path, "r", 100)
+
+
+@pytest.mark.parametrize(
+    ("signal", "leads", "reason"),
+    [
+        (SIGNAL[:, :2], LEADS[:2], "has 2 leads, without III, AVR"),
+        (SIGNAL[:, [*range(12), 0]], (*LEADS, "X"), "has 13 leads, expected 12"),
+        (SIGNAL[:900], LEADS, "has 900 samples per lead, expected 1000"),
+        (np.zeros_like(SIGNAL), LEADS, "no lead carries a signal"),
+        (np.full_like(SIGNAL, reading.MISSING), LEADS, "no lead carries a signal"),
+    ],
+)
+def test_a_record_of_another_kind_is_refused(
+    tmp_path: Path, signal: npt.NDArray[Any], leads: tuple[str, ...], reason: str
+) -> None:
+    _write(tmp_path, signal, leads)
+    with pytest.raises(CorruptRecordError, match=reason):
+        read_record(tmp_path, "r", 100)
+
+
+def test_other_units_are_refused(tmp_path: Path) -> None:
+    _write(tmp_path, units=["uV"] * 12)
+    with pytest.raises(CorruptRecordError, match="is in uV, expected mV"):
+        read_record(tmp_path, "r", 100)
+
+
+@pytest.mark.parametrize("outside", ["../r", "a/../../r"])
+def test_a_path_out_of_the_folder_is_refused(tmp_path: Path, outside: str) -> None:
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    _write(tmp_path)
+    with pytest.raises(CorruptRecordError, match="points outside the data folder"):
+        read_record(tmp_path / "data", outside, 100)
+    with pytest.raises(CorruptRecordError, match="points outside the data folder"):
+        read_record(tmp_path / "data", str(tmp_path / "r"), 100)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "other").mkdir()
+    _write(tmp_path / "other")
+    (tmp_path / "data" / "records100").symlink_to(tmp_path / "other")
+    with pytest.raises(CorruptRecordError, match="points outside the data folder"):
+        read_record(tmp_path / "data", "records100/r", 100)
