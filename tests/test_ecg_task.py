@@ -30,7 +30,6 @@ TINY = [
     "--data.batch_size=40",
     "--model.backbone.d_model=4",
     "--model.backbone.n_layers=1",
-    "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--trainer.max_epochs=1",
 ]
