@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from msssm import param_groups
+from tasks.rank_states import gather_states, restore_state
 
 
 def warmup_cosine(step: int, warmup_steps: float, total_steps: float) -> float:
@@ -42,7 +43,7 @@ class SequenceTask(lightning.LightningModule):
         ]
         if errors:
             raise ValueError("; ".join(errors))
-        self._random_states: dict[str, Any] | None = None
+        self._rank_states: list[dict[str, Any]] = []
         self.lr, self.weight_decay, self.ssm_lr, self.warmup_epochs = lr, weight_decay, ssm_lr, warmup_epochs
 
     def configure_optimizers(self) -> Any:
@@ -59,16 +60,16 @@ class SequenceTask(lightning.LightningModule):
         return warmup_cosine(step, self.warmup_epochs * per_epoch, self.trainer.estimated_stepping_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_states"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        checkpoint["rank_states"] = gather_states(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random_states = checkpoint.get("random_states")
+        self._rank_states = checkpoint.get("rank_states", [])
 
     def on_train_start(self) -> None:
-        # A resumed run draws the same dropout masks as an uninterrupted one. A checkpoint holds one process' states.
-        if self._random_states is not None and self.trainer.world_size == 1:
-            torch.set_rng_state(self._random_states["cpu"].cpu())
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._random_states["cuda"]])
+        # A resumed run draws the same dropout masks as an uninterrupted one, and averages over the whole epoch.
+        if len(self._rank_states) == self.trainer.world_size:
+            restore_state(self, self._rank_states[self.global_rank])
+        self._rank_states = []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Before clipping, and only where the logger will keep it.

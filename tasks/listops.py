@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Batch
@@ -43,13 +43,21 @@ class ListOpsTask(SequenceTask):
         accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.train_accuracy, self.val_accuracy = accuracy, accuracy.clone()
         self.test_accuracy = accuracy.clone()
+        self.train_loss = MeanMetric()
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """x (B, L) token ids, lengths (B,) -> logits (B, 10)."""
         return self.model(x, lengths)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train", self.train_accuracy)
+        loss = self._step(batch, "train", self.train_accuracy)
+        self.train_loss.update(loss.detach(), len(batch.y))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        # As objects, and here: their states are in a checkpoint, and one written at the end of an epoch is before this.
+        self.log("train/loss_epoch", self.train_loss)
+        self.log("train/accuracy", self.train_accuracy)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val", self.val_accuracy)
@@ -63,9 +71,12 @@ class ListOpsTask(SequenceTask):
         if stage == "train" and not torch.isfinite(loss):
             raise ValueError(f"the training loss is {loss.item()} at step {self.global_step}: try a lower lr or ssm_lr")
         accuracy.update(logits, batch.y)
-        options: dict[str, Any] = {"batch_size": len(batch.y), "on_epoch": True, "prog_bar": True}
-        self.log(f"{stage}/loss", loss, on_step=stage == "train", sync_dist=stage != "train", **options)
-        self.log(f"{stage}/accuracy", accuracy, on_step=False, **options)
+        options: dict[str, Any] = {"batch_size": len(batch.y), "prog_bar": True}
+        if stage == "train":
+            self.log("train/loss_step", loss, **options)
+        else:
+            self.log(f"{stage}/loss", loss, sync_dist=True, **options)
+            self.log(f"{stage}/accuracy", accuracy, **options)
         return loss
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -35,7 +35,7 @@ def _metrics(run: Path) -> dict[str, Any]:
 def test_a_run_lives_in_one_folder(complete: tuple[Path, Path]) -> None:
     _, run = complete
     assert {"config.yaml", "metrics.json", "checkpoints"} <= {path.name for path in run.iterdir()}
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
     assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
 
 
