@@ -61,6 +61,7 @@ class MsssmCLI(LightningCLI):
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": False,
             }
         )
 
@@ -101,11 +102,15 @@ class MsssmCLI(LightningCLI):
                 f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
                 "choose another --run_dir or delete it"
             )
-        if self.ckpt_path is None and (found := newest_readable(self.run_dir)) is not None:
-            path, checkpoint = found
-            self.ckpt_path = str(path)
-            rewind(self.run_dir, checkpoint)
-            say(f"fit from {path}, step {checkpoint['global_step']}")
+        if self.ckpt_path is not None:
+            return
+        if (found := newest_readable(self.run_dir)) is None:
+            rewind(self.run_dir, {})
+            return
+        path, checkpoint = found
+        self.ckpt_path = str(path)
+        rewind(self.run_dir, checkpoint)
+        say(f"fit from {path}, step {checkpoint['global_step']}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -42,7 +42,8 @@ class LastCheckpoint(RunCheckpoint):
     """
 
     def __init__(self, dirpath: Path, minutes: float = 10) -> None:
-        super().__init__(dirpath, filename="last", enable_version_counter=False)
+        # At the validation: at the end of the epoch, its training metrics would not be logged a second time.
+        super().__init__(dirpath, filename="last", enable_version_counter=False, save_on_train_epoch_end=False)
         self.seconds = 60 * minutes
         self._saved_at = 0.0
         self._noted = 0

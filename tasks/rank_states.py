@@ -1,4 +1,4 @@
-"""What each process of a job has for itself in a checkpoint: its random numbers and its share of the metrics."""
+"""What each process has for itself in a checkpoint: its random numbers, and its share of the metrics `train_*`."""
 
 from typing import Any
 
@@ -36,7 +36,9 @@ def restore_state(module: LightningModule, state: dict[str, Any]) -> None:
 
 
 def _metrics(module: LightningModule) -> dict[str, Metric]:
-    return {name: child for name, child in module.named_modules() if isinstance(child, Metric)}
+    # Those of an evaluation start anew with it, and are full of the last one when its checkpoint is written.
+    children = ((name, child) for name, child in module.named_modules() if name.startswith("train_"))
+    return {name: child for name, child in children if isinstance(child, Metric)}
 
 
 def _metric_state(metric: Metric) -> dict[str, Any]:

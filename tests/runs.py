@@ -55,19 +55,19 @@ def kill_at(step: int, signum: int = signal.SIGKILL) -> None:
     _interrupt("training_step", lambda task, index: task.global_step == step, signum)
 
 
-def kill_in_validation(step: int, signum: int = signal.SIGKILL) -> None:
-    """A fault: at the second batch of the validation after `step` steps."""
-    _interrupt("validation_step", lambda task, index: task.global_step == step and index == 1, signum)
+def kill_in_validation(steps: tuple[int, ...], signum: int = signal.SIGKILL) -> None:
+    """A fault: at the second batch of a validation after one of these numbers of steps."""
+    _interrupt("validation_step", lambda task, index: task.global_step in steps and index == 1, signum)
 
 
-def kill_at_epoch_end(step: int, signum: int = signal.SIGKILL) -> None:
-    """A fault: at the end of the epoch that ends after `step` steps."""
+def kill_at_epoch_end(steps: tuple[int, ...], signum: int = signal.SIGKILL) -> None:
+    """A fault: at the end of an epoch that ends after one of these numbers of steps."""
     from tasks import ListOpsTask
 
     original = ListOpsTask.on_train_epoch_end
 
     def interrupted(self: ListOpsTask) -> None:
-        if self.global_step == step:
+        if self.global_step in steps:
             os.kill(os.getpid(), signum)
         original(self)
 

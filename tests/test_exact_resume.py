@@ -21,13 +21,14 @@ SETTINGS: dict[str, Setting] = {
     "workers": ("--data.num_workers=2",),
     "ema": (EMA, "--trainer.callbacks.decay=0.9"),
     "often": ("--trainer.val_check_interval=0.3",),
-    "accumulate": ("--trainer.accumulate_grad_batches=3",),
+    # Steps of 3 batches and of the 2 that are left: 9 an epoch.
+    "accumulate": ("--trainer.accumulate_grad_batches=3", "--data.batch_size=8", "--trainer.max_epochs=3"),
 }
 KILLS: dict[str, Callable[[], None]] = {
     "first steps": partial(runs.kill_at, 3),
     "mid-epoch": partial(runs.kill_at, 15),
-    "validation": partial(runs.kill_in_validation, 20),
-    "epoch end": partial(runs.kill_at_epoch_end, 10),
+    "validation": partial(runs.kill_in_validation, (16, 18, 20)),
+    "epoch end": partial(runs.kill_at_epoch_end, (9, 10)),
     "half-written": partial(runs.kill_while_writing, 5),
     "between renames": partial(runs.kill_while_writing, 4, "rename"),
     "written": partial(runs.kill_while_writing, 4, "written"),
@@ -65,12 +66,7 @@ def test_a_killed_run_goes_on_exactly(
 ) -> None:
     command, expected = whole(setting)
     command = [*command, f"--run_dir={tmp_path / 'cut'}"]
-    if setting == "accumulate" and kill in ("mid-epoch", "epoch end", "validation"):
-        kill_step = {"mid-epoch": partial(runs.kill_at, 5), "epoch end": partial(runs.kill_at_epoch_end, 4)}
-        fault = kill_step.get(kill, partial(runs.kill_in_validation, 8))
-    else:
-        fault = KILLS[kill]
-    assert runs.run(command, tmp_path / "log", fault) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert runs.run(command, tmp_path / "log", KILLS[kill]) == -signal.SIGKILL, (tmp_path / "log").read_text()
     assert not (tmp_path / "cut/metrics.json").exists()
     assert runs.run(command, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     runs.assert_same(tmp_path / "cut", expected)
@@ -97,7 +93,7 @@ def test_a_signal_saves_at_once_and_exits_with_its_code(
     signum = signal.Signals[name]
     fault = {
         "step 13": partial(runs.kill_at, 13, signum),
-        "validation": partial(runs.kill_in_validation, 10, signum),
+        "validation": partial(runs.kill_in_validation, (10,), signum),
         "last step": partial(runs.kill_at, STEPS - 1, signum),
     }[where]
     start = time.monotonic()
