@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks.bad_batches import SkipBadBatches
     from tasks.listops import ListOpsTask
     from tasks.nan_guard import NanGuard
 
-__all__ = ["ListOpsTask", "NanGuard"]
+__all__ = ["ListOpsTask", "NanGuard", "SkipBadBatches"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from tasks.nan_guard import NanGuard
 
         return NanGuard
+    if name == "SkipBadBatches":
+        from tasks.bad_batches import SkipBadBatches
+
+        return SkipBadBatches
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

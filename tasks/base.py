@@ -1,6 +1,7 @@
 """What every task shares: the optimiser, its schedule, and the norm of the gradients."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msssm import param_groups
+from msssm.nan_guard import nan_guard
 from tasks.rank_states import gather_states, restore_state
 
 
@@ -28,6 +30,8 @@ class SequenceTask(lightning.LightningModule):
         ssm_lr: peak learning rate of A, the step sizes and D of the state space models; `lr` when absent.
         warmup_epochs: length of the warm-up, in epochs.
     """
+
+    stops_at_bad_loss = True  # `SkipBadBatches` goes on instead
 
     def __init__(self, lr: float, weight_decay: float, ssm_lr: float | None, warmup_epochs: float) -> None:
         super().__init__()
@@ -59,7 +63,31 @@ class SequenceTask(lightning.LightningModule):
         per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         return warmup_cosine(step, self.warmup_epochs * per_epoch, self.trainer.estimated_stepping_batches)
 
+    def check_loss(self, loss: Tensor, *inputs: Tensor) -> None:
+        """Ends the training at a loss that is not finite, with what `nan_guard` finds of the forward on `inputs`.
+
+        Raises:
+            ValueError: naming step, and layer, band and position where the network itself fails.
+        """
+        if not self.stops_at_bad_loss or torch.isfinite(loss):
+            return
+        place = "try a lower lr or ssm_lr; --trainer.callbacks+=tasks.NanGuard looks at every layer from the start"
+        try:
+            with torch.no_grad(), nan_guard(self):
+                self(*inputs)
+        except FloatingPointError as error:
+            place = str(error)
+        last = Path(self.trainer.default_root_dir) / "checkpoints/last.ckpt"
+        kept = f"; {last} is from before" if last.exists() else ""
+        raise ValueError(f"the training loss is {loss.item()} at step {self.global_step}: {place}{kept}")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        bad = [name for name, value in checkpoint["state_dict"].items() if not torch.isfinite(value).all()]
+        if bad:
+            raise ValueError(
+                f"{bad[0]} is not finite at step {self.global_step} ({len(bad)} of the weights); not saved, the "
+                "checkpoint before is kept. Try a lower lr or ssm_lr"
+            )
         checkpoint["rank_states"] = gather_states(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The `msssm` command's Lightning half: fit, validate, test, predict from one recipe."""
 
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from tasks.bad_batches import LossSpikes
 from tasks.base import SequenceTask
 from tasks.checkpoint_io import DurableCheckpointIO
 from tasks.checkpoints import RunCheckpoint, newest_readable
@@ -119,6 +121,17 @@ class MsssmCLI(LightningCLI):
             raise SystemExit(143) from None
         except SystemExit as error:
             raise SystemExit(130 if isinstance(error.__context__, KeyboardInterrupt) else error.code) from None
+        except Exception:
+            self._end_processes()
+            raise
+
+    def _end_processes(self) -> None:
+        """Of a job whose first process has failed: none may wait for it for ever. They get time to show their error."""
+        for process in getattr(self.trainer.strategy.launcher, "procs", []):
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
@@ -137,7 +150,7 @@ class MsssmCLI(LightningCLI):
         kwargs["plugins"] = _with_durable_checkpoints(config.plugins)
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         if self.subcommand == "fit":
-            extra = [self.timer, Dashboard(), EventFiles(self.run_dir)]
+            extra = [self.timer, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
             last = LastCheckpoint(self.run_dir / "checkpoints")
@@ -167,7 +180,8 @@ class MsssmCLI(LightningCLI):
             verbose=False,
         )
         if isinstance(self.trainer.logger, TensorBoardLogger):
-            self.trainer.logger.log_hyperparams(self.model.hparams, dict(test))
+            self.trainer.logger.log_hyperparams(self.model.hparams, dict(test), steps)
+            self.trainer.logger.finalize("success")
         describe = getattr(self.datamodule, "describe", dict)
         if self.trainer.is_global_zero:
             write_json(

@@ -43,7 +43,7 @@ class ListOpsTask(SequenceTask):
         accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.train_accuracy, self.val_accuracy = accuracy, accuracy.clone()
         self.test_accuracy = accuracy.clone()
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="ignore")
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """x (B, L) token ids, lengths (B,) -> logits (B, 10)."""
@@ -68,8 +68,8 @@ class ListOpsTask(SequenceTask):
     def _step(self, batch: Batch, stage: str, accuracy: Metric) -> Tensor:
         logits = self(batch.x, batch.lengths)
         loss = nn.functional.cross_entropy(logits, batch.y)
-        if stage == "train" and not torch.isfinite(loss):
-            raise ValueError(f"the training loss is {loss.item()} at step {self.global_step}: try a lower lr or ssm_lr")
+        if stage == "train":
+            self.check_loss(loss, batch.x, batch.lengths)
         accuracy.update(logits, batch.y)
         options: dict[str, Any] = {"batch_size": len(batch.y), "prog_bar": True}
         if stage == "train":

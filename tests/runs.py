@@ -150,15 +150,15 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 def assert_same(folder: Path, whole: Path) -> None:
     """Two complete runs are the same, to the bit: weights, optimiser, metrics and every point of every curve."""
-    ours, theirs = weights(folder), weights(whole)
-    assert ours.keys() == theirs.keys()
-    different = [
-        name
-        for name, value in ours.items()
-        if not (torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name])
-    ]
-    assert not different
-    assert numbers(folder) == numbers(whole)
-    points, expected = curve(folder), curve(whole)
-    assert {tag: points[tag] for tag in points if points[tag] != expected.get(tag)} == {}
-    assert points.keys() == expected.keys()
+    for what in (weights, numbers, curve):
+        ours, theirs = what(folder), what(whole)
+        different = {
+            key: (ours.get(key), theirs.get(key))
+            for key in ours.keys() | theirs.keys()
+            if not _equal(ours.get(key), theirs.get(key))
+        }
+        assert not different, f"{what.__name__} differ: {different}"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else bool(a == b)
