@@ -56,10 +56,10 @@ class _BatchSampler(DistributedSampler[list[int]]):
 class LengthBucketBatchSampler(_BatchSampler):
     """Training batches of similar length, in an order that is a pure function of (seed, epoch).
 
-    The shuffled samples are divided into pools of `pool_batches * batch_size`; each pool is sorted by
-    length and cut into batches, and the batches are shuffled. Every rank gets the same number of batches,
-    none of them shared: the at most `world_size - 1` batches that do not divide evenly are left out for
-    that epoch.
+    The shuffled samples are divided into pools of `pool_batches` batches; each pool is sorted by length and
+    cut into batches, and the batches are shuffled. A batch is shared evenly by all ranks, so it holds the
+    same samples whatever their number; the at most `world_size - 1` samples of an epoch that do not divide
+    evenly are left out.
 
     Args:
         lengths: (samples,) length of each sample.
@@ -70,7 +70,7 @@ class LengthBucketBatchSampler(_BatchSampler):
             only one pool meet almost the same neighbours in every epoch.
         rank: of this process.
         world_size: number of processes.
-        drop_last: leave out the one batch that is smaller than `batch_size`.
+        drop_last: leave out the one batch that is smaller than the others.
 
     Raises:
         ValueError: if there is no batch for every rank.
@@ -100,16 +100,16 @@ class LengthBucketBatchSampler(_BatchSampler):
         self.pool_batches = pool_batches
         self._resume = (0, 0)
         samples = len(self.lengths)
-        batches = samples // batch_size if drop_last else -(-samples // batch_size)
-        self._batches_per_rank = batches // world_size
-        if self._batches_per_rank < 1:
+        whole, rest = divmod(samples, batch_size * world_size)
+        self._batches = whole + (not drop_last and rest >= world_size)
+        if self._batches < 1:
             raise ValueError(
                 f"asked for batches of {batch_size} on each of {world_size} processes, got {samples} "
                 "samples, not one batch each; use a smaller batch_size or fewer processes"
             )
 
     def __len__(self) -> int:
-        return self._batches_per_rank
+        return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from self._order()[self.done_before :]
@@ -129,17 +129,16 @@ class LengthBucketBatchSampler(_BatchSampler):
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
         samples = len(self.lengths)
         order = generator.permutation(samples) if self.shuffle else np.arange(samples)
-        pool = self.pool_batches * self.batch_size
+        whole = self.batch_size * self.world_size
         batches: list[npt.NDArray[np.int64]] = []
-        for start in range(0, samples, pool):
-            indices = order[start : start + pool]
+        for start in range(0, samples, self.pool_batches * whole):
+            indices = order[start : start + self.pool_batches * whole]
             indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-            batches += [indices[cut : cut + self.batch_size] for cut in range(0, len(indices), self.batch_size)]
-        if self.drop_last:  # only the last pool can end in a smaller batch
-            batches = batches[: samples // self.batch_size]
+            batches += [indices[cut : cut + whole] for cut in range(0, len(indices), whole)]
+        batches = batches[: self._batches]  # only the last can be smaller
         chosen = generator.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
-        mine = chosen[self.rank : self._batches_per_rank * self.world_size : self.world_size]
-        return [batches[index].tolist() for index in mine]
+        shares = (batch[: len(batch) - len(batch) % self.world_size] for batch in (batches[i] for i in chosen))
+        return [share[self.rank :: self.world_size].tolist() for share in shares]
 
 
 class EvaluationBatchSampler(_BatchSampler):

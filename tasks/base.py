@@ -7,9 +7,12 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from msssm import param_groups
+from msssm.nan_guard import nan_guard
 from tasks.predictions import Predictions
+from tasks.rank_states import gather_states, restore_state
 
 
 def warmup_cosine(step: int, warmup_steps: float, total_steps: float) -> float:
@@ -32,6 +35,8 @@ class SequenceTask(lightning.LightningModule):
         warmup_epochs: length of the warm-up, in epochs.
     """
 
+    stops_at_bad_loss = True  # `SkipBadBatches` goes on instead
+
     def __init__(self, lr: float, weight_decay: float, ssm_lr: float | None, warmup_epochs: float) -> None:
         super().__init__()
         errors = [
@@ -46,8 +51,9 @@ class SequenceTask(lightning.LightningModule):
         ]
         if errors:
             raise ValueError("; ".join(errors))
-        self._random_states: dict[str, Any] | None = None
+        self._rank_states: list[dict[str, Any]] = []
         self.lr, self.weight_decay, self.ssm_lr, self.warmup_epochs = lr, weight_decay, ssm_lr, warmup_epochs
+        self.train_loss = MeanMetric(nan_strategy="ignore")
         self.test_predictions = Predictions()
 
     def configure_optimizers(self) -> Any:
@@ -63,17 +69,50 @@ class SequenceTask(lightning.LightningModule):
         per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         return warmup_cosine(step, self.warmup_epochs * per_epoch, self.trainer.estimated_stepping_batches)
 
+    def check_loss(self, loss: Tensor, *inputs: Tensor) -> None:
+        """Ends the training at a loss that is not finite, with what `nan_guard` finds of the forward on `inputs`.
+
+        Raises:
+            ValueError: naming step, and layer, band and position where the network itself fails.
+        """
+        if not self.stops_at_bad_loss or torch.isfinite(loss):
+            return
+        place = "try a lower lr or ssm_lr; --trainer.callbacks+=tasks.NanGuard looks at every layer from the start"
+        try:
+            with torch.no_grad(), nan_guard(self):
+                self(*inputs)
+        except FloatingPointError as error:
+            place = str(error)
+        last = Path(self.trainer.default_root_dir) / "checkpoints/last.ckpt"
+        kept = f"; {last} is from before" if last.exists() else ""
+        raise ValueError(f"the training loss is {loss.item()} at step {self.global_step}: {place}{kept}")
+
+    def log_train_loss(self, loss: Tensor, samples: int) -> None:
+        """Logs `train/loss_step`, and `train/loss_epoch` when the epoch ends."""
+        self.log("train/loss_step", loss, prog_bar=True, batch_size=samples)
+        self.train_loss.update(loss.detach(), samples)
+
+    def on_train_epoch_end(self) -> None:
+        # As an object, and here: its state is in a checkpoint, and one written at the end of an epoch is before this.
+        self.log("train/loss_epoch", self.train_loss)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_states"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        bad = [name for name, value in checkpoint["state_dict"].items() if not torch.isfinite(value).all()]
+        if bad:
+            raise ValueError(
+                f"{bad[0]} is not finite at step {self.global_step} ({len(bad)} of the weights); not saved, the "
+                "checkpoint before is kept. Try a lower lr or ssm_lr"
+            )
+        checkpoint["rank_states"] = gather_states(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random_states = checkpoint.get("random_states")
+        self._rank_states = checkpoint.get("rank_states", [])
 
     def on_train_start(self) -> None:
-        # A resumed run draws the same dropout masks as an uninterrupted one. A checkpoint holds one process' states.
-        if self._random_states is not None and self.trainer.world_size == 1:
-            torch.set_rng_state(self._random_states["cpu"].cpu())
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._random_states["cuda"]])
+        # A resumed run draws the same dropout masks as an uninterrupted one, and averages over the whole epoch.
+        if len(self._rank_states) == self.trainer.world_size:
+            restore_state(self, self._rank_states[self.global_rank])
+        self._rank_states = []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Before clipping, and only where the logger will keep it.

@@ -1,11 +1,13 @@
 """Checkpoints of a run folder: which one to go on from, also after a damage or a move."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from tasks.checkpoint_io import DamagedCheckpointError, read_checkpoint
+from tasks.messages import say
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -22,15 +24,26 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath})
 
 
-def newest_readable(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of some checkpoints that exists and can be read; says which ones it passed over."""
-    for path in (folder / name for name in names):
+def newest_readable(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The readable checkpoint of a run folder with the most steps, and its content; says which ones are damaged.
+
+    Besides `checkpoints/` these are the `hpc_ckpt_*.ckpt` that Lightning writes when SLURM announces a requeue.
+
+    Raises:
+        CheckpointFormatError: if one of them is of another version's format; it is not damaged, so it is not passed
+            over.
+    """
+    names = ("last", "last.previous", "best", "best.previous")
+    paths = [run_dir / "checkpoints" / f"{name}.ckpt" for name in names] + sorted(run_dir.glob("hpc_ckpt_*.ckpt"))
+    newest = None
+    for path in paths:
         if not path.exists():
             continue
         try:
-            torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:  # whatever a damaged file makes the unpickler raise
-            print(f"msssm: {path} cannot be read ({type(error).__name__}), going on without it", file=sys.stderr)
+            checkpoint = read_checkpoint(path)
+        except DamagedCheckpointError as error:
+            rank_zero_only(say)(f"{path} cannot be read ({type(error.__cause__).__name__}), going on without it")
         else:
-            return path
-    return None
+            if newest is None or checkpoint["global_step"] > newest[1]["global_step"]:
+                newest = path, checkpoint
+    return newest

@@ -1,6 +1,6 @@
 """The `msssm` command's Lightning half: fit, validate, test, predict from one recipe."""
 
-import sys
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,12 +10,18 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from tasks.bad_batches import LossSpikes
 from tasks.base import SequenceTask
+from tasks.checkpoint_io import DurableCheckpointIO
 from tasks.checkpoints import RunCheckpoint, newest_readable
 from tasks.dashboards import Dashboard
+from tasks.event_files import EventFiles, rewind
+from tasks.last_checkpoint import LastCheckpoint
+from tasks.messages import say
 from tasks.record import provenance, write_json
 
 # What a recipe may build by name. Anything else importable stays closed to a downloaded config.
@@ -57,6 +63,7 @@ class MsssmCLI(LightningCLI):
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": False,
             }
         )
 
@@ -68,7 +75,10 @@ class MsssmCLI(LightningCLI):
         config.weights_only = True  # a checkpoint from elsewhere must not run code
         if self.subcommand != "fit":
             self.save_config_callback = None
-            self._find_checkpoint("best.ckpt")
+            best = self.run_dir / "checkpoints/best.ckpt"
+            if self.ckpt_path is None and best.exists():
+                self.ckpt_path = str(best)
+                say(f"{self.subcommand} from {best}")
             if self.ckpt_path is None:
                 raise ValueError(f"{self.subcommand} needs --ckpt_path, or a --run_dir with checkpoints/best.ckpt")
         elif not config.trainer.fast_dev_run:
@@ -94,14 +104,34 @@ class MsssmCLI(LightningCLI):
                 f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
                 "choose another --run_dir or delete it"
             )
-        self._find_checkpoint("last.ckpt", "best.ckpt")
+        if self.ckpt_path is not None:
+            return
+        if (found := newest_readable(self.run_dir)) is None:
+            rewind(self.run_dir, {})
+            return
+        path, checkpoint = found
+        self.ckpt_path = str(path)
+        rewind(self.run_dir, checkpoint)
+        say(f"fit from {path}, step {checkpoint['global_step']}")
 
-    def _find_checkpoint(self, *names: str) -> None:
-        """Takes the run folder's own checkpoint where none was named."""
-        path = None if self.ckpt_path else newest_readable(self.run_dir / "checkpoints", names)
-        if path is not None:
-            print(f"msssm: {self.subcommand} from {path}", file=sys.stderr)
-            self.ckpt_path = str(path)
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException:  # outside of training, with nothing to save; Lightning would exit with 0
+            raise SystemExit(143) from None
+        except SystemExit as error:
+            raise SystemExit(130 if isinstance(error.__context__, KeyboardInterrupt) else error.code) from None
+        except Exception:
+            self._end_processes()
+            raise
+
+    def _end_processes(self) -> None:
+        """Of a job whose first process has failed: none may wait for it for ever. They get time to show their error."""
+        for process in getattr(self.trainer.strategy.launcher, "procs", []):
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
@@ -117,13 +147,13 @@ class MsssmCLI(LightningCLI):
             # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
             kwargs.update(enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto")
         self.timer = Timer()
+        kwargs["plugins"] = _with_durable_checkpoints(config.plugins)
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         if self.subcommand == "fit":
-            extra = [self.timer, Dashboard()]
+            extra = [self.timer, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
-            # `save_last` of the forced checkpoint writes only where the monitor improves; this one at every validation.
-            last = RunCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
+            last = LastCheckpoint(self.run_dir / "checkpoints")
             # Checkpointing stays at the end, so that a checkpoint holds what the others have logged.
             trainer.callbacks[-1:] = [*extra, trainer.callbacks[-1], last]  # type: ignore[attr-defined]
         return trainer
@@ -132,8 +162,6 @@ class MsssmCLI(LightningCLI):
         """Tests once, at the best validation, and marks the run as complete."""
         if self._get(self.config, "trainer").fast_dev_run:
             return
-        if self.trainer.state.status != TrainerStatus.FINISHED:
-            raise SystemExit(143 if self.trainer.received_sigterm else 130)
         steps, epochs = self.trainer.global_step, self.trainer.current_epoch
         seconds = self.timer.time_elapsed("train")
         checkpoint = self.trainer.checkpoint_callback
@@ -152,7 +180,8 @@ class MsssmCLI(LightningCLI):
             verbose=False,
         )
         if isinstance(self.trainer.logger, TensorBoardLogger):
-            self.trainer.logger.log_hyperparams(self.model.hparams, dict(test))
+            self.trainer.logger.log_hyperparams(self.model.hparams, dict(test), steps)
+            self.trainer.logger.finalize("success")
         describe = getattr(self.datamodule, "describe", dict)
         if self.trainer.is_global_zero:
             write_json(
@@ -178,6 +207,25 @@ class MsssmCLI(LightningCLI):
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)
+
+
+def _with_durable_checkpoints(plugins: Any) -> list[Any]:
+    """A recipe's plugins and ours; one that wraps another CheckpointIO, as AsyncCheckpointIO does, wraps ours.
+
+    Raises:
+        ValueError: for a CheckpointIO that would take its place.
+    """
+    given = list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
+    for plugin in given:
+        if isinstance(plugin, CheckpointIO):
+            if getattr(plugin, "checkpoint_io", plugin) is not None:
+                raise ValueError(
+                    f"plugin {type(plugin).__name__} would replace the checkpoints that survive a crash; remove it "
+                    "from trainer.plugins"
+                )
+            plugin.checkpoint_io = DurableCheckpointIO()  # type: ignore[attr-defined]
+            return given
+    return [*given, DurableCheckpointIO()]
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningDataModule
 from torch import Tensor, nn
 
@@ -81,8 +80,8 @@ class ECGTask(SequenceTask):
 
     def training_step(self, batch: ECGBatch, batch_idx: int) -> Tensor:
         loss, _ = self._step(batch, "train")
-        if not torch.isfinite(loss):
-            raise ValueError(f"the training loss is {loss.item()} at step {self.global_step}: try a lower lr or ssm_lr")
+        self.check_loss(loss, batch.x, batch.lengths)
+        self.log_train_loss(loss, len(batch.y))
         return loss
 
     def validation_step(self, batch: ECGBatch, batch_idx: int) -> None:
@@ -98,11 +97,8 @@ class ECGTask(SequenceTask):
         # Windows have no padding, and attention without lengths needs no mask.
         logits = aggregate(self(batch.x).float().unflatten(0, (len(batch.y), -1)), self.aggregation)
         loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.y)
-        train = stage == "train"
-        self.log(
-            f"{stage}/loss", loss,
-            on_step=train, on_epoch=True, prog_bar=True, sync_dist=not train, batch_size=len(batch.y),
-        )  # fmt: skip
+        if stage != "train":
+            self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.y))
         return loss, logits
 
     def on_validation_epoch_start(self) -> None:

@@ -52,7 +52,13 @@ class ListOpsTask(SequenceTask):
         return self.model(x, lengths)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train", self.train_accuracy)[0]
+        loss, _ = self._step(batch, "train", self.train_accuracy)
+        self.log_train_loss(loss, len(batch.y))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.log("train/accuracy", self.train_accuracy)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val", self.val_accuracy)
@@ -66,12 +72,13 @@ class ListOpsTask(SequenceTask):
         """The loss and the logits."""
         logits = self(batch.x, batch.lengths)
         loss = nn.functional.cross_entropy(logits, batch.y)
-        if stage == "train" and not torch.isfinite(loss):
-            raise ValueError(f"the training loss is {loss.item()} at step {self.global_step}: try a lower lr or ssm_lr")
+        if stage == "train":
+            self.check_loss(loss, batch.x, batch.lengths)
         accuracy.update(logits, batch.y)
-        options: dict[str, Any] = {"batch_size": len(batch.y), "on_epoch": True, "prog_bar": True}
-        self.log(f"{stage}/loss", loss, on_step=stage == "train", sync_dist=stage != "train", **options)
-        self.log(f"{stage}/accuracy", accuracy, on_step=False, **options)
+        if stage != "train":
+            options: dict[str, Any] = {"batch_size": len(batch.y), "prog_bar": True}
+            self.log(f"{stage}/loss", loss, sync_dist=True, **options)
+            self.log(f"{stage}/accuracy", accuracy, **options)
         return loss, logits
 
     def report(self, datamodule: LightningDataModule, run_dir: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_the_report_of_a_task_stands_beside_its_metrics(tmp_path: Path, monkeypa
 def test_a_run_lives_in_one_folder(complete: tuple[Path, Path]) -> None:
     _, run = complete
     assert {"config.yaml", "metrics.json", "predictions.npz", "checkpoints"} <= {path.name for path in run.iterdir()}
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
     assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
 
 

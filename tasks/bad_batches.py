@@ -1,0 +1,107 @@
+"""Batches that would harm: skipped and counted where that is asked for, and losses that leap, counted always."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from tasks.messages import say
+
+
+class SkipBadBatches(Callback):
+    """Leaves out optimiser steps whose gradients are not finite: `--trainer.callbacks+=tasks.SkipBadBatches`.
+
+    Weights, optimiser and buffers stay as they were before the batch; the learning rate goes on. All processes skip
+    together, since their gradients are averaged. Logs the count as `train/skipped_batches`. For precisions without a
+    gradient scaler, which skips by itself.
+
+    Args:
+        limit: end the training at one more than this many.
+
+    Raises:
+        ValueError: for a limit below 1; or beyond it, while training.
+    """
+
+    def __init__(self, limit: int = 10) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit}")
+        self.limit, self.skipped = limit, 0
+        self._buffers: list[Tensor] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        pl_module.stops_at_bad_loss = False  # type: ignore[assignment]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        parameters = [p for p in pl_module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(norm):
+            self.skipped += 1
+            message = (
+                f"the gradients of step {trainer.global_step} are not finite: batch skipped, {self.skipped} so far"
+            )
+            if self.skipped > self.limit:
+                raise ValueError(
+                    f"{message}, more than limit={self.limit}; look at the data, or try a lower lr or ssm_lr"
+                )
+            if trainer.is_global_zero:
+                say(message)
+            for parameter in parameters:
+                parameter.grad = None
+            with torch.no_grad():
+                for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
+                    buffer.copy_(before)
+        pl_module.log("train/skipped_batches", float(self.skipped))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+
+class LossSpikes(Callback):
+    """Counts, as `train/loss_spikes`, losses more than `deviations` standard deviations above their running mean.
+
+    Mean and variance are exponential averages over about 50 steps, to which a spike adds as much as the threshold; the
+    first 50 steps are not judged. Nothing waits for the device.
+    """
+
+    MEMORY, DEVIATIONS = 50, 6.0
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._state: Tensor | None = None  # mean, variance, spikes
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"].detach().float()
+        if self._state is None:
+            self._state = torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)])
+        mean, variance, spikes = self._state.to(loss.device)
+        self._seen += 1
+        threshold = mean + self.DEVIATIONS * variance.sqrt()
+        judged = self._seen > self.MEMORY
+        spikes = spikes + (judged & ~(loss <= threshold))
+        kept = torch.where(torch.isfinite(loss), torch.minimum(loss, threshold) if judged else loss, mean)
+        rate = max(1 / self.MEMORY, 1 / self._seen)
+        variance = (1 - rate) * (variance + rate * (kept - mean) ** 2)
+        self._state = torch.stack([mean + rate * (kept - mean), variance, spikes])
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("train/loss_spikes", spikes, rank_zero_only=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self._seen, "state": self._state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seen, self._state = state_dict["seen"], state_dict["state"]

@@ -1,0 +1,50 @@
+"""What each process has for itself in a checkpoint: its random numbers, and its share of the metrics `train_*`."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torchmetrics import Metric
+
+
+def gather_states(module: LightningModule) -> list[dict[str, Any]]:
+    """The state of every process, by rank; a collective operation."""
+    mine = {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(module.device) if module.device.type == "cuda" else None,
+        "metrics": {name: _metric_state(metric) for name, metric in _metrics(module).items() if metric.update_called},
+    }
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, mine)
+    return states
+
+
+def restore_state(module: LightningModule, state: dict[str, Any]) -> None:
+    """Sets this process to one of `gather_states`."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] is not None and module.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), module.device)
+    metrics = _metrics(module)
+    for name, values in state["metrics"].items():
+        metrics[name].persistent(True)
+        metrics[name].load_state_dict(values)
+        metrics[name].persistent(False)
+        metrics[name].to(module.device)
+
+
+def _metrics(module: LightningModule) -> dict[str, Metric]:
+    # Those of an evaluation start anew with it, and are full of the last one when its checkpoint is written.
+    children = ((name, child) for name, child in module.named_modules() if name.startswith("train_"))
+    return {name: child for name, child in children if isinstance(child, Metric)}
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    metric.persistent(True)
+    state = {
+        name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in metric.state_dict().items()
+    }
+    metric.persistent(False)
+    return state

@@ -1,0 +1,107 @@
+"""A run that is stopped anywhere and started again is the uninterrupted one, to the bit, in TensorBoard too."""
+
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+from tests.recipes import write_recipe
+
+# Two epochs of 10 steps; a validation at the end of each, of 2 batches; every second step is logged.
+STEPS, EPOCH = 20, 10
+EMA = "--trainer.callbacks+=EMAWeightAveraging"
+Setting = tuple[str, ...]
+SETTINGS: dict[str, Setting] = {
+    "plain": (),
+    "workers": ("--data.num_workers=2",),
+    "ema": (EMA, "--trainer.callbacks.decay=0.9"),
+    "often": ("--trainer.val_check_interval=0.3",),
+    # Steps of 3 batches and of the 2 that are left: 9 an epoch.
+    "accumulate": ("--trainer.accumulate_grad_batches=3", "--data.batch_size=8", "--trainer.max_epochs=3"),
+}
+KILLS: dict[str, Callable[[], None]] = {
+    "first steps": partial(runs.kill_at, 3),
+    "mid-epoch": partial(runs.kill_at, 15),
+    "validation": partial(runs.kill_in_validation, (16, 18, 20)),
+    "epoch end": partial(runs.kill_at_epoch_end, (9, 10)),
+    "half-written": partial(runs.kill_while_writing, 5),
+    "between renames": partial(runs.kill_while_writing, 4, "rename"),
+    "written": partial(runs.kill_while_writing, 4, "written"),
+}
+QUICK = [("ema", "mid-epoch"), ("plain", "validation"), ("workers", "epoch end"), ("plain", "between renames")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[str], Path]]:
+    """Command and folder of an uninterrupted run of a setting, made when first asked for."""
+    recipe = write_recipe(tmp_path_factory.mktemp("whole"))
+    made: dict[str, Path] = {}
+
+    def run(setting: str) -> tuple[list[str], Path]:
+        command = ["fit", "--config", str(recipe), "--seed_everything=3", *SETTINGS[setting]]
+        if setting not in made:
+            made[setting] = recipe.parent / setting
+            output = recipe.parent / f"{setting}.txt"
+            assert runs.run([*command, f"--run_dir={made[setting]}"], output) == 0, output.read_text()
+        return command, made[setting]
+
+    return run
+
+
+def _cases() -> list[object]:
+    return [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow, id="-".join(case).replace(" ", "_"))
+        for case in product(SETTINGS, KILLS)
+    ]
+
+
+@pytest.mark.parametrize(("setting", "kill"), _cases())
+def test_a_killed_run_goes_on_exactly(
+    setting: str, kill: str, whole: Callable[[str], tuple[list[str], Path]], tmp_path: Path
+) -> None:
+    command, expected = whole(setting)
+    command = [*command, f"--run_dir={tmp_path / 'cut'}"]
+    assert runs.run(command, tmp_path / "log", KILLS[kill]) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert not (tmp_path / "cut/metrics.json").exists()
+    assert runs.run(command, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    runs.assert_same(tmp_path / "cut", expected)
+    assert not list((tmp_path / "cut/checkpoints").glob(".*unfinished"))
+
+
+def _signals() -> list[object]:
+    cases = product(
+        ("SIGTERM", "SIGUSR1", "SIGINT"), ("step 13", "validation", "last step"), ("plain", "workers", "ema")
+    )
+    quick = [("SIGTERM", "step 13", "workers"), ("SIGUSR1", "validation", "ema"), ("SIGINT", "last step", "plain")]
+    return [
+        pytest.param(*case, marks=() if case in quick else pytest.mark.slow, id="-".join(case).replace(" ", "_"))
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize(("name", "where", "setting"), _signals())
+def test_a_signal_saves_at_once_and_exits_with_its_code(
+    name: str, where: str, setting: str, whole: Callable[[str], tuple[list[str], Path]], tmp_path: Path
+) -> None:
+    command, expected = whole(setting)
+    command = [*command, f"--run_dir={tmp_path / 'cut'}"]
+    signum = signal.Signals[name]
+    fault = {
+        "step 13": partial(runs.kill_at, 13, signum),
+        "validation": partial(runs.kill_in_validation, (10,), signum),
+        "last step": partial(runs.kill_at, STEPS - 1, signum),
+    }[where]
+    start = time.monotonic()
+    assert runs.run(command, tmp_path / "log", fault) == 128 + signum
+    assert time.monotonic() - start < 30
+    log = (tmp_path / "log").read_text()
+    saved = {"step 13": 15, "validation": 9, "last step": 19}[where]
+    assert f"{name}: saved at step {saved}; the same command goes on" in log
+    assert "Traceback" not in log
+    assert runs.run(command, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    runs.assert_same(tmp_path / "cut", expected)
