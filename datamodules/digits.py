@@ -32,9 +32,9 @@ def stratified_split(labels: npt.NDArray[np.uint8], sizes: dict[str, int], seed:
 class DigitsDataModule(PixelDataModule):
     """Optical digits (Alpaydin & Kaynak 1998) as scikit-learn ships them: 1,797 images of 8 x 8 pixels, 17 levels.
 
-    Batches are `Batch(x (B, 64, 1), y (B,), lengths)`, x float32 in raster order, normalised by mean and standard
-    deviation of the training pixels. Stratified split with seed 42: 1,197 / 200 / 400. The writers of the images are
-    not known, so one writer may be in several splits.
+    Batches are `Batch(x (B, 64, 1), y (B,), lengths, sample)`, x float32 in raster order, normalised by mean and
+    standard deviation of the training pixels. Stratified split with seed 42: 1,197 / 200 / 400. The writers of the
+    images are not known, so one writer may be in several splits.
 
     Args:
         batch_size: training images per step, over all processes.

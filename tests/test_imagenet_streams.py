@@ -34,13 +34,49 @@ def _shards(root: Path, **options: Any) -> ImageNetDataModule:
     return data
 
 
+def _pretend(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    """Tells timm's reader that it runs in one of several processes."""
+    told = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_rank=lambda: rank,
+        get_world_size=lambda: world_size,
+    )
+    monkeypatch.setattr("timm.data.readers.reader_wds.dist", told)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_every_streamed_image_is_evaluated_exactly_once(tmp_path: Path, processes: int, workers: int) -> None:
+def test_every_streamed_image_is_evaluated_exactly_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, workers: int
+) -> None:
     whole = Counter(_keys(_shards(tmp_path, num_workers=1), "val"))
     assert whole.total() == len(whole) == sum(VAL)
-    shares = [_keys(_on(_shards(tmp_path, num_workers=workers), rank, processes), "val") for rank in range(processes)]
-    assert sum((Counter(share) for share in shares), Counter()) == whole
+    found: Counter[bytes] = Counter()
+    samples: list[int] = []
+    for rank in range(processes):
+        _pretend(monkeypatch, rank, processes)
+        data = _on(_shards(tmp_path, num_workers=workers), rank, processes)
+        found.update(_keys(data, "val"))
+        samples += [int(s) for batch in data.val_dataloader() for s in batch.sample]
+    assert found == whole
+    assert len(set(samples)) == len(samples) == sum(VAL)
+
+
+def test_processes_train_on_equally_many_batches_of_different_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    central = _shards(tmp_path)._transform(training=False)  # of an image always the same
+    monkeypatch.setattr(ImageNetDataModule, "_transform", lambda *_, **__: central)
+    shares = []
+    for rank in range(2):
+        _pretend(monkeypatch, rank, 2)
+        loader = _on(_shards(tmp_path, batch_size=8), rank, 2).train_dataloader()
+        shares.append(list(loader))
+        assert len(loader) == len(shares[-1]) == 4, "30 images over 2 x 2 workers, rounded up to batches of 4"
+    first, second = ({x.numpy().tobytes() for batch in share for x in batch.x} for share in shares)
+    assert not first & second
+    assert len(first | second) >= 27, "of 30: the shard of 6 comes again, of the one of 9 an image is left"
 
 
 def test_a_streamed_epoch_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:

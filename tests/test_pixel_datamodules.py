@@ -38,6 +38,11 @@ def _batches(data: PixelDataModule, split: str, *, epoch: int = 0) -> list[Batch
     return [data.on_after_batch_transfer(batch, 0) for batch in loader]
 
 
+def _samples(batch: Batch) -> torch.Tensor:
+    assert batch.sample is not None
+    return batch.sample
+
+
 def _on(data: PixelDataModule, rank: int, world_size: int) -> PixelDataModule:
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
     return data
@@ -53,6 +58,7 @@ def test_pixels_are_normalised_in_raster_order(root: Path) -> None:
     np.testing.assert_allclose(x, expected, rtol=0, atol=2e-6)
     assert torch.cat([batch.y for batch in batches]).tolist() == labels[-ROWS:].tolist()
     assert torch.cat([batch.lengths for batch in batches]).tolist() == [1024] * ROWS
+    assert torch.cat([_samples(batch) for batch in batches]).tolist() == list(range(ROWS))
 
 
 def test_loaders_hand_out_bytes(root: Path) -> None:
@@ -156,7 +162,11 @@ def test_every_process_has_its_share(processes: int, root: Path) -> None:
             batches = _batches(_on(data, rank, processes), split, epoch=4)
             lengths.add(len(batches))
             assert max(len(batch.y) for batch in batches) <= size
-            keys.update(x.numpy().tobytes() for batch in batches for x in batch.x)
+            part = data._split(split)
+            for batch in batches:
+                rows = part.rows[_samples(batch)]
+                assert torch.equal(batch.x, data.to_float(torch.from_numpy(part.pixels[rows])))
+                keys.update(x.numpy().tobytes() for x in batch.x)
         assert len(lengths) == 1, "a collective operation per batch cannot hang"
         part = data._split(split)
         whole = Counter(

@@ -21,8 +21,8 @@ SPLIT_SEED = 42
 class SequentialCIFARDataModule(PixelDataModule):
     """CIFAR-10 (Krizhevsky 2009), 45,000 / 5,000 / 10,000 images, no augmentation.
 
-    Batches are `Batch(x (B, 1024, C), y (B,), lengths)`, x float32 in raster order, normalised. The validation images
-    are the last tenth of torch's permutation of the training images with seed 42, as in S4 and its followers.
+    Batches are `Batch(x (B, 1024, C), y (B,), lengths, sample)`, x float32 in raster order, normalised. The validation
+    images are the last tenth of torch's permutation of the training images with seed 42, as in S4 and its followers.
 
     Args:
         root: folder for data sets; CIFAR-10 is looked for in `<root>/cifar10`, and its conversion is kept there.

@@ -25,11 +25,13 @@ class ImageBytes(NamedTuple):
     Attributes:
         x: (B, 3, H, W) uint8.
         y: (B,) int64 classes.
+        sample: (B,) int64 row of each image in its split.
         seed: of what is still to be drawn for the batch; 0 for evaluation.
     """
 
     x: Tensor
     y: Tensor
+    sample: Tensor
     seed: int
 
 
@@ -62,7 +64,8 @@ class ImageFiles(Dataset[Any]):
     def __getitem__(self, keys: int | list[int]) -> ImageBytes:
         seeds, images = np.divmod(np.atleast_1d(keys), len(self))
         pairs = [self._load(int(image), int(seed)) for image, seed in zip(images, seeds, strict=True)]
-        return ImageBytes(torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs]), int(seeds[0]))
+        x, y = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+        return ImageBytes(x, y, torch.from_numpy(images), int(seeds[0]))
 
     def damaged(self) -> list[str]:
         """Names of the damaged files that were met so far, by this process and its loader's."""
@@ -128,7 +131,8 @@ class ImageStream(IterableDataset[Any]):
     """Images of a stream for evaluation, every one once over all processes.
 
     Each process reads the whole stream, divided over its workers, and keeps each `world_size`-th image. It has no
-    length: how many batches the workers make is not known before.
+    length: how many batches the workers make is not known before. An image's row (`ImageBytes.sample`) is its own for
+    one number of workers; with another number it has another.
 
     Args:
         reader: of `readers.open_stream`.
@@ -141,10 +145,12 @@ class ImageStream(IterableDataset[Any]):
         self.reader, self.transform, self.rank, self.world_size = reader, transform, rank, world_size
         reader.dist_rank, reader.dist_num_replicas = 0, 1  # timm's own division repeats some images and misses others
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int, int]]:
+        worker = get_worker_info()
+        assert worker is not None  # StreamLoader has at least one
         for number, (picture, y) in enumerate(self.reader):
             if number % self.world_size == self.rank:
-                yield self.transform(to_rgb(picture)), y, 0
+                yield self.transform(to_rgb(picture)), y, number * worker.num_workers + worker.id, 0
 
 
 class TrainingStream(IterableDataset[Any]):
@@ -166,14 +172,14 @@ class TrainingStream(IterableDataset[Any]):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int, int]]:
         worker = get_worker_info()
         assert worker is not None  # StreamLoader has at least one
         for number, (picture, y) in enumerate(self.reader):
             key = np.random.SeedSequence([self.seed, self.epoch, self.rank, worker.id, number])
             seed = 1 + int(key.generate_state(1)[0]) % (_SEEDS - 1)
             with seeded(seed):
-                yield self.transform(to_rgb(picture)), y, seed
+                yield self.transform(to_rgb(picture)), y, number * worker.num_workers + worker.id, seed
 
 
 class StreamLoader(DataLoader[Any]):
@@ -224,6 +230,6 @@ class StreamLoader(DataLoader[Any]):
         yield from super().__iter__()
 
 
-def _collate(samples: list[tuple[Tensor, int, int]]) -> ImageBytes:
-    images, classes, seeds = zip(*samples, strict=True)
-    return ImageBytes(torch.stack(images), torch.tensor(classes, dtype=torch.int64), seeds[0])
+def _collate(items: list[tuple[Tensor, int, int, int]]) -> ImageBytes:
+    images, classes, samples, seeds = zip(*items, strict=True)
+    return ImageBytes(torch.stack(images), torch.tensor(classes), torch.tensor(samples), seeds[0])
