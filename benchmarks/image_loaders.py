@@ -8,6 +8,7 @@ binary format at its full size; the JPEGs are smooth noise of about 500 x 400 pi
 
 import argparse
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -137,13 +138,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = cifar10(Path(folder))
         rows += imagenet(Path(folder) / "imagenet", options.images, options.workers)
-    about = machine(CPU)
+    about = {**machine(CPU), "load": os.getloadavg()[0], "cores": os.cpu_count()}
     lines = [
         f"# Image loaders on {about['device']}",
         "",
         f"1 thread per process, torch {about['torch']}, Python {about['python']}. The best of several epochs, the",
         "median in brackets, methods in turn; the last column is the time per image of the first method of the case",
-        f"over this one's. Batches of {BATCH} (CIFAR-10, main process alone) and {JPEG_BATCH}.",
+        f"over this one's. Load of the machine, these included: {about['load']:.1f} on {about['cores']} cores.",
+        f"Batches of {BATCH} (CIFAR-10, main process alone) and {JPEG_BATCH}.",
         "",
         "| case | method | images/s | batches/s | own time / its time |",
         "| --- | --- | --- | --- | --- |",
