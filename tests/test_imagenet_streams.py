@@ -90,6 +90,13 @@ def test_a_streamed_epoch_is_a_function_of_seed_and_epoch(tmp_path: Path) -> Non
     assert len(first) == 32, "30 images, rounded up to whole batches of each worker"
     assert not set(first) & set(epoch(1))
     assert not set(first) & set(epoch(0, seed=1))
+    data = _on(_shards(tmp_path, random_erasing=0.5), 0, 1)
+    loader = data.train_dataloader()
+    for number in (0, 1):  # one loader, epoch after epoch, meets what a run that is continued meets
+        data.trainer.current_epoch = number  # type: ignore[misc,union-attr]
+        batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+        x = [x.numpy().tobytes() + bytes([int(y)]) for b in batches for x, y in zip(b.x, b.y, strict=True)]
+        assert x == epoch(number)
 
 
 class _Counts(LightningModule):
