@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from msssm.block import Block
 from msssm.classifier import ClassifierState, SequenceClassifier
 from msssm.multiscale import MultiScaleSSM
-from msssm.native.stream import BlockParameters, PackedBlocks
+from msssm.native.stream import BlockParameters, PackedClassifier
 from msssm.scan.dispatch import choose
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
 from msssm.ssm import S6
@@ -18,7 +18,7 @@ from msssm.ssm import S6
 class StreamingClassifier:
     """`SequenceClassifier.step` without gradients, from a copy of the weights as they are now.
 
-    On a CPU in float32, a stack of multi-scale S6 layers takes one native call for all its blocks; anything else goes
+    On a CPU in float32, a stack of multi-scale S6 layers takes one native call for everything behind the encoder; anything else goes
     through `SequenceClassifier.step`. Both give the logits of all positions so far, equal to those of the whole run.
 
     Args:
@@ -32,13 +32,13 @@ class StreamingClassifier:
         if model.training:
             raise ValueError("streaming needs a model in eval(), got one in training mode; call model.eval()")
         self.model = model
-        self.blocks = pack(list(cast("Iterable[Block]", model.backbone.blocks)))
+        self.packed = pack(model)
 
     @torch.inference_mode()
     def initial_state(self, batch_size: int) -> ClassifierState:
         """The state before the first position."""
         state = self.model.initial_state(batch_size)
-        return state if self.blocks is None else state._replace(backbone=self.blocks.initial_state(batch_size))
+        return state if self.packed is None else state._replace(backbone=self.packed.initial_state(batch_size))
 
     @torch.inference_mode()
     def step(self, x: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
@@ -46,21 +46,17 @@ class StreamingClassifier:
 
         The state that is handed in is used up: its memory becomes that of the new one.
         """
-        if self.blocks is None:
+        if self.packed is None:
             return self.model.step(x, state)
-        y = self.model.encoder(x).contiguous()
-        self.blocks.step(y, state.backbone)
-        if self.model.backbone.norm is not None:
-            y = self.model.backbone.norm(y.unsqueeze(1)).squeeze(1)
-        state.total.add_(y)
-        state.count.add_(1)
-        return self.model.classify(state.total, state.count), state
+        # What the encoder returns may be its own, and the step uses it up.
+        y = self.model.encoder(x).clone(memory_format=torch.contiguous_format)
+        return self.packed.step(y, state.backbone, state.total, state.count), state
 
 
-def pack(blocks: list[Block]) -> PackedBlocks | None:
-    """The blocks for the native step; None where it does not cover them."""
+def pack(model: SequenceClassifier) -> PackedClassifier | None:
+    """The model for the native step; None where that does not cover it."""
     parameters, kinds = [], set()
-    for block in blocks:
+    for block in cast("Iterable[Block]", model.backbone.blocks):
         layer, norm = block.layer, block.norm.norm
         if not isinstance(layer, MultiScaleSSM) or not isinstance(layer.ssm, S6) or norm.weight is None:
             return None
@@ -78,9 +74,17 @@ def pack(blocks: list[Block]) -> PackedBlocks | None:
     if len(kinds) != 1:
         return None
     heads, softmax, zoh, prenorm, epsilon, *_ = kinds.pop()
-    limits = (MIN_DELTA, MAX_DELTA)
-    return PackedBlocks(
-        parameters, heads=heads, softmax=softmax, zoh=zoh, prenorm=prenorm, delta_limits=limits, epsilon=epsilon
+    last = None if model.backbone.norm is None else _norm(model.backbone.norm.norm)[:2]
+    return PackedClassifier(
+        parameters,
+        last,
+        (model.head.weight, model.head.bias),
+        heads=heads,
+        softmax=softmax,
+        zoh=zoh,
+        prenorm=prenorm,
+        delta_limits=(MIN_DELTA, MAX_DELTA),
+        epsilon=epsilon,
     )
 
 

@@ -34,20 +34,20 @@ INLINE void by_blocks(int64_t channels, const Block& block) {
 
 // out (rows,) = weights (rows, D) x, and the bias where there is one.
 void product(const float* weights, const float* bias, int64_t rows, const float* x, int64_t channels, float* out) {
-  const int64_t paired = channels / (4 * LANES) * (4 * LANES);
   for (int64_t row = 0; row < rows; row += LANES) {
     const int count = (int)std::min<int64_t>(LANES, rows - row);
     Vec sums[LANES] = {};
-    for (int i = 0; i < count; ++i) {
+    // Four rows share x, and hide each other's latency.
+    for (int i = 0; i < count; i += 4) {
       const float* w = weights + (row + i) * channels;
+      const int own = std::min(4, count - i);
       Vec parts[4] = {};
-      for (int64_t d = 0; d < paired; d += 4 * LANES)
-        for (int k = 0; k < 4; ++k) parts[k] += load(w + d + k * LANES, LANES) * load(x + d + k * LANES, LANES);
-      for (int64_t d = paired; d < channels; d += LANES) {
-        const int width = (int)std::min<int64_t>(LANES, channels - d);
-        parts[0] += load(w + d, width) * load(x + d, width);
-      }
-      sums[i] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+      by_blocks(channels, [&](int64_t d, int width) {
+        const Vec v = load(x + d, width);
+        for (int k = 0; k < 4; ++k)
+          if (k < own) parts[k] += load(w + k * channels + d, width) * v;
+      });
+      for (int k = 0; k < own; ++k) sums[i + k] = parts[k];
     }
     const Vec whole = lane_sums(sums);
     store(out + row, bias ? whole + load(bias + row, count) : whole, count);
@@ -209,11 +209,14 @@ void msssm_step(const int64_t* sizes, const float* limits, const float* const* i
   }
 }
 
-// x (B, D) through all blocks, in place; states (B, blocks, (past + M N) D), also in place: histories, then the SSMs'.
-// sizes: B, blocks, S, K, D, N, R, H, zoh, mixing, skip, glu, prenorm. values: least and greatest step size, epsilon of
-// a layer norm, or 0 for a scale and a shift. weights: for each block the scale and shift of a norm in front; low, high,
-// mixer, projection, delta_weight, delta_bias, rate, skip; weight and bias of the gated unit; those of a norm behind.
-void msssm_stream(const int64_t* sizes, const float* values, const float* weights, float* states, float* x) {
+// x (B, D) through all blocks, in place, and the head on the mean of what has come out of them so far: logits (B, K).
+// Also in place: states (B, blocks, (past + M N) D), of each block the histories, then the SSMs'; total (B, D) and
+// count (B) of the mean. sizes: B, blocks, S, K, D, N, R, H, zoh, mixing, skip, glu, prenorm, classes. values: least and
+// greatest step size, epsilon of a layer norm, or 0 for a scale and a shift. weights: for each block the scale and shift
+// of a norm in front; low, high, mixer, projection, delta_weight, delta_bias, rate, skip; weight and bias of the gated
+// unit; scale and shift of a norm behind; then, with norms in front, those of one behind the last block; and the head's.
+void msssm_stream(const int64_t* sizes, const float* values, const float* weights, float* states, double* total,
+                  int64_t* count, float* x, float* logits) {
   const int64_t batch = sizes[0], blocks = sizes[1], mixing = sizes[9];
   const bool skip = sizes[10], glu = sizes[11], prenorm = sizes[12];
   Layer l{sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8] != 0, mixing == SOFTMAX};
@@ -248,6 +251,15 @@ void msssm_stream(const int64_t* sizes, const float* values, const float* weight
       for (int64_t d = 0; d < D; ++d) row[d] += y[d];
       if (!prenorm) normalise(scale, shift, values[2], D, row);
     }
+  }
+  const float *scale = prenorm ? tape.take(D) : nullptr, *shift = prenorm ? tape.take(D) : nullptr;
+  const float *head = tape.take(sizes[13] * D), *bias = tape.take(sizes[13]);
+  for (int64_t b = 0; b < batch; ++b) {
+    float* row = x + b * D;
+    if (prenorm) normalise(scale, shift, values[2], D, row);
+    ++count[b];
+    for (int64_t d = 0; d < D; ++d) row[d] = (float)((total[b * D + d] += row[d]) / count[b]);
+    product(head, bias, sizes[13], row, D, logits + b * sizes[13]);
   }
 }
 }

@@ -1,4 +1,4 @@
-"""A stack of residual blocks around multi-scale S6 layers, one time step in one native call."""
+"""A classifier on residual blocks around multi-scale S6 layers: one time step in one native call."""
 
 import ctypes
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msssm.native.library import integers, native
+from msssm.native.library import integers, native, pointer
 from msssm.native.step import StepParameters
 
 
@@ -21,11 +21,13 @@ class BlockParameters(NamedTuple):
     channel_mixer: tuple[Tensor, Tensor] | None  # (2D, D), (2D,)
 
 
-class PackedBlocks:
-    """Copies of the weights of some blocks that are alike, in the order in which a step reads them.
+class PackedClassifier:
+    """Copies of the weights of blocks that are alike and of a head, in the order in which a step reads them.
 
     Args:
         blocks: their parameters.
+        norm: scale and shift (D,) of a norm behind the last block, in a stack with `prenorm`.
+        head: weight (classes, D) and bias of the linear head.
         heads: of the mixer.
         softmax: of the mixer.
         zoh: discretization.
@@ -37,6 +39,8 @@ class PackedBlocks:
     def __init__(
         self,
         blocks: Sequence[BlockParameters],
+        norm: tuple[Tensor, Tensor] | None,
+        head: tuple[Tensor, Tensor],
         *,
         heads: int,
         softmax: bool,
@@ -51,25 +55,32 @@ class PackedBlocks:
         mixing = 3 if softmax else 2 if first.layer.mix_weight is not None else int(first.layer.fixed is not None)
         past = (taps - 1) * (2**levels - 1)
         self._state_shape = len(blocks), past + bands * states, channels
-        self._weights = torch.cat([_padded(tensor) for block in blocks for tensor in _in_order(block, prenorm)])
+        tensors = [tensor for block in blocks for tensor in _in_order(block, prenorm)]
+        self._weights = torch.cat([_padded(tensor) for tensor in (*tensors, *(norm or ()), *head)])
+        self._classes = len(head[1])
         self._sizes = integers(
             0, len(blocks), levels, taps, channels, states, first.layer.delta_weight.shape[1], heads, int(zoh), mixing,
             int(first.layer.skip is not None), int(first.channel_mixer is not None), int(prenorm),
+            self._classes,
         )  # fmt: skip
         self._values = (ctypes.c_float * 3)(*delta_limits, epsilon)
         self._step = native().msssm_stream
-        self._pointer = ctypes.c_void_p(self._weights.data_ptr())
+        self._pointer = pointer(self._weights)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """(B, blocks, rows of histories and states, D)."""
         return torch.zeros(batch_size, *self._state_shape)
 
-    def step(self, x: Tensor, state: Tensor) -> None:
-        """x (B, D), contiguous, becomes the output of the last block, and the state that of the next step."""
-        self._sizes[0] = len(x)
-        self._step(
-            self._sizes, self._values, self._pointer, ctypes.c_void_p(state.data_ptr()), ctypes.c_void_p(x.data_ptr())
-        )
+    def step(self, x: Tensor, state: Tensor, total: Tensor, count: Tensor) -> Tensor:
+        """x (B, D), contiguous, is used up -> logits (B, classes) of the mean over all steps so far.
+
+        What the state, the total (B, D) float64 and the count (B,) int64 of the mean hold becomes that of the next step.
+        """
+        batch = len(x)
+        self._sizes[0] = batch
+        logits = x.new_empty(batch, self._classes)
+        self._step(self._sizes, self._values, self._pointer, *map(pointer, (state, total, count, x, logits)))
+        return logits
 
 
 def _in_order(block: BlockParameters, prenorm: bool) -> list[Tensor]:
