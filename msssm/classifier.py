@@ -15,7 +15,7 @@ class ClassifierState(NamedTuple):
 
     backbone: State
     total: Tensor  # (B, D) float64: a sum in float32 would stop growing after some 10^7 positions
-    count: Tensor  # (B,) int64
+    positions: Tensor  # (B,) int64
 
 
 class SequenceClassifier(nn.Module):
@@ -39,9 +39,9 @@ class SequenceClassifier(nn.Module):
         state: ClassifierState | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, ClassifierState]:
-        """x (B, L) or (B, L, channels), lengths (B,) -> logits (B, num_classes) of all positions from the first chunk on.
+        """x (B, L) or (B, L, channels), lengths (B,) -> logits (B, num_classes), and the state if asked.
 
-        Returns (logits, state) if asked; the state goes in with the next chunk.
+        With the state of the chunks before, the logits are of all positions from the first chunk on.
         """
         encoded = self.encoder(x)
         if state is None and not return_state:
@@ -49,8 +49,8 @@ class SequenceClassifier(nn.Module):
         state = self.initial_state(len(x)) if state is None else state
         y, backbone = self.backbone(encoded, lengths, state.backbone, return_state=True)
         total = state.total + zero_padding(y, lengths).sum(1, dtype=torch.float64)
-        after = ClassifierState(backbone, total, state.count + (x.shape[1] if lengths is None else lengths))
-        logits = self.classify(after.total, after.count)
+        after = ClassifierState(backbone, total, state.positions + (x.shape[1] if lengths is None else lengths))
+        logits = self.classify(after.total, after.positions)
         return (logits, after) if return_state else logits
 
     def initial_state(self, batch_size: int) -> ClassifierState:
@@ -61,10 +61,10 @@ class SequenceClassifier(nn.Module):
     def step(self, x: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
         """One position: x (B,) or (B, channels) -> logits (B, num_classes) of all so far, and the new state."""
         y, backbone = self.backbone.step(self.encoder(x), state.backbone)
-        after = ClassifierState(backbone, state.total + y, state.count + 1)
-        return self.classify(after.total, after.count), after
+        after = ClassifierState(backbone, state.total + y, state.positions + 1)
+        return self.classify(after.total, after.positions), after
 
-    def classify(self, total: Tensor, count: Tensor) -> Tensor:
-        """Logits (B, num_classes) from the sum (B, D) of the backbone's outputs and the number of positions (B,)."""
-        logits: Tensor = self.head((total / count.clamp(min=1).unsqueeze(1)).to(self.head.weight.dtype))
+    def classify(self, total: Tensor, positions: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the sum (B, D) of the backbone's outputs and the number of them (B,)."""
+        logits: Tensor = self.head((total / positions.clamp(min=1).unsqueeze(1)).to(self.head.weight.dtype))
         return logits

@@ -145,7 +145,10 @@ class MultiScaleSSM(SequenceLayer):
     def step_parameters(self) -> StepParameters:
         """What a native step of an "s6" layer reads."""
         assert isinstance(self.ssm, S6)
-        return StepParameters(*self.decomposition.taps(), *self.ssm.step_parameters(), *self.mixer.step_parameters())
+        low, high = self.decomposition.taps()
+        projection, delta_weight, delta_bias, log_rate, skip = self.ssm.step_parameters()
+        mix = self.mixer.step_parameters()
+        return StepParameters(low, high, projection, delta_weight, delta_bias, log_rate, skip, *mix)
 
     def _steps_natively(self, x: Tensor, filters: tuple[Tensor, ...], states: Tensor) -> bool:
         """Without gradients, in float32 on a CPU, and not while tracing."""

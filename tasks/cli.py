@@ -183,7 +183,9 @@ class MsssmCLI(LightningCLI):
 
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set, or what is said about `--record`."""
-        options = RecordingOptions(**{field.name: self._get(self.config, field.name) for field in fields(RecordingOptions)})
+        options = RecordingOptions(
+            **{field.name: self._get(self.config, field.name) for field in fields(RecordingOptions)}
+        )
         if options.record is not None:
             predict_recordings(model, datamodule, self.ckpt_path, options)
             return

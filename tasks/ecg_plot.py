@@ -1,6 +1,7 @@
 """A 12-lead ECG on paper: 25 mm/s, 10 mm/mV, three rows of four leads and a rhythm strip."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +108,7 @@ def _paper(axes: Axes, width: float, depth: float) -> None:
 def _header(
     figure: Figure, height: float, title: str, remarks: Sequence[str], findings: Sequence[tuple[str, float]]
 ) -> None:
-    def place(x: float, line: float, text: str, characters: int, **style: object) -> None:
+    def place(x: float, line: float, text: str, characters: int, **style: Any) -> None:
         short = text if len(text) <= characters else text[: characters - 1] + "…"
         figure.text(x, 1 - line / height, short, color=_INK, va="top", **style)
 

@@ -187,10 +187,11 @@ def stream(model: SequenceClassifier, x: Tensor, windows: Windows) -> Iterator[T
     """
     stepper = StreamingClassifier(model)
     window, starts = windows.starts(len(x))
+    begin = set(starts)
     live: dict[int, Any] = {}
     full: list[Tensor] = []
     for t, sample in enumerate(x.unsqueeze(1)):
-        if t in starts:
+        if t in begin:
             live[t] = stepper.initial_state(1)
         for start in list(live):
             logits, live[start] = stepper.step(sample, live[start])
@@ -228,7 +229,7 @@ def _about(recording: Recording) -> list[str]:
     return [f"{seconds:.1f} s at {recording.sampling_rate} Hz", *recording.notes]
 
 
-_DESCRIPTIONS: dict[str, str] = scp_statements()["description"].to_dict()
+_DESCRIPTIONS = {str(code): str(text) for code, text in scp_statements()["description"].items()}
 
 
 def _described(code: str) -> str:

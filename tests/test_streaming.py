@@ -20,7 +20,12 @@ STACKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no gate": ({"glu": False}, {"levels": 0, "state_size": 3}),
     "odd width": ({"d_model": 21}, {"kernel_size": 1, "delta_rank": 3, "mixer_heads": 3}),
 }
-NOT_NATIVE = {"s4": partial(MultiScaleSSM, ssm="s4"), "none": partial(MultiScaleSSM, ssm="none"), "S4D": S4D, "Mamba": Mamba}
+NOT_NATIVE = {
+    "s4": partial(MultiScaleSSM, ssm="s4"),
+    "none": partial(MultiScaleSSM, ssm="none"),
+    "S4D": S4D,
+    "Mamba": Mamba,
+}
 
 
 def classifier(layer: Any, **options: Any) -> SequenceClassifier:
@@ -77,7 +82,7 @@ def test_chunks_and_lengths_equal_the_whole() -> None:
         _, state = model(chunk, state=state, return_state=True)
     logits, state = model(x[:, 17:], lengths - 17, state, return_state=True)
     assert_near(logits, model(x, lengths), OUTPUT[torch.float64])
-    assert state.count.tolist() == lengths.tolist()
+    assert state.positions.tolist() == lengths.tolist()
     more = torch.randn(3, 12, dtype=torch.float64)
     after, _ = model.step(more, state)
     for row, length in enumerate(lengths):
@@ -111,14 +116,14 @@ def test_the_mean_does_not_drift() -> None:
     for stepper in (model, StreamingClassifier(model)):
         state = stepper.initial_state(1)
         for _ in range(200):
-            logits, state = stepper.step(torch.ones(1, 12), state)
+            _, state = stepper.step(torch.ones(1, 12), state)
         settled = model.backbone.step(model.encoder(torch.ones(1, 12)), model.initial_state(1).backbone)[0].double()
-        long = state._replace(total=settled * 2.0**25, count=torch.tensor([2**25]))
+        long = state._replace(total=settled * 2.0**25, positions=torch.tensor([2**25]))
         before = long.total.clone()
         _, after = stepper.step(torch.ones(1, 12), long)
         added = (after.total - before).abs()
         assert added.max() > 0.1
-        assert after.count.tolist() == [2**25 + 1]
+        assert after.positions.tolist() == [2**25 + 1]
         assert (before.float() + added.float() == before.float()).float().mean() > 0.3  # float32 would have lost it
 
 

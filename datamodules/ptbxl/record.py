@@ -141,7 +141,8 @@ def _read_plain(path: Path) -> Raw | None:
     if len(content) != 2 * count * samples:
         raise CorruptRecordError(f"{file} holds {len(content)} bytes, its header says {2 * count * samples}")
     digital = np.frombuffer(content, dtype="<i2").reshape(samples, count)
-    leads, checksums = [field[2] for field in fields], [int(field[1]) for field in fields]
+    leads: list[str] = [field[2] for field in fields]
+    checksums: list[int | None] = [int(field[1]) for field in fields]
     return Raw(float(record[3]), leads, digital, checksums, digital)
 
 

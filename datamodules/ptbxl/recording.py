@@ -87,7 +87,7 @@ def read_recording(
 
     Args:
         path: a WFDB header (units mV, uV or V; its checksums are compared), a .csv with one column per lead, or a .npy
-            of shape (L, leads), both in mV. A .csv may begin with `# sampling_rate: 500` and name its leads in a header.
+            of shape (L, leads), both in mV; a .csv may begin with `# sampling_rate: 500` and have its leads as header.
         sampling_rate: Hz, of the model.
         given_rate: Hz, of a .csv or .npy that does not say.
         given_leads: names of the columns of a .csv or .npy, in their order.
@@ -112,11 +112,9 @@ def read_recording(
         missing = missing[old]
         notes.append(f"resampled from {rate:g} to {sampling_rate} Hz")
     notes += filled
-    constant = np.ptp(values, axis=0) == 0
-    if flat := [lead for lead, here in zip(LEADS, constant, strict=True) if here]:
+    if flat := [lead for lead, trace in zip(LEADS, values.T, strict=True) if np.ptp(trace) == 0]:
         notes.append(f"flat: {', '.join(flat)}")
-    gaps = missing.any(axis=0) & ~missing.all(axis=0)
-    if holed := [lead for lead, here in zip(LEADS, gaps, strict=True) if here]:
+    if holed := [lead for lead, gaps in zip(LEADS, missing.T, strict=True) if 0 < gaps.sum() < len(gaps)]:
         notes.append(f"missing samples filled in {', '.join(holed)}")
     return Recording(path.stem, np.ascontiguousarray(signal), missing, sampling_rate, rate, notes)
 
@@ -203,8 +201,5 @@ def _check(values: Floats, rate: float, fill: FillMissing) -> None:
     if gaps.any() and fill != "zero":
         listed = ", ".join(f"{lead} ({count})" for lead, count in zip(LEADS, gaps, strict=True) if count)
         raise CorruptRecordError(f"has missing samples (NaN) in {listed}; cut them out, or --fill_missing zero")
-    known = np.where(np.isnan(values), -np.inf, values).max(axis=0) - np.where(np.isnan(values), np.inf, values).min(
-        axis=0
-    )
-    if not (known > 0).any():
+    if not any(np.unique(trace[~np.isnan(trace)]).size > 1 for trace in values.T):
         raise CorruptRecordError("is flat: no lead carries a signal")

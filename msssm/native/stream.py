@@ -21,6 +21,16 @@ class BlockParameters(NamedTuple):
     channel_mixer: tuple[Tensor, Tensor] | None  # (2D, D), (2D,)
 
 
+class BlockOptions(NamedTuple):
+    """What blocks must have in common, besides the shapes of their parameters."""
+
+    heads: int  # of the mixer
+    softmax: bool  # of the mixer
+    zoh: bool
+    prenorm: bool  # normalise before the layer, instead of after the residual sum
+    epsilon: float  # of a layer norm; 0 where the norm is a scale and a shift
+
+
 class PackedClassifier:
     """Copies of the weights of blocks that are alike and of a head, in the order in which a step reads them.
 
@@ -28,12 +38,8 @@ class PackedClassifier:
         blocks: their parameters.
         norm: scale and shift (D,) of a norm behind the last block, in a stack with `prenorm`.
         head: weight (classes, D) and bias of the linear head.
-        heads: of the mixer.
-        softmax: of the mixer.
-        zoh: discretization.
-        prenorm: normalise before the layer, instead of after the residual sum.
+        options: what else the blocks are.
         delta_limits: least and greatest step size.
-        epsilon: of a layer norm; 0 where the norm is a scale and a shift.
     """
 
     def __init__(
@@ -41,29 +47,26 @@ class PackedClassifier:
         blocks: Sequence[BlockParameters],
         norm: tuple[Tensor, Tensor] | None,
         head: tuple[Tensor, Tensor],
-        *,
-        heads: int,
-        softmax: bool,
-        zoh: bool,
-        prenorm: bool,
+        options: BlockOptions,
         delta_limits: tuple[float, float],
-        epsilon: float,
     ) -> None:
-        first = blocks[0]
+        first, prenorm = blocks[0], options.prenorm
         levels, taps, channels = first.layer.low.shape
         bands, _, states = first.rate.shape
-        mixing = 3 if softmax else 2 if first.layer.mix_weight is not None else int(first.layer.fixed is not None)
+        rank = first.layer.delta_weight.shape[1]
+        mixing = (
+            3 if options.softmax else 2 if first.layer.mix_weight is not None else int(first.layer.fixed is not None)
+        )
         past = (taps - 1) * (2**levels - 1)
         self._state_shape = len(blocks), past + bands * states, channels
         tensors = [tensor for block in blocks for tensor in _in_order(block, prenorm)]
         self._weights = torch.cat([_padded(tensor) for tensor in (*tensors, *(norm or ()), *head)])
         self._classes = len(head[1])
         self._sizes = integers(
-            0, len(blocks), levels, taps, channels, states, first.layer.delta_weight.shape[1], heads, int(zoh), mixing,
-            int(first.layer.skip is not None), int(first.channel_mixer is not None), int(prenorm),
-            self._classes,
+            0, len(blocks), levels, taps, channels, states, rank, options.heads, int(options.zoh), mixing,
+            int(first.layer.skip is not None), int(first.channel_mixer is not None), int(prenorm), self._classes,
         )  # fmt: skip
-        self._values = (ctypes.c_float * 3)(*delta_limits, epsilon)
+        self._values = (ctypes.c_float * 3)(*delta_limits, options.epsilon)
         self._step = native().msssm_stream
         self._pointer = pointer(self._weights)
 
@@ -74,7 +77,7 @@ class PackedClassifier:
     def step(self, x: Tensor, state: Tensor, total: Tensor, count: Tensor) -> Tensor:
         """x (B, D), contiguous, is used up -> logits (B, classes) of the mean over all steps so far.
 
-        What the state, the total (B, D) float64 and the count (B,) int64 of the mean hold becomes that of the next step.
+        The state, and the total (B, D) float64 and count (B,) int64 of the mean, become those of the next step.
         """
         batch = len(x)
         self._sizes[0] = batch
