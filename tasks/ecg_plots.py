@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from tasks.ecg_metrics import auroc
@@ -18,9 +19,12 @@ def roc_figure(names: Sequence[str], target: Array, probability: Array) -> Figur
     area = auroc(target, probability)
     frequent = [int(k) for k in np.argsort(-target.sum(axis=0), kind="stable") if np.isfinite(area[k])][:CURVES]
     figure, axes = _figure(6, 5)
+    axes.set_prop_cycle(color=list(colormaps["tab20"](range(CURVES))))
     for k in sorted(frequent, key=lambda k: area[k]):
-        positive = target[np.argsort(-probability[:, k], kind="stable"), k]
-        hit, alarm = (np.append(0, np.cumsum(kind)) / kind.sum() for kind in (positive, 1 - positive))
+        order = np.argsort(-probability[:, k], kind="stable")
+        positive, value = target[order, k], probability[order, k]
+        last = np.append(value[1:] != value[:-1], True)  # equal probabilities pass together
+        hit, alarm = (np.append(0, np.cumsum(kind)[last]) / kind.sum() for kind in (positive, 1 - positive))
         axes.plot(alarm, hit, label=f"{names[k]} {area[k]:.3f} ({int(target[:, k].sum())})")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
@@ -29,9 +33,10 @@ def roc_figure(names: Sequence[str], target: Array, probability: Array) -> Figur
 
 
 def calibration_figure(target: Array, probability: Array, bins: int = 10) -> Figure:
-    """How often what is predicted with some probability is there, over all records and classes."""
+    """How often what is predicted with some probability is there, over all records and the classes that occur."""
     figure, axes = _figure(5, 5)
-    predicted, true = probability.ravel(), target.ravel()
+    occurs = target.any(axis=0)
+    predicted, true = probability[:, occurs].ravel(), target[:, occurs].ravel()
     place = np.minimum((predicted * bins).astype(int), bins - 1)
     size = np.bincount(place, minlength=bins)
     some = size > 0
@@ -63,7 +68,7 @@ def examples_figure(
 
 
 def confusion_figure(names: Sequence[str], target: Array, probability: Array) -> Figure:
-    """Most probable class against the true ones, as shares of each true class; classes that occur alone."""
+    """Most probable class against the true ones, with counts; the colour is the share of the true class."""
     there = np.flatnonzero(target.any(axis=0) | np.bincount(probability.argmax(1), minlength=len(names)).astype(bool))
     predicted = np.eye(len(names))[probability.argmax(axis=1)]
     count = (target.T @ predicted)[np.ix_(there, there)]

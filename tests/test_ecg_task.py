@@ -1,5 +1,7 @@
 """The PTB-XL task through the command line and under two processes: scores, windows, report, dashboard."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,6 @@ TINY = [
     "--data.batch_size=40",
     "--model.backbone.d_model=4",
     "--model.backbone.n_layers=1",
-    "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--trainer.max_epochs=1",
 ]
@@ -40,7 +41,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ecg")
     copy_to(folder / "data")
     options = ["--data.label_set=rhythm", "--data.crop=250", "--data.eval_batch_size=7"]
-    main([*TINY, f"--data.root={folder}/data", f"--run_dir={folder}/run", *options])
+    options += ["--trainer.callbacks+=tasks.dashboards.EpochLines"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([*TINY, f"--data.root={folder}/data", f"--run_dir={folder}/run", *options])
+    (folder / "run/printed.txt").write_text(printed.getvalue())
     return folder / "run"
 
 
@@ -110,6 +114,13 @@ def test_tensorboard_has_classes_and_pictures(run: Path) -> None:
     assert "auroc/AFLT" not in tags["scalars"], "no record has it"
     assert set(tags["images"]) == {f"ecg/{name}" for name in ("roc", "calibration", "examples", "confusion", "mixer")}
     assert len(events.Images("ecg/roc")) == 1
+    (charts,) = events.Tensors("custom_scalars__config__")
+    assert b"val/auroc" in charts.tensor_proto.string_val[0]
+
+
+def test_the_line_of_a_validation_shows_what_selects_the_run(run: Path) -> None:
+    best = _metrics(run)["validation"]["best"]
+    assert f"val/auroc {best:.3f}" in (run / "printed.txt").read_text()
 
 
 def test_the_label_sets_of_data_and_model_must_agree(
