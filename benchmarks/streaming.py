@@ -107,7 +107,8 @@ def as_markdown(content: dict[str, Any]) -> str:
         f"# Streaming on {about['device']}",
         "",
         f"configs/ptbxl.yaml, {content['parameters']:,} parameters, one row, float32, one thread, "
-        f"{about['capability']}, torch {about['torch']}, Python {about['python']}; commit {(content['commit'] or 'none')[:12]}"
+        f"{about['capability']}, torch {about['torch']}, Python {about['python']}; commit "
+        f"{(content['commit'] or 'none')[:12]}"
         f"{' with uncommitted changes' if content['dirty'] else ''}, {content['date']}. Load average at the start "
         f"{content['load']:.1f}.",
         f"Steps end {content['error']:.0e} from the logits of the whole run. Goal: {GOAL} times real time, "
