@@ -21,7 +21,7 @@ setup(
             SOURCES,
             extra_compile_args=["-O3", "-std=c++17", *FLAGS, *flags],
             extra_link_args=["-pthread"],
-            depends=["msssm/native/common.h"],
+            depends=["msssm/native/common.h", "msssm/native/exponential.h"],
             optional=True,
         )
         for variant, flags in VARIANTS.items()

@@ -7,6 +7,15 @@ from msssm.classifier import SequenceClassifier
 from msssm.layer import SequenceLayer
 from msssm.multiscale import MultiScaleSSM
 from msssm.param_groups import param_groups
+from msssm.streaming import StreamingClassifier
 
 __version__ = version("msssm")
-__all__ = ["Backbone", "MultiScaleSSM", "SequenceClassifier", "SequenceLayer", "__version__", "param_groups"]
+__all__ = [
+    "Backbone",
+    "MultiScaleSSM",
+    "SequenceClassifier",
+    "SequenceLayer",
+    "StreamingClassifier",
+    "__version__",
+    "param_groups",
+]

@@ -61,6 +61,16 @@ class Backbone(SequenceLayer):
             x = self.norm(x, lengths)
         return (x, tuple(new_states)) if return_state else x
 
+    def step(self, x: Tensor, state: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
+        """One time step: x (B, D) -> y (B, D) and the new states."""
+        new_states = []
+        for block, block_state in zip(cast("Iterable[Block]", self.blocks), state, strict=True):
+            x, new_state = block.step(x, block_state)
+            new_states.append(new_state)
+        if self.norm is not None:
+            x = self.norm(x.unsqueeze(1)).squeeze(1)
+        return x, tuple(new_states)
+
     def initial_state(self, batch_size: int) -> tuple[State, ...]:
         blocks = cast("Iterable[Block]", self.blocks)
         return tuple(block.initial_state(batch_size) for block in blocks)

@@ -45,15 +45,25 @@ class Block(SequenceLayer):
         inner = self.norm(x, lengths) if self.prenorm else x
         result = self.layer(inner, lengths, state, return_state)
         inner, new_state = result if return_state else (result, None)
+        y = self._joined(x, inner, lengths)
+        return (y, new_state) if return_state else y
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One time step: x (B, D) -> y (B, D) and the new state."""
+        x = x.unsqueeze(1)
+        inner = self.norm(x) if self.prenorm else x
+        inner, state = self.layer.step(inner.squeeze(1), state)
+        return self._joined(x, inner.unsqueeze(1), None).squeeze(1), state
+
+    def _joined(self, x: Tensor, inner: Tensor, lengths: Tensor | None) -> Tensor:
+        """What follows the layer: x and the layer's output (B, L, D) -> y (B, L, D)."""
         if self.channel_mixer is not None:
             inner = F.glu(self.channel_mixer(F.gelu(inner)), dim=-1)
         if self.training and self.dropout:
             keep = F.dropout(torch.ones_like(inner[:, :1]), self.dropout)
             inner = inner * keep
         y = x + inner
-        if not self.prenorm:
-            y = self.norm(y, lengths)
-        return (y, new_state) if return_state else y
+        return y if self.prenorm else self.norm(y, lengths)
 
     def initial_state(self, batch_size: int) -> State:
         return self.layer.initial_state(batch_size)

@@ -1,16 +1,28 @@
 """A sequence classifier: encoder, backbone, mean over the true positions, linear head."""
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from msssm.backbone import Backbone
-from msssm.padding import masked_mean
+from msssm.layer import State
+from msssm.padding import masked_mean, zero_padding
+
+
+class ClassifierState(NamedTuple):
+    """What a classifier keeps of the positions so far: the backbone's state, and of its outputs the running mean."""
+
+    backbone: State
+    total: Tensor  # (B, D) float64: a sum in float32 would stop growing after some 10^7 positions
+    positions: Tensor  # (B,) int64
 
 
 class SequenceClassifier(nn.Module):
-    """Logits of whole sequences.
+    """Logits of whole sequences, or of what has been seen of them so far: in chunks, or step by step.
 
     Args:
-        encoder: what makes (B, L, D) of the batch's x, for example `nn.Embedding` or `nn.Linear`.
+        encoder: what makes (B, L, D) of the batch's x position by position, for example `nn.Embedding` or `nn.Linear`.
         backbone: of width D.
         num_classes: outputs of the head.
     """
@@ -20,7 +32,39 @@ class SequenceClassifier(nn.Module):
         self.encoder, self.backbone = encoder, backbone
         self.head = nn.Linear(backbone.d_model, num_classes)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x (B, L) or (B, L, channels), lengths (B,) -> logits (B, num_classes)."""
-        logits: Tensor = self.head(masked_mean(self.backbone(self.encoder(x), lengths), lengths))
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: ClassifierState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, ClassifierState]:
+        """x (B, L) or (B, L, channels), lengths (B,) -> logits (B, num_classes), and the state if asked.
+
+        With the state of the chunks before, the logits are of all positions from the first chunk on.
+        """
+        encoded = self.encoder(x)
+        if state is None and not return_state:
+            return self.head(masked_mean(self.backbone(encoded, lengths), lengths))
+        state = self.initial_state(len(x)) if state is None else state
+        y, backbone = self.backbone(encoded, lengths, state.backbone, return_state=True)
+        total = state.total + zero_padding(y, lengths).sum(1, dtype=torch.float64)
+        after = ClassifierState(backbone, total, state.positions + (x.shape[1] if lengths is None else lengths))
+        logits = self.classify(after.total, after.positions)
+        return (logits, after) if return_state else logits
+
+    def initial_state(self, batch_size: int) -> ClassifierState:
+        """The state before the first position."""
+        total = self.head.weight.new_zeros(batch_size, self.backbone.d_model, dtype=torch.float64)
+        return ClassifierState(self.backbone.initial_state(batch_size), total, total.new_zeros(batch_size).long())
+
+    def step(self, x: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
+        """One position: x (B,) or (B, channels) -> logits (B, num_classes) of all so far, and the new state."""
+        y, backbone = self.backbone.step(self.encoder(x), state.backbone)
+        after = ClassifierState(backbone, state.total + y, state.positions + 1)
+        return self.classify(after.total, after.positions), after
+
+    def classify(self, total: Tensor, positions: Tensor) -> Tensor:
+        """Logits (B, num_classes) from the sum (B, D) of the backbone's outputs and the number of them (B,)."""
+        logits: Tensor = self.head((total / positions.clamp(min=1).unsqueeze(1)).to(self.head.weight.dtype))
         return logits

@@ -129,15 +129,11 @@ class MultiScaleSSM(SequenceLayer):
         if not isinstance(ssm, S6) or state.ssm is None or not self._steps_natively(x, state.filters, state.ssm):
             return super().step(x, state)
         self.check_input(x.unsqueeze(1), None)
-        low, high = self.decomposition.taps()
-        projection, delta_weight, delta_bias, log_rate, skip = ssm.step_parameters()
         y, filters, states = multiscale_step(
             x,
             state.filters,
             state.ssm,
-            StepParameters(
-                low, high, projection, delta_weight, delta_bias, log_rate, skip, *self.mixer.step_parameters()
-            ),
+            self.step_parameters(),
             heads=self.mixer.heads,
             softmax=self.mixer.mixer == "softmax",
             zoh=ssm.discretization == "zoh",
@@ -145,6 +141,14 @@ class MultiScaleSSM(SequenceLayer):
             log_rate_limits=LOG_RATE_LIMITS,
         )
         return y, MultiScaleState(filters, states)
+
+    def step_parameters(self) -> StepParameters:
+        """What a native step of an "s6" layer reads."""
+        assert isinstance(self.ssm, S6)
+        low, high = self.decomposition.taps()
+        projection, delta_weight, delta_bias, log_rate, skip = self.ssm.step_parameters()
+        mix = self.mixer.step_parameters()
+        return StepParameters(low, high, projection, delta_weight, delta_bias, log_rate, skip, *mix)
 
     def _steps_natively(self, x: Tensor, filters: tuple[Tensor, ...], states: Tensor) -> bool:
         """Without gradients, in float32 on a CPU, and not while tracing."""

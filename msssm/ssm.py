@@ -90,7 +90,7 @@ class S6(nn.Module):
         return multiscale_scan(
             bands,
             delta,
-            -_decay_rate(self.log_rate),
+            self.A(),
             B,
             C,
             mix,
@@ -107,6 +107,10 @@ class S6(nn.Module):
         # Laid out as the scan leaves states, channels innermost.
         bands, channels, states = self.log_rate.shape
         return self.log_rate.new_zeros(batch_size, bands, states, channels).transpose(2, 3)
+
+    def A(self) -> Tensor:
+        """(M, D, N), negative."""
+        return -_decay_rate(self.log_rate)
 
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """What a native step reads: projection, delta_weight, delta_bias, log_rate, skip."""

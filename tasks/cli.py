@@ -1,6 +1,7 @@
 """The `msssm` command's Lightning half: fit, validate, test, predict from one recipe."""
 
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from tasks.event_files import EventFiles, rewind
 from tasks.last_checkpoint import LastCheckpoint
 from tasks.messages import say
 from tasks.record import provenance, write_json
+from tasks.recordings import RecordingOptions, add_arguments, predict_recordings
 
 # What a recipe may build by name. Anything else importable stays closed to a downloaded config.
 ALLOWED = ["msssm", "datamodules", "tasks", "lightning.pytorch", "torch.nn"]
@@ -66,6 +68,12 @@ class MsssmCLI(LightningCLI):
                 "checkpoint.save_on_train_epoch_end": False,
             }
         )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            add_arguments(parser)
+        return parser
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -203,7 +211,13 @@ class MsssmCLI(LightningCLI):
             )
 
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
-        """Prints one line per sample of the data module's predict set."""
+        """Prints one line per sample of the data module's predict set, or what is said about `--record`."""
+        options = RecordingOptions(
+            **{field.name: self._get(self.config, field.name) for field in fields(RecordingOptions)}
+        )
+        if options.record is not None:
+            predict_recordings(model, datamodule, self.ckpt_path, options)
+            return
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)

@@ -3,10 +3,18 @@
 import re
 import shlex
 import subprocess
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from datamodules.ptbxl import LEADS, class_names, simulate
+from datamodules.ptbxl.statements import scp_statements
+from msssm import Backbone, MultiScaleSSM
+from tasks.checkpoint_io import DurableCheckpointIO
+from tasks.ecg import ECGTask
 from tasks.main import main
 from tests.recipes import TINY_DATA
 
@@ -30,16 +38,28 @@ def test_make_commands_are_targets(page: str, command: str) -> None:
     assert before == after, "a dry run must write nothing"
 
 
+def ptbxl_checkpoint(path: Path) -> None:
+    """Of the network of configs/ptbxl.yaml, as it starts."""
+    layer = partial(MultiScaleSSM, levels=3, kernel_size=2, state_size=26)
+    task = ECGTask(Backbone(layer, 256, 10))
+    data = {"mean": 0.0, "std": 0.2, "classes": class_names("all", scp_statements()), "sampling_rate": 100}
+    DurableCheckpointIO().save_checkpoint({"state_dict": task.state_dict(), "PTBXLDataModule": data}, path)
+
+
 def test_msssm_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written, but for a network and data small enough to train in a second."""
     (tmp_path / "configs").symlink_to(Path("configs").resolve())
     (tmp_path / "expressions.txt").write_text("[MAX 2 9 [MIN 4 7 ] 0 ]\n")
+    ptbxl_checkpoint(tmp_path / "best.ckpt")
+    signal = simulate("SR", 0, np.random.default_rng(0)) / 1000
+    pd.DataFrame(signal[:300], columns=list(LEADS)).to_csv(tmp_path / "ecg.csv", index=False)
     monkeypatch.chdir(tmp_path)
     small = [*TINY_DATA, "--model.backbone.n_layers=1", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
     commands = [shlex.split(command) for page, command in BLOCKS if page == "README.md" and "bin/msssm " in command]
     for _, subcommand, *words in commands:
         main([subcommand, *words, *(small if subcommand == "fit" else [])])
     assert (tmp_path / "runs/mine/metrics.json").exists()
+    assert (tmp_path / "predictions/ecg.json").exists()
     assert {words[1] for words in commands} == {"fit", "test", "predict"}
 
 

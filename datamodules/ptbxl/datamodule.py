@@ -194,7 +194,8 @@ class PTBXLDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.max_corrupt, self.shuffle_seed = max_corrupt, shuffle_seed
         self.window = samples if crop is None else crop
-        self.starts = _starts(samples, self.window, stride or max(1, self.window // 2))
+        self.crop, self.stride = crop, stride or max(1, self.window // 2)
+        self.starts = window_starts(samples, self.window, self.stride)
         self.mean, self.std = 0.0, 0.0
         self.classes: list[str] = []
         self._converted: convert.Converted | None = None
@@ -379,7 +380,7 @@ class PTBXLDataModule(LightningDataModule):
         )
 
 
-def _starts(samples: int, window: int, stride: int) -> list[int]:
+def window_starts(samples: int, window: int, stride: int) -> list[int]:
     """Where windows start, the last one at the end of the record."""
     return sorted({*range(0, samples - window + 1, stride), samples - window})
 

@@ -1,8 +1,10 @@
 """One WFDB record as 12 leads of int16 in microvolts, checked against its header."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ import wfdb
 
 LEADS = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
 UNITS_PER_MILLIVOLT = 1000
+MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}  # of one unit
 SECONDS = 10
 MISSING = -32768  # WFDB's mark of a sample that was not measured, in format 16
 _LIMIT = 32767
@@ -48,7 +51,8 @@ def read_record(root: Path, name: str, sampling_rate: int) -> Record:
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         raise CorruptRecordError("its path points outside the data folder")
-    rate, leads, digital, checksums, exact = _read_plain(path) or _read_with_wfdb(path)
+    raw = read_raw(path)
+    rate, leads, digital = raw.sampling_rate, raw.leads, raw.digital
     if rate != sampling_rate:
         raise CorruptRecordError(f"sampled at {rate:g} Hz, expected {sampling_rate} Hz")
     names = [lead.upper() for lead in leads]
@@ -58,13 +62,8 @@ def read_record(root: Path, name: str, sampling_rate: int) -> Record:
         raise CorruptRecordError(f"has {len(names)} leads, expected {len(LEADS)}: {', '.join(LEADS)}")
     if len(digital) != SECONDS * sampling_rate:
         raise CorruptRecordError(f"has {len(digital)} samples per lead, expected {SECONDS * sampling_rate}")
-    sums = digital.sum(axis=0, dtype=np.int64)
-    wrong = [
-        lead for lead, a, b in zip(names, sums, checksums, strict=True) if b is not None and (int(a) - b) % 65536 != 0
-    ]
-    if wrong:
-        raise CorruptRecordError(f"wrong checksum of lead {', '.join(wrong)}")
-    signal = (digital if exact is None else exact)[:, [names.index(lead) for lead in LEADS]]
+    check_sums(raw)
+    signal = raw.microvolts[:, [names.index(lead) for lead in LEADS]]
     return _graded(np.ascontiguousarray(signal))
 
 
@@ -79,10 +78,43 @@ def _graded(signal: Signal) -> Record:
     return Record(signal, *([lead for lead, flag in zip(LEADS, flags_of, strict=True) if flag] for flags_of in flags))
 
 
-_Raw = tuple[float, list[str], npt.NDArray[np.integer], list[int | None], Signal | None]
+class Raw(NamedTuple):
+    """A record as its files have it: rate in Hz, names of the leads, samples (L, leads) as stored, their checksums, and
+    the samples in microvolts (int16, `MISSING` where there is none)."""
+
+    sampling_rate: float
+    leads: list[str]
+    digital: npt.NDArray[np.integer]
+    checksums: list[int | None]
+    microvolts: Signal
 
 
-def _read_plain(path: Path) -> _Raw | None:
+def read_raw(path: Path, units: Collection[str] = ("mV",)) -> Raw:
+    """Reads `<path>.{hea,dat}` of any length, rate and leads.
+
+    Args:
+        path: of the record, without an ending.
+        units: that are taken, of `MILLIVOLTS`.
+
+    Raises:
+        CorruptRecordError: with the reason.
+    """
+    return _read_plain(path) or _read_with_wfdb(path, units)
+
+
+def check_sums(raw: Raw) -> None:
+    """Raises CorruptRecordError naming the leads whose sum is not the header's checksum, modulo 65536."""
+    sums = raw.digital.sum(axis=0, dtype=np.int64)
+    wrong = [
+        lead.upper()
+        for lead, a, b in zip(raw.leads, sums, raw.checksums, strict=True)
+        if b is not None and (int(a) - b) % 65536 != 0
+    ]
+    if wrong:
+        raise CorruptRecordError(f"wrong checksum of lead {', '.join(wrong)}")
+
+
+def _read_plain(path: Path) -> Raw | None:
     """A record written exactly as PTB-XL's are; None for any other, which is left to wfdb.
 
     wfdb spends 2 ms on such a header, a hundred times what the samples take.
@@ -109,7 +141,9 @@ def _read_plain(path: Path) -> _Raw | None:
     if len(content) != 2 * count * samples:
         raise CorruptRecordError(f"{file} holds {len(content)} bytes, its header says {2 * count * samples}")
     digital = np.frombuffer(content, dtype="<i2").reshape(samples, count)
-    return float(record[3]), [field[2] for field in fields], digital, [int(field[1]) for field in fields], None
+    leads: list[str] = [field[2] for field in fields]
+    checksums: list[int | None] = [int(field[1]) for field in fields]
+    return Raw(float(record[3]), leads, digital, checksums, digital)
 
 
 def _check_header(path: Path) -> None:
@@ -128,19 +162,19 @@ def _check_header(path: Path) -> None:
         raise CorruptRecordError(f"{header.name} has a lead without a positive ADC gain")
 
 
-def _read_with_wfdb(path: Path) -> _Raw:
-    """Any record that wfdb can read, with its samples also in microvolts."""
+def _read_with_wfdb(path: Path, units: Collection[str]) -> Raw:
+    """Any record that wfdb can read."""
     _check_header(path)
     try:
         record = wfdb.rdrecord(str(path), physical=False)
         digital = np.asarray(record.d_signal)
         checksums = list(record.checksum or [])
-        millivolts = np.asarray(record.dac())
-        units, leads, rate = list(record.units), list(record.sig_name), float(record.fs)
+        physical = np.asarray(record.dac())
+        found, leads, rate = list(map(str, record.units)), list(record.sig_name), float(record.fs)
     except Exception as error:  # wfdb meets broken headers with whatever its parsing runs into
         raise CorruptRecordError(f"cannot be read: {str(error) or type(error).__name__}") from error
-    if any(unit != "mV" for unit in units):
-        raise CorruptRecordError(f"is in {', '.join(sorted(set(map(str, units))))}, expected mV")
-    scaled = np.rint(millivolts * UNITS_PER_MILLIVOLT)
-    exact = np.where(np.isnan(scaled), MISSING, np.clip(np.nan_to_num(scaled), -_LIMIT, _LIMIT)).astype(np.int16)
-    return rate, leads, digital, checksums or [None] * len(leads), exact
+    if not set(found) <= set(units):
+        raise CorruptRecordError(f"is in {', '.join(sorted(set(found)))}, expected {' or '.join(units)}")
+    scaled = np.rint(physical * [MILLIVOLTS[unit] * UNITS_PER_MILLIVOLT for unit in found])
+    microvolts = np.where(np.isnan(scaled), MISSING, np.clip(np.nan_to_num(scaled), -_LIMIT, _LIMIT)).astype(np.int16)
+    return Raw(rate, leads, digital, checksums or [None] * len(leads), microvolts)

@@ -2,7 +2,7 @@
 // written. The forward keeps the states before every segment of steps; the backward recomputes the states of a segment,
 // a few of the N at a time so that they stay in the nearest cache, and walks back over them.
 
-#include "common.h"
+#include "exponential.h"
 
 namespace {
 
@@ -17,57 +17,12 @@ constexpr int TILE = 64, MOST_TILES = 4;
 // The states before a segment are what the backward keeps: longer segments for more bands, so that memory hardly grows.
 int64_t segment_of(int64_t bands) { return TILE * std::min<int64_t>(bands, MOST_TILES); }
 
-constexpr float LOG2E = 1.4426950408889634f;
-
-// decay = 2^x and expm1 = 2^x - 1 for x = a b <= 0, relative error 2e-7, exact at 0; x = delta A log2(e).
-// 2^x = 2^n 2^r with n the nearest integer: adding 1.5 * 2^23 + 127 leaves n + 127 in the low bits of the sum.
-// Where every x is known to be at least LOWEST there is nothing to limit, and the product joins the additions.
-constexpr float LOWEST = -126.0f;
-
-template <bool LIMIT>
-INLINE void exponentials(Vec a, Vec b, Vec& decay, Vec& expm1) {
-  const Vec lowest = splat(LOWEST), magic = splat(12583039.0f);
-  Vec shifted, r;
-  if (LIMIT) {
-    const Vec product = a * b, x = product < lowest ? lowest : product;  // in this order a NaN stays a NaN
-    shifted = x + magic;
-    r = x - (shifted - magic);
-  } else {
-    shifted = a * b + magic;
-    r = a * b - (shifted - magic);
-  }
-  Vec p = splat(0x1.5bba13e56ebfep-10f);
-  p = p * r + splat(0x1.3cea878f12bcbp-7f);
-  p = p * r + splat(0x1.c6b752e06b0ffp-5f);
-  p = p * r + splat(0x1.ebf9bb89e2839p-3f);
-  p = p * r + splat(0x1.62e4292034e05p-1f);
-  const Vec tail = p * r;  // 2^r - 1
-  const Vec scale = (Vec)((Int)shifted << 23);
-  decay = scale * tail + scale;
-  expm1 = scale * tail + (scale - 1.0f);
-}
-
 // Whether some product of the lanes, or a NaN, needs the limit.
 INLINE bool needs_limit(Vec delta, Vec rate) {
   const Int within = delta * rate >= LOWEST;
   int32_t all = -1;
   for (int i = 0; i < LANES; ++i) all &= within[i];
   return !all;
-}
-
-// log(1 + e^x), relative error 3e-7: log(1 + z) = 2 artanh(z / (2 + z)) with z = e^-|x|.
-INLINE Vec softplus(Vec x) {
-  Vec z, unused;
-  exponentials<true>(x < 0.0f ? x : -x, splat(LOG2E), z, unused);
-  const Vec s = z / (z + 2.0f), square = s * s;
-  Vec p = splat(1.0f / 13);
-  p = p * square + splat(1.0f / 11);
-  p = p * square + splat(1.0f / 9);
-  p = p * square + splat(1.0f / 7);
-  p = p * square + splat(1.0f / 5);
-  p = p * square + splat(1.0f / 3);
-  p = p * square + splat(1.0f);
-  return (x > 0.0f ? x : Vec{}) + 2.0f * s * p;
 }
 
 struct Call {

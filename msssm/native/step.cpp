@@ -1,108 +1,94 @@
-// One time step of a whole multi-scale S6 layer: projections, decomposition, recurrence and mix in one call, for
-// streaming. Nothing is allocated once a thread has its workspace. Here the lanes are states or channels as the
-// compiler finds them; the work of a step is too small for threads.
+// One time step of multi-scale S6 layers, for streaming. `msssm_step` is one layer with the parameters of its module
+// and new states; `msssm_stream` is a whole stack of residual blocks, whose weights lie packed in the order in which
+// they are read and whose states change in place. Nothing is allocated once a thread has its workspace. The lanes are
+// channels; the work of a step is too small for threads.
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+
+#include "exponential.h"
 
 namespace {
 
-// As in selective.cpp, one number at a time.
-inline void exponentials(float x, float& decay, float& expm1) {
-  x = x < -126.0f ? -126.0f : x;
-  const float shifted = x + 12583039.0f, r = x - (shifted - 12583039.0f);
-  float p = 0x1.5bba13e56ebfep-10f;
-  p = p * r + 0x1.3cea878f12bcbp-7f;
-  p = p * r + 0x1.c6b752e06b0ffp-5f;
-  p = p * r + 0x1.ebf9bb89e2839p-3f;
-  p = p * r + 0x1.62e4292034e05p-1f;
-  p = p * r;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (int32_t)((uint32_t)bits << 23);
-  float scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  decay = scale * p + scale;
-  expm1 = scale * p + (scale - 1.0f);
-}
-
-inline float softplus(float x) {
-  float z, unused;
-  exponentials((x < 0 ? x : -x) * 1.4426950408889634f, z, unused);
-  const float s = z / (z + 2.0f), q = s * s;
-  float p = 1.0f / 13;
-  p = p * q + 1.0f / 11;
-  p = p * q + 1.0f / 9;
-  p = p * q + 1.0f / 7;
-  p = p * q + 1.0f / 5;
-  p = p * q + 1.0f / 3;
-  p = p * q + 1.0f;
-  return (x > 0 ? x : 0.0f) + 2.0f * s * p;
-}
-
-float dot(const float* a, const float* b, int64_t count) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
 struct Layer {
-  int64_t batch, levels, taps, channels, states, rank, heads, zoh, softmax;
+  int64_t levels, taps, channels, states, rank, heads;
+  bool zoh, softmax;
   const float *low, *high;                     // (S, K, D)
   const float *projection;                     // (M (R + 2 N), D): per band the step size's R rows, B's, C's
   const float *delta_weight, *delta_bias;      // (M, R, D), (M, D)
-  const float *log_rate, *skip;                // (M, D, N); (M, D) or null
+  const float *rate, *skip;                    // -A (M, N, D); (M, D) or null
   const float *mix_weight, *mix_bias, *fixed;  // (M H, D), (M H); or fixed weights (M, H); or all null for ones
-  float lowest_delta, highest_delta, lowest_rate, highest_rate;  // rates as logarithms
+  float lowest_delta, highest_delta;
+
+  int64_t bands() const { return levels + 2; }
+  int64_t width() const { return rank + 2 * states; }
+  int64_t past() const { return (taps - 1) * ((int64_t{1} << levels) - 1); }
 };
 
-// The histories of the levels, each (B, (K - 1) 2^level, D), with the distance of their rows of the batch.
-struct Histories {
-  const float* const* levels;
-  const int64_t* strides;
-};
+// block(first channel, channels in it)
+template <typename Block>
+INLINE void by_blocks(int64_t channels, const Block& block) {
+  const int64_t whole = channels / LANES * LANES;
+  for (int64_t d = 0; d < whole; d += LANES) block(d, LANES);
+  if (whole < channels) block(whole, (int)(channels - whole));
+}
 
-// Bands (M, D) of one row, and its histories moved on by one step.
-void decompose(const Layer& l, const float* x, const Histories& histories, int64_t b, float* moved, float* bands) {
+// out (rows,) = weights (rows, D) x, and the bias where there is one.
+void product(const float* weights, const float* bias, int64_t rows, const float* x, int64_t channels, float* out) {
+  for (int64_t row = 0; row < rows; row += LANES) {
+    const int count = (int)std::min<int64_t>(LANES, rows - row);
+    Vec sums[LANES] = {};
+    // Four rows share x, and hide each other's latency.
+    for (int i = 0; i < count; i += 4) {
+      const float* w = weights + (row + i) * channels;
+      const int own = std::min(4, count - i);
+      Vec parts[4] = {};
+      by_blocks(channels, [&](int64_t d, int width) {
+        const Vec v = load(x + d, width);
+        for (int k = 0; k < 4; ++k)
+          if (k < own) parts[k] += load(w + k * channels + d, width) * v;
+      });
+      for (int k = 0; k < own; ++k) sums[i + k] = parts[k];
+    }
+    const Vec whole = lane_sums(sums);
+    store(out + row, bias ? whole + load(bias + row, count) : whole, count);
+  }
+}
+
+// Bands (M, D); the histories of the levels, each ((K - 1) 2^level, D) behind the other, move on by one step.
+void decompose(const Layer& l, const float* x, float* history, float* bands) {
   const int64_t D = l.channels;
   std::memcpy(bands, x, D * sizeof(float));
   float* approximation = bands + (l.levels + 1) * D;
   std::memcpy(approximation, x, D * sizeof(float));
   for (int64_t level = 0; level < l.levels; ++level) {
     const int64_t dilation = int64_t{1} << level, past = (l.taps - 1) * dilation;
-    const float* history = histories.levels[level] + b * histories.strides[level];
-    if (past) {
-      std::memcpy(moved, history + D, (past - 1) * D * sizeof(float));
-      std::memcpy(moved + (past - 1) * D, approximation, D * sizeof(float));
-    }
-    float* detail = bands + (level + 1) * D;
     const float *low = l.low + level * l.taps * D, *high = l.high + level * l.taps * D;
-    for (int64_t d = 0; d < D; ++d) {
-      detail[d] = high[d] * approximation[d];
-      approximation[d] = low[d] * approximation[d];
-    }
-    for (int64_t k = 1; k < l.taps; ++k) {
-      const float* old = history + (past - k * dilation) * D;
-      for (int64_t d = 0; d < D; ++d) {
-        detail[d] += high[k * D + d] * old[d];
-        approximation[d] += low[k * D + d] * old[d];
+    float* detail = bands + (level + 1) * D;
+    by_blocks(D, [&](int64_t d, int width) {
+      const Vec newest = load(approximation + d, width);
+      Vec fine = load(high + d, width) * newest, coarse = load(low + d, width) * newest;
+      for (int64_t k = 1; k < l.taps; ++k) {
+        const Vec old = load(history + (past - k * dilation) * D + d, width);
+        fine += load(high + k * D + d, width) * old;
+        coarse += load(low + k * D + d, width) * old;
       }
-    }
-    moved += past * D;
+      for (int64_t t = 1; t < past; ++t) store(history + (t - 1) * D + d, load(history + t * D + d, width), width);
+      if (past) store(history + (past - 1) * D + d, newest, width);
+      store(detail + d, fine, width);
+      store(approximation + d, coarse, width);
+    });
+    history += past * D;
   }
 }
 
 // Weights (M, H) of the bands.
 void mix(const Layer& l, const float* x, float* weights) {
-  const int64_t bands = l.levels + 2, count = bands * l.heads;
-  for (int64_t i = 0; i < count; ++i)
-    weights[i] = l.mix_weight ? dot(l.mix_weight + i * l.channels, x, l.channels) + l.mix_bias[i]
-                 : l.fixed    ? l.fixed[i]
-                              : 1.0f;
+  const int64_t bands = l.bands(), count = bands * l.heads;
+  if (!l.mix_weight) {
+    for (int64_t i = 0; i < count; ++i) weights[i] = l.fixed ? l.fixed[i] : 1.0f;
+    return;
+  }
+  product(l.mix_weight, l.mix_bias, count, x, l.channels, weights);
   if (!l.softmax) return;
   for (int64_t h = 0; h < l.heads; ++h) {
     float most = weights[h], sum = 0;
@@ -112,63 +98,168 @@ void mix(const Layer& l, const float* x, float* weights) {
   }
 }
 
-// states and the new ones (M, N, D), as the scan leaves them.
-void step_row(const Layer& l, const float* x, const Histories& histories, int64_t b, const float* states, float* y,
-              float* moved, float* next, std::vector<float>& workspace) {
-  const int64_t D = l.channels, N = l.states, M = l.levels + 2, width = l.rank + 2 * N;
-  workspace.resize(std::max<size_t>(workspace.size(), M * D + M * l.heads + M * width + 4 * D));
-  float *bands = workspace.data(), *weights = bands + M * D, *projected = weights + M * l.heads;
-  float *delta = projected + M * width, *out = delta + D, *mixed = out + D, *drive = mixed + D;
-  decompose(l, x, histories, b, moved, bands);
+int64_t workspace_of(const Layer& l) { return l.bands() * (l.channels + l.heads + l.width()) + 3 * l.channels; }
+
+// x (D) -> y (D), which is another array. States and the new ones, which may be the same array, are (M, N, D).
+void layer_step(const Layer& l, const float* x, float* history, const float* states, float* next, float* y,
+                float* workspace) {
+  const int64_t D = l.channels, N = l.states, M = l.bands();
+  float *bands = workspace, *weights = bands + M * D, *projected = weights + M * l.heads;
+  float *delta = projected + M * l.width(), *drive = delta + D, *out = drive + D;
+  decompose(l, x, history, bands);
   mix(l, x, weights);
-  for (int64_t i = 0; i < M * width; ++i) projected[i] = dot(l.projection + i * D, x, D);
-  std::fill(mixed, mixed + D, 0.0f);
+  product(l.projection, nullptr, M * l.width(), x, D, projected);
+  std::fill(y, y + D, 0.0f);
   for (int64_t m = 0; m < M; ++m) {
-    const float *u = bands + m * D, *B = projected + m * width + l.rank, *C = B + N;
-    std::memcpy(delta, l.delta_bias + m * D, D * sizeof(float));
-    for (int64_t r = 0; r < l.rank; ++r)
-      for (int64_t d = 0; d < D; ++d) delta[d] += projected[m * width + r] * l.delta_weight[(m * l.rank + r) * D + d];
-    for (int64_t d = 0; d < D; ++d) {
-      const float step = softplus(delta[d]);
-      delta[d] = step < l.lowest_delta ? l.lowest_delta : step > l.highest_delta ? l.highest_delta : step;
-      drive[d] = delta[d] * u[d];
-      out[d] = l.skip ? l.skip[m * D + d] * u[d] : 0.0f;
-    }
+    const float *u = bands + m * D, *low_rank = projected + m * l.width(), *B = low_rank + l.rank, *C = B + N;
+    by_blocks(D, [&](int64_t d, int width) {
+      Vec step = load(l.delta_bias + m * D + d, width);
+      for (int64_t r = 0; r < l.rank; ++r) step += low_rank[r] * load(l.delta_weight + (m * l.rank + r) * D + d, width);
+      step = softplus(step);
+      step = step < l.lowest_delta ? splat(l.lowest_delta) : step;
+      step = step > l.highest_delta ? splat(l.highest_delta) : step;
+      const Vec input = load(u + d, width);
+      store(delta + d, step * -LOG2E, width);
+      store(drive + d, l.zoh ? -input : step * input, width);
+      store(out + d, l.skip ? load(l.skip + m * D + d, width) * input : Vec{}, width);
+    });
     for (int64_t n = 0; n < N; ++n) {
-      const float *log_rate = l.log_rate + m * D * N + n, *h = states + (m * N + n) * D;
-      float* h_next = next + (m * N + n) * D;
-      for (int64_t d = 0; d < D; ++d) {
-        float limited = log_rate[d * N], rate, unused, decay, expm1;
-        limited = limited < l.lowest_rate ? l.lowest_rate : limited > l.highest_rate ? l.highest_rate : limited;
-        exponentials(limited * 1.4426950408889634f, rate, unused);
-        exponentials(delta[d] * rate * -1.4426950408889634f, decay, expm1);
-        const float gained = l.zoh ? -expm1 / rate * u[d] : drive[d];
-        h_next[d] = decay * h[d] + gained * B[n];
-        out[d] += h_next[d] * C[n];
-      }
+      const int64_t at = (m * N + n) * D;
+      by_blocks(D, [&](int64_t d, int width) {
+        const Vec rate = load(l.rate + at + d, width, 1.0f), driven = load(drive + d, width);
+        Vec decay, expm1;
+        exponentials<true>(load(delta + d, width), rate, decay, expm1);
+        const Vec gained = l.zoh ? expm1 / rate * driven : driven;
+        const Vec h = decay * load(states + at + d, width) + gained * B[n];
+        store(next + at + d, h, width);
+        store(out + d, load(out + d, width) + h * C[n], width);
+      });
     }
-    for (int64_t d = 0; d < D; ++d) mixed[d] += weights[m * l.heads + d * l.heads / D] * out[d];
+    by_blocks(D, [&](int64_t d, int width) {
+      store(y + d, load(y + d, width) + mix_at(weights + m * l.heads, l.heads, D, d, width) * load(out + d, width), width);
+    });
   }
-  std::memcpy(y, mixed, D * sizeof(float));
 }
+
+// Layer norm (epsilon above 0), or a scale and a shift, in place.
+void normalise(const float* scale, const float* shift, float epsilon, int64_t channels, float* x) {
+  float mean = 0, variance = 0;
+  if (epsilon > 0) {
+#pragma omp simd reduction(+ : mean)
+    for (int64_t d = 0; d < channels; ++d) mean += x[d];
+    mean /= channels;
+#pragma omp simd reduction(+ : variance)
+    for (int64_t d = 0; d < channels; ++d) variance += (x[d] - mean) * (x[d] - mean);
+  }
+  const float root = epsilon > 0 ? 1 / std::sqrt(variance / channels + epsilon) : 1.0f;
+  for (int64_t d = 0; d < channels; ++d) x[d] = (x[d] - mean) * root * scale[d] + shift[d];
+}
+
+// Arrays behind each other, each from a multiple of 16 floats.
+struct Tape {
+  const float* at;
+  const float* take(int64_t count) {
+    const float* start = at;
+    at += (count + 15) / 16 * 16;
+    return start;
+  }
+};
+
+float* workspace(int64_t floats) {
+  thread_local std::vector<float> memory;
+  if ((int64_t)memory.size() < floats) memory.resize(floats);
+  return memory.data();
+}
+
+enum Mixing { SUM, FIXED, INPUT, SOFTMAX };
 
 }  // namespace
 
 extern "C" {
 
-// sizes: B, S, K, D, N, R, H, zoh, softmax, distance of the rows of x. limits: least and greatest step size, and logarithm of the rate.
-// in: x (B, D), states (B, M, N, D), then the pointers of Layer in their order. strides: of the histories, per level.
+// sizes: B, S, K, D, N, R, H, zoh, softmax, distance of the rows of x. limits: least and greatest step size, and
+// logarithm of the rate. in: x (B, D), states (B, M, N, D), low, high, projection, delta_weight, delta_bias, log_rate
+// (M, D, N), skip, mix_weight, mix_bias, fixed. histories: of each level, strides: between its rows of the batch.
 // out: y (B, D), histories, states.
 void msssm_step(const int64_t* sizes, const float* limits, const float* const* in, const float* const* histories,
                 const int64_t* strides, float* const* out) {
-  const Layer l{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8],
-                in[2],    in[3],    in[4],    in[5],    in[6],    in[7],    in[8],    in[9],    in[10],
-                in[11],   limits[0], limits[1], limits[2], limits[3]};
-  const int64_t rows = (l.taps - 1) * ((int64_t{1} << l.levels) - 1) * l.channels;
-  const int64_t all = (l.levels + 2) * l.states * l.channels;
-  thread_local std::vector<float> workspace;
-  for (int64_t b = 0; b < l.batch; ++b)
-    step_row(l, in[0] + b * sizes[9], {histories, strides}, b, in[1] + b * all, out[0] + b * l.channels,
-             out[1] + b * rows, out[2] + b * all, workspace);
+  Layer l{sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7] != 0, sizes[8] != 0,
+          in[2],    in[3],    in[4],    in[5],    in[6],    nullptr,  in[8],         in[9],
+          in[10],   in[11],   limits[0], limits[1]};
+  const int64_t D = l.channels, all = l.bands() * l.states * D;
+  float* memory = workspace(all + workspace_of(l));
+  for (int64_t m = 0; m < l.bands(); ++m)
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t n = 0; n < l.states; ++n)
+        memory[(m * l.states + n) * D + d] = in[7][(m * D + d) * l.states + n];
+  by_blocks(all, [&](int64_t i, int width) {
+    Vec x = load(memory + i, width), rate, unused;
+    x = x < limits[2] ? splat(limits[2]) : x;
+    x = x > limits[3] ? splat(limits[3]) : x;
+    exponentials<true>(x, splat(LOG2E), rate, unused);
+    store(memory + i, rate, width);
+  });
+  l.rate = memory;
+  for (int64_t b = 0; b < sizes[0]; ++b) {
+    float* moved = out[1] + b * l.past() * D;
+    for (int64_t level = 0, rows = l.taps - 1; level < l.levels; ++level, rows *= 2, moved += rows / 2 * D)
+      if (rows) std::memcpy(moved, histories[level] + b * strides[level], rows * D * sizeof(float));
+    layer_step(l, in[0] + b * sizes[9], out[1] + b * l.past() * D, in[1] + b * all, out[2] + b * all, out[0] + b * D,
+               memory + all);
+  }
+}
+
+// x (B, D) through all blocks, in place, and the head on the mean of what has come out of them so far: logits (B, K).
+// Also in place: states (B, blocks, (past + M N) D), of each block the histories, then the SSMs'; total (B, D) and
+// count (B) of the mean. sizes: B, blocks, S, K, D, N, R, H, zoh, mixing, skip, glu, prenorm, classes. values: least and
+// greatest step size, epsilon of a layer norm, or 0 for a scale and a shift. weights: for each block the scale and shift
+// of a norm in front; low, high, mixer, projection, delta_weight, delta_bias, rate, skip; weight and bias of the gated
+// unit; scale and shift of a norm behind; then, with norms in front, those of one behind the last block; and the head's.
+void msssm_stream(const int64_t* sizes, const float* values, const float* weights, float* states, double* total,
+                  int64_t* count, float* x, float* logits) {
+  const int64_t batch = sizes[0], blocks = sizes[1], mixing = sizes[9];
+  const bool skip = sizes[10], glu = sizes[11], prenorm = sizes[12];
+  Layer l{sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8] != 0, mixing == SOFTMAX};
+  l.lowest_delta = values[0], l.highest_delta = values[1];
+  const int64_t D = l.channels, M = l.bands(), held = (l.past() + M * l.states) * D;
+  float *inner = workspace(workspace_of(l) + 4 * D), *y = inner + D, *gated = y + D, *memory = gated + 2 * D;
+  Tape tape{weights};
+  for (int64_t block = 0; block < blocks; ++block) {
+    const float *scale = nullptr, *shift = nullptr, *channel_weight = nullptr, *channel_bias = nullptr;
+    if (prenorm) scale = tape.take(D), shift = tape.take(D);
+    l.low = tape.take(l.levels * l.taps * D), l.high = tape.take(l.levels * l.taps * D);
+    if (mixing >= INPUT) l.mix_weight = tape.take(M * l.heads * D), l.mix_bias = tape.take(M * l.heads);
+    if (mixing == FIXED) l.fixed = tape.take(M * l.heads);
+    l.projection = tape.take(M * l.width() * D);
+    l.delta_weight = tape.take(M * l.rank * D), l.delta_bias = tape.take(M * D);
+    l.rate = tape.take(M * l.states * D);
+    if (skip) l.skip = tape.take(M * D);
+    if (glu) channel_weight = tape.take(2 * D * D), channel_bias = tape.take(2 * D);
+    if (!prenorm) scale = tape.take(D), shift = tape.take(D);
+    for (int64_t b = 0; b < batch; ++b) {
+      float *row = x + b * D, *history = states + (b * blocks + block) * held, *h = history + l.past() * D;
+      std::memcpy(inner, row, D * sizeof(float));
+      if (prenorm) normalise(scale, shift, values[2], D, inner);
+      layer_step(l, inner, history, h, h, y, memory);
+      if (glu) {
+        by_blocks(D, [&](int64_t d, int width) { store(y + d, gelu(load(y + d, width)), width); });
+        product(channel_weight, channel_bias, 2 * D, y, D, gated);
+        by_blocks(D, [&](int64_t d, int width) {
+          store(y + d, load(gated + d, width) * sigmoid(load(gated + D + d, width)), width);
+        });
+      }
+      for (int64_t d = 0; d < D; ++d) row[d] += y[d];
+      if (!prenorm) normalise(scale, shift, values[2], D, row);
+    }
+  }
+  const float *scale = prenorm ? tape.take(D) : nullptr, *shift = prenorm ? tape.take(D) : nullptr;
+  const float *head = tape.take(sizes[13] * D), *bias = tape.take(sizes[13]);
+  for (int64_t b = 0; b < batch; ++b) {
+    float* row = x + b * D;
+    if (prenorm) normalise(scale, shift, values[2], D, row);
+    ++count[b];
+    for (int64_t d = 0; d < D; ++d) row[d] = (float)((total[b * D + d] += row[d]) / count[b]);
+    product(head, bias, sizes[13], row, D, logits + b * sizes[13]);
+  }
 }
 }
