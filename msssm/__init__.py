@@ -3,10 +3,21 @@
 from importlib.metadata import version
 
 from msssm.backbone import Backbone
+from msssm.bidirectional import Bidirectional
 from msssm.classifier import SequenceClassifier
+from msssm.image import PatchEmbedding
 from msssm.layer import SequenceLayer
 from msssm.multiscale import MultiScaleSSM
 from msssm.param_groups import param_groups
 
 __version__ = version("msssm")
-__all__ = ["Backbone", "MultiScaleSSM", "SequenceClassifier", "SequenceLayer", "__version__", "param_groups"]
+__all__ = [
+    "Backbone",
+    "Bidirectional",
+    "MultiScaleSSM",
+    "PatchEmbedding",
+    "SequenceClassifier",
+    "SequenceLayer",
+    "__version__",
+    "param_groups",
+]
