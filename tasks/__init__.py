@@ -3,14 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks.image import ImageTask
     from tasks.listops import ListOpsTask
     from tasks.nan_guard import NanGuard
 
-__all__ = ["ListOpsTask", "NanGuard"]
+__all__ = ["ImageTask", "ListOpsTask", "NanGuard"]
 
 
 def __getattr__(name: str) -> Any:
     # Lightning takes seconds to import, and `msssm --help` does without.
+    if name == "ImageTask":
+        from tasks.image import ImageTask
+
+        return ImageTask
     if name == "ListOpsTask":
         from tasks.listops import ListOpsTask
 
