@@ -176,7 +176,7 @@ ECG: dict[str, Any] = {
         "dropped_without_label": 0,
         "quarantined": 0,
     },
-    "report": {"auroc": {"patients": {"interval": [0.9, 0.99]}}},
+    "report": {"interval_95": {"patients": {"auroc": [0.9, 0.99]}}},
 }
 
 

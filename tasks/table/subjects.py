@@ -115,7 +115,7 @@ class PTBXL(Subject):
 
     def interval(self, run: Run) -> tuple[float, float]:
         """Bootstrap over patients."""
-        low, high = run.metrics["report"]["auroc"]["patients"]["interval"]
+        low, high = run.metrics["report"]["interval_95"]["patients"]["auroc"]
         return low, high
 
     def full_scale(self, run: Run) -> bool:
