@@ -1,7 +1,18 @@
 """Data modules; they know nothing of models and tasks."""
 
 from datamodules.base import Batch
+from datamodules.cifar10 import SequentialCIFARDataModule
+from datamodules.digits import DigitsDataModule
+from datamodules.imagenet import ImageNetDataModule
 from datamodules.listops import ListOpsDataModule
 from datamodules.ptbxl import ECGBatch, PTBXLDataModule
 
-__all__ = ["Batch", "ECGBatch", "ListOpsDataModule", "PTBXLDataModule"]
+__all__ = [
+    "Batch",
+    "DigitsDataModule",
+    "ECGBatch",
+    "ImageNetDataModule",
+    "ListOpsDataModule",
+    "PTBXLDataModule",
+    "SequentialCIFARDataModule",
+]

@@ -7,8 +7,6 @@ constraints.txt: it needs boto3, and with it python-dateutil < 3.
 import errno
 import os
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import file_digest
 from http.client import HTTPException
@@ -17,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 
 from datamodules.ptbxl import files
+from datamodules.transfer import transfer
 
 URL = "https://physionet.org/files/ptb-xl/{version}/"
 VERSIONS = ("1.0.3", "1.0.1")
 THREADS = 8
 TRIES = 5
-TIMEOUT = 60  # seconds
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # no second try helps
 _PAUSE = 1.0  # seconds; times 2, 4, 8, 16 between tries
 
@@ -72,7 +70,7 @@ def _fetch(url: str, target: Path, digest: str | None) -> None:
         if attempt:
             time.sleep(min(2**attempt, 30) * _PAUSE)
         try:
-            _transfer(url, part)
+            transfer(url, part)
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise
@@ -86,25 +84,6 @@ def _fetch(url: str, target: Path, digest: str | None) -> None:
     raise OSError(
         f"could not download {url} in {TRIES} tries: {reason}; run it again to go on, or name a folder as source"
     )
-
-
-def _transfer(url: str, part: Path) -> None:
-    """Appends what is missing of `part`; a server that ignores the range sends everything."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            appending = response.status == 206
-            expected = response.length
-            with part.open("ab" if appending else "wb") as file:
-                received = 0
-                while block := response.read(1 << 16):
-                    received += file.write(block)
-            if expected is not None and received != expected:
-                raise HTTPException(f"connection closed after {received} of {expected} bytes")
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # the part is whole, or too long, which the digest tells
-            raise
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,144 @@
+"""One conversion of CIFAR-10 to a memory map, after which loading is slicing.
+
+    <folder>/pixels.npy   (60000, 1024, 3) uint8 in raster order, the training images before the test images
+    <folder>/labels.npy   (60000,) uint8
+    <folder>/meta.json    number of training images, digest of the source, sha256 of pixels and labels
+
+It is made in a hidden folder and renamed, so it is whole or absent; what a killed process left is made anew.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from datamodules.cifar10 import files
+from datamodules.cifar10.batches import CLASSES, SIDE, read_batch
+
+FORMAT_VERSION = 1  # part of the key: raise it when the same files give another map
+ROWS = 10_000  # of a batch file
+_PREFIX = "converted-"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The memory-mapped images (N, 1024, 3) uint8, their classes (N,) uint8; the first `train` are the training set."""
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    train: int
+    digest: str
+
+
+def locate(source: Path, parent: Path) -> Path:
+    """The folder in `parent` for this source; where the source is gone, the only conversion that is there."""
+    try:
+        key = files.digest(files.find(source))
+    except FileNotFoundError:
+        if len(finished := sorted(parent.glob(f"{_PREFIX}*"))) == 1:
+            return finished[0]
+        raise
+    return parent / f"{_PREFIX}{sha256(f'{FORMAT_VERSION} {key}'.encode()).hexdigest()[:16]}"
+
+
+def load(folder: Path, *, verify: bool = False) -> Converted:
+    """Memory-maps a conversion; `verify` compares its sha256 too.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"expected CIFAR-10's pixels in {folder}, got no such folder; call prepare_data() first"
+        )
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        if pixels.shape != (len(labels), SIDE * SIDE, 3) or pixels.dtype != np.uint8 or labels.dtype != np.uint8:
+            raise ValueError(f"pixels.npy is {pixels.dtype} of shape {pixels.shape} for {len(labels)} labels")
+        if verify and _digest(pixels, labels) != meta["digest"]:
+            raise ValueError("wrong sha256 of the contents")
+        return Converted(pixels, labels, int(meta["train"]), str(meta["digest"]))
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); delete it, and it is made again") from error
+
+
+def convert(source: Path, parent: Path) -> Path:
+    """Makes the conversion in `parent` unless it is there; returns its folder.
+
+    Args:
+        source: archive or folder, as `files.find` takes it; only read.
+        parent: where the conversion's folder is made.
+
+    Raises:
+        OSError: saying what to do, if `parent` cannot be written or has no room.
+        ValueError: if the source is not CIFAR-10, or a conversion is damaged.
+    """
+    folder = locate(source, parent)
+    if not folder.is_dir():
+        try:
+            with _locked(parent):
+                if not folder.is_dir():
+                    _build(files.find(source), folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                remedy = "it needs 180 MiB; free some, or choose another root"
+            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                remedy = "choose a root that can be written, and name this data set as source"
+            else:
+                raise
+            reason = f"cannot write the conversion of CIFAR-10 in {parent}: {error.strerror}; {remedy}"
+            raise OSError(error.errno, reason) from error
+    load(folder)
+    return folder
+
+
+def _build(source: Path, folder: Path) -> None:
+    batches = [read_batch(name, content) for name, content in files.read(source)]
+    if wrong := [len(batch.labels) for batch in batches if len(batch.labels) != ROWS]:
+        raise ValueError(f"{source}: a batch of CIFAR-10 has {ROWS} images, one of these has {wrong[0]}")
+    labels = np.concatenate([batch.labels for batch in batches])
+    train = len(labels) - ROWS
+    for name, part in (("training", labels[:train]), ("test", labels[train:])):
+        counts = np.bincount(part, minlength=CLASSES)
+        if counts.min() != counts.max():
+            raise ValueError(f"{source}: classes of CIFAR-10 have equal counts, {name} images have {counts.tolist()}")
+    planes = np.concatenate([batch.images for batch in batches]).reshape(-1, 3, SIDE * SIDE)
+    pixels = np.ascontiguousarray(planes.transpose(0, 2, 1))
+    work = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    np.save(work / "pixels.npy", pixels)
+    np.save(work / "labels.npy", labels)
+    meta = {"train": train, "source": files.digest(source), "digest": _digest(pixels, labels)}
+    (work / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    for path in work.iterdir():  # a rename may reach the disk before the contents do
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    os.rename(work, folder)
+
+
+def _digest(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> str:
+    digest = sha256(np.ascontiguousarray(pixels).data)
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(parent: Path) -> Iterator[None]:
+    """One process converts at a time; the others wait and take what it made."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,102 @@
+"""Sequential CIFAR-10 for Lightning: images of 32 x 32 pixels as sequences of 1,024."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.cifar10 import convert
+from datamodules.cifar10.batches import SIDE
+from datamodules.cifar10.download import download
+from datamodules.pixels import PixelDataModule, PixelDataset
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of pixels in 0..1
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what PIL calls L
+GREY_MEAN, GREY_STD = (122.6 / 255,), (61.0 / 255,)  # S4's
+SPLIT_SEED = 42
+
+
+class SequentialCIFARDataModule(PixelDataModule):
+    """CIFAR-10 (Krizhevsky 2009), 45,000 / 5,000 / 10,000 images, no augmentation.
+
+    Batches are `Batch(x (B, 1024, C), y (B,), lengths)`, x float32 in raster order, normalised. The validation images
+    are the last tenth of torch's permutation of the training images with seed 42, as in S4 and its followers.
+
+    Args:
+        root: folder for data sets; CIFAR-10 is looked for in `<root>/cifar10`, and its conversion is kept there.
+        source: `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz`, or a folder that holds one or its files, if it is
+            elsewhere; only read.
+        download: fetch the archive into `<root>/cifar10` if it is not there.
+        greyscale: one channel instead of three: 0.299 R + 0.587 G + 0.114 B, not rounded, normalised by S4's mean
+            122.6 / 255 and standard deviation 61 / 255.
+        permutation_seed: permute the pixels of all images alike (pCIFAR); by default the raster order.
+        batch_size: training images per step, over all processes.
+        eval_batch_size: images per step of validate and test; default `batch_size`.
+        num_workers: loader processes; the main process alone loads faster than any model trains.
+        shuffle_seed: the order of training batches is a function of it and of the epoch.
+
+    Raises:
+        ValueError: for sizes below 1.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        source: str | None = None,
+        download: bool = False,
+        greyscale: bool = False,
+        permutation_seed: int | None = None,
+        batch_size: int = 50,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
+        self.folder = Path(root) / "cifar10"
+        self.source = self.folder if source is None else Path(source)
+        self.download, self.greyscale, self.permutation_seed = download, greyscale, permutation_seed
+        self._mean, self._std = (
+            torch.tensor(GREY_MEAN if greyscale else MEAN),
+            torch.tensor(GREY_STD if greyscale else STD),
+        )
+        self._luma = torch.tensor(LUMA)
+        self._order: Tensor | None = None
+        if permutation_seed is not None:
+            order = np.random.default_rng(permutation_seed).permutation(SIDE * SIDE)
+            self._order = torch.from_numpy(order)
+
+    @property
+    def num_channels(self) -> int:
+        """C of x."""
+        return 1 if self.greyscale else 3
+
+    def prepare_data(self) -> None:
+        """Downloads if asked to, and converts unless that is done."""
+        if self.download:
+            download(self.folder)
+        convert.convert(self.source, self.folder)
+
+    def load(self) -> dict[str, PixelDataset]:
+        data = convert.load(convert.locate(self.source, self.folder))
+        generator = torch.Generator().manual_seed(SPLIT_SEED)
+        order = torch.randperm(data.train, generator=generator).numpy()
+        train = data.train - data.train // 10
+        rows = {"train": order[:train], "val": order[train:], "test": np.arange(data.train, len(data.labels))}
+        return {name: PixelDataset(data.pixels, data.labels, own) for name, own in rows.items()}
+
+    def to_float(self, x: Tensor) -> Tensor:
+        if self._mean.device != x.device:
+            self._mean, self._std, self._luma = (t.to(x.device) for t in (self._mean, self._std, self._luma))
+            self._order = None if self._order is None else self._order.to(x.device)
+        if self._order is not None:
+            x = x[:, self._order]
+        pixels = x.float() / 255
+        if self.greyscale:
+            pixels = (pixels * self._luma).sum(-1, keepdim=True)
+        return (pixels - self._mean) / self._std
+
+    def describe(self) -> dict[str, Any]:
+        """Counts, digest, and what is done to the pixels."""
+        return {**super().describe(), "greyscale": self.greyscale, "permutation_seed": self.permutation_seed}

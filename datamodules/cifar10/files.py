@@ -1,0 +1,97 @@
+"""Where CIFAR-10's files lie: a published archive, or a folder of its files. Nothing is ever unpacked to disk."""
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from hashlib import file_digest, sha256
+from pathlib import Path, PurePosixPath
+
+ARCHIVES = {  # md5 as published
+    "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+    "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+}
+_NAMES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+BATCHES = (_NAMES, tuple(f"{name}.bin" for name in _NAMES))  # python version, binary version
+_FOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin")
+_LARGEST = 64 << 20  # bytes; a batch has 31 MB
+
+
+def find(source: Path) -> Path:
+    """The archive or the folder of batch files that `source` is or holds.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if source.is_file():
+        return source
+    for folder in (source / name for name in _FOLDERS):
+        if any((folder / names[0]).is_file() for names in BATCHES):
+            return folder
+    for archive in (source / name for name in ARCHIVES):
+        if archive.is_file():
+            return archive
+    raise FileNotFoundError(
+        f"expected CIFAR-10 in {source}, got neither {' nor '.join(ARCHIVES)} nor a folder of its batches; "
+        "put one there, name it as source, or let it be fetched: --data.download true"
+    )
+
+
+def digest(source: Path) -> str:
+    """md5 of an archive, sha256 of the files of a folder.
+
+    Raises:
+        ValueError: if the archive is not one that was published.
+    """
+    if source.is_dir():
+        key = sha256()
+        for name, content in read(source):
+            key.update(f"{name} {len(content)} ".encode() + sha256(content).digest())
+        return key.hexdigest()
+    with source.open("rb") as file:
+        found = file_digest(file, "md5").hexdigest()
+    if found not in ARCHIVES.values():
+        raise ValueError(
+            f"{source} has the md5 {found}, which is not that of {' or '.join(ARCHIVES)}: it is damaged, cut short, or "
+            "something else; fetch it again"
+        )
+    return found
+
+
+def read(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the six batch files, training before test.
+
+    Raises:
+        FileNotFoundError: if a folder lacks one.
+        ValueError: if an archive is damaged or lacks one.
+    """
+    if source.is_dir():
+        names = next(names for names in BATCHES if (source / names[0]).is_file())
+        if missing := [name for name in names if not (source / name).is_file()]:
+            raise FileNotFoundError(f"{source} lacks {', '.join(missing)}; take all files of the published archive")
+        for name in names:
+            yield name, (source / name).read_bytes()
+        return
+    found = _read_archive(source)
+    complete = [names for names in BATCHES if set(names) <= set(found)]
+    if not complete:
+        missing = [name for name in BATCHES[0] if name not in found and f"{name}.bin" not in found]
+        raise ValueError(f"{source} lacks {', '.join(missing)}; it is not CIFAR-10, fetch it again")
+    for name in complete[0]:
+        yield name, found[name]
+
+
+def _read_archive(source: Path) -> dict[str, bytes]:
+    wanted = {name for names in BATCHES for name in names}
+    found = {}
+    try:
+        with tarfile.open(source, "r:gz") as archive:
+            for member in archive:
+                tarfile.data_filter(member, "/nowhere")  # refuses what would leave the folder, and special files
+                name = PurePosixPath(member.name).name
+                if name in wanted and member.isfile() and member.size <= _LARGEST:
+                    content = archive.extractfile(member)
+                    assert content is not None  # a file
+                    found[name] = content.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{source} is damaged ({error}); fetch it again") from error
+    return found

@@ -1,0 +1,304 @@
+"""ImageNet for Lightning, through timm's readers and augmentation."""
+
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from datamodules.base import Batch, EvaluationBatchSampler
+from datamodules.imagenet import readers
+from datamodules.imagenet.dataset import (
+    ImageBytes,
+    ImageFiles,
+    ImageSampler,
+    ImageStream,
+    StreamLoader,
+    TrainingStream,
+    Transform,
+)
+from datamodules.imagenet.seeding import seeded
+from datamodules.loader import ResumableLoader
+
+_PIN_MEMORY = torch.cuda.is_available()
+HOLDOUT_SEED = 42
+
+
+class ImageNetDataModule(LightningDataModule):
+    """ImageNet-1K (Russakovsky et al. 2015), or any data set that timm's readers take.
+
+    Batches are `Batch(x (B, 3, H, W), y, lengths)`: x float32, normalised by ImageNet's mean and standard deviation; y
+    (B,) classes, or (B, classes) soft labels of Mixup and CutMix, in training; lengths (B,) the pixels H * W. Training
+    crops at random and flips; evaluation crops the centre. Loaders hand out bytes; normalisation, erasing and mixing
+    are done on the device by `on_after_batch_transfer`, which Lightning calls.
+
+    With a folder, a tar or Hugging Face's parquet, order and augmentation are a function of (shuffle_seed, epoch), for
+    any number of workers; a run that is continued sees what it would have seen, and the batch of all processes together
+    is the same for any number of them; every image is evaluated exactly once. For WebDataset see `StreamLoader`,
+    `TrainingStream` and `ImageStream`; damaged images in its shards are left out by timm, which logs them.
+
+    ImageNet's labelled test set is its validation set: that is what `test` reads. `holdout` keeps it for that alone.
+
+    Args:
+        root: folder for data sets; this one is read from `<root>/imagenet`.
+        source: its folder, if it is elsewhere; only read. Holds train/ and val/ with a folder per class, or train.tar
+            and val.tar; for "wds/..." the shards, for "hfds/..." the cache.
+        dataset: timm's name, "wds/..." or "hfds/..."; by default a folder or tar.
+        train_split: timm's name of the training split.
+        val_split: timm's name of the validation split.
+        num_classes: the number that is expected; WebDataset needs it, the others are compared with it.
+        holdout: validate on so many of the training images (chosen with seed 42), and test on the validation split.
+        image_size: H and W.
+        crop_pct: side of the central crop over the shorter side of the image.
+        rand_augment: RandAugment or another policy in timm's notation, such as "rand-m9-mstd0.5-inc1".
+        random_erasing: probability per image, with noise.
+        mixup: alpha of Mixup.
+        cutmix: alpha of CutMix; with both, each batch takes one of them.
+        repeats: differently augmented copies of each image in a batch.
+        batch_size: training images per step, over all processes.
+        eval_batch_size: images per step of validate and test; default `batch_size`.
+        max_corrupt: go on with at most this many damaged files in a split, each process counting those that it met.
+        num_workers: loader processes, per process of the training.
+        shuffle_seed: the order of training images and their augmentation are a function of it and of the epoch.
+
+    Raises:
+        ValueError: for options that do not fit.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        source: str | None = None,
+        dataset: str = "",
+        train_split: str = "train",
+        val_split: str = "val",
+        num_classes: int | None = None,
+        holdout: int = 0,
+        image_size: int = 224,
+        crop_pct: float = 0.875,
+        rand_augment: str | None = None,
+        random_erasing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        repeats: int = 1,
+        batch_size: int = 1024,
+        eval_batch_size: int | None = None,
+        max_corrupt: int = 0,
+        num_workers: int = 8,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        stream = readers.is_stream(dataset)
+        errors = [
+            message
+            for wrong, message in (
+                (min(batch_size, eval_batch_size, image_size, repeats) < 1, "sizes and repeats must be at least 1"),
+                (min(num_workers, max_corrupt, holdout) < 0, "num_workers, max_corrupt, holdout at least 0"),
+                (min(mixup, cutmix) < 0 or not 0 <= random_erasing <= 1, "alphas at least 0, random_erasing in 0..1"),
+                (not 0 < crop_pct <= 1, f"crop_pct is in 0..1, got {crop_pct}"),
+                (
+                    dataset != "" and not dataset.startswith(("wds/", "hfds/")),
+                    f"got dataset {dataset!r}, not wds/, hfds/",
+                ),
+                (stream and num_classes is None, "WebDataset does not know its number of classes: set num_classes"),
+                (stream and (repeats > 1 or holdout > 0), "repeats and holdout need access by index, not WebDataset"),
+            )
+            if wrong
+        ]
+        if errors:
+            raise ValueError("; ".join(errors))
+        self.source = Path(root) / "imagenet" if source is None else Path(source)
+        self.dataset, self.train_split, self.val_split, self.holdout = dataset, train_split, val_split, holdout
+        self.image_size, self.crop_pct, self.rand_augment = image_size, crop_pct, rand_augment
+        self.random_erasing, self.mixup, self.cutmix, self.repeats = random_erasing, mixup, cutmix, repeats
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.max_corrupt, self.num_workers, self.shuffle_seed = max_corrupt, num_workers, shuffle_seed
+        self.num_classes = num_classes
+        self._files: dict[str, ImageFiles] = {}
+        if self._mixes and batch_size % 2:
+            raise ValueError(f"Mixup and CutMix pair the images of a batch: batch_size must be even, got {batch_size}")
+
+    def setup(self, stage: str) -> None:
+        """Lists the images, and compares the classes; nothing is decoded."""
+        if self._files or readers.is_stream(self.dataset):
+            return
+        train = readers.open_map(self.dataset, self.source, self.train_split)
+        val = readers.open_map(self.dataset, self.source, self.val_split)
+        names, own = readers.class_names(train), readers.class_names(val)
+        if unknown := sorted(set(own) - set(names)):
+            raise ValueError(
+                f"{len(unknown)} classes of the {self.val_split} images are not among the {len(names)} of the "
+                f"{self.train_split} images, {unknown[0]!r} for one; both need the same class folders"
+            )
+        found = len(names) or self.num_classes
+        if found is None or (self.num_classes is not None and self.num_classes != found):
+            raise ValueError(
+                f"asked for {self.num_classes or 'a number of'} classes, got {len(names) or 'no'} names of classes in "
+                f"{self.dataset or self.source}; set num_classes, or complete the class folders"
+            )
+        if not self.holdout < len(train):
+            raise ValueError(
+                f"asked to hold out {self.holdout} of {len(train)} training images; leave some to train on"
+            )
+        self.num_classes = found
+        number = {name: index for index, name in enumerate(names)}
+        classes = np.array([number[name] for name in own], dtype=np.int64) if own else None
+        order = np.random.default_rng(HOLDOUT_SEED).permutation(len(train))
+        held, kept = np.sort(order[: self.holdout]), np.sort(order[self.holdout :])
+        evaluation = self._transform(training=False)
+        test = ImageFiles(val, evaluation, classes=classes)
+        self._files = {
+            "train": ImageFiles(train, self._transform(training=True), rows=kept),
+            "val": ImageFiles(train, evaluation, rows=held) if self.holdout else test,
+            "test": test,
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rank, world_size = self._shard
+        share, rest = divmod(self.batch_size, world_size)
+        if rest or (self._mixes and share % 2):
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be shared by {world_size} processes in equal parts"
+                f"{', even ones for Mixup and CutMix' * self._mixes}; choose another --trainer.devices or "
+                "--data.batch_size"
+            )
+        if readers.is_stream(self.dataset):
+            reader = self._open_stream(self.train_split, share, training=True)
+            stream = TrainingStream(reader, self._transform(training=True), self.shuffle_seed, rank)
+            return self._stream_loader(stream, share)
+        dataset = self._split("train")
+        sampler = ImageSampler(
+            len(dataset), share, repeats=self.repeats, seed=self.shuffle_seed, rank=rank, world_size=world_size
+        )
+        return ResumableLoader(dataset, sampler, num_workers=self.num_workers, pin_memory=_PIN_MEMORY)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("test")
+
+    def on_after_batch_transfer(self, batch: ImageBytes, dataloader_idx: int) -> Batch:
+        """Bytes to numbers; in training, erases and mixes.
+
+        Raises:
+            ValueError: if more files are damaged than `max_corrupt` allows.
+        """
+        from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        from timm.data.mixup import Mixup
+        from timm.data.random_erasing import RandomErasing
+
+        self._check_damage()
+        x, y, device = batch.x.float(), batch.y, batch.x.device
+        mean, std = (
+            torch.tensor(c, device=device).view(3, 1, 1) for c in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
+        x = x.sub_(255 * mean).div_(255 * std)
+        if batch.seed and (self._mixes or self.random_erasing):
+            with seeded(batch.seed, device):
+                if self.random_erasing:
+                    x = RandomErasing(self.random_erasing, mode="pixel", device=str(device))(x)
+                if self._mixes:
+                    x, y = Mixup(self.mixup, self.cutmix, label_smoothing=0.0, num_classes=self.num_classes)(x, y)
+        return Batch(x, y, torch.full((len(x),), self.image_size**2, dtype=torch.int64, device=device))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the classes and of the names and sizes of the files; their contents are not read."""
+        listings = {readers.listing_digest(reader) for reader in self._readers.values()}
+        return sha256("".join(sorted(listings)).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Counts, classes, digest, what is done to the images, and the damaged files that this process has met."""
+        return {
+            "counts": {name: len(data) for name, data in self._files.items()},
+            "classes": self.num_classes,
+            "digest": self.digest,
+            "image_size": self.image_size,
+            "crop_pct": self.crop_pct,
+            "damaged": {name: data.damaged() for name, data in self._files.items()},
+        }
+
+    @property
+    def _mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def _shard(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    @property
+    def _readers(self) -> dict[str, Any]:
+        if readers.is_stream(self.dataset):
+            return {split: self._open_stream(split, 1, training=False) for split in (self.train_split, self.val_split)}
+        return {name: self._split(name).reader for name in ("train", "test")}
+
+    def _split(self, name: str) -> ImageFiles:
+        if name not in self._files:
+            raise RuntimeError(f"asked for the {name} images, got none; call setup() first")
+        return self._files[name]
+
+    def _transform(self, *, training: bool) -> Transform:
+        from timm.data.transforms_factory import create_transform
+
+        try:
+            transform: Transform = create_transform(
+                self.image_size,
+                is_training=training,
+                use_prefetcher=True,  # bytes out
+                color_jitter=None,  # type: ignore[arg-type]  # none at all
+                auto_augment=self.rand_augment if training else None,
+                interpolation="bicubic",
+                crop_pct=self.crop_pct,
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ValueError(f"rand_augment={self.rand_augment!r} is not a policy of timm: {error}") from error
+        return transform
+
+    def _open_stream(self, split: str, batch_size: int, *, training: bool) -> Any:
+        return readers.open_stream(
+            self.dataset, self.source, split, batch_size=batch_size, training=training, seed=self.shuffle_seed
+        )
+
+    def _stream_loader(self, stream: ImageStream | TrainingStream, batch_size: int) -> DataLoader[Batch]:
+        trainer = self.trainer
+        return StreamLoader(
+            stream,
+            batch_size,
+            num_workers=self.num_workers,
+            seed=self.shuffle_seed,
+            epoch=lambda: trainer.current_epoch if trainer is not None else 0,
+            pin_memory=_PIN_MEMORY,
+        )
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        rank, world_size = self._shard
+        if readers.is_stream(self.dataset):
+            reader = self._open_stream(self.val_split, self.eval_batch_size, training=False)
+            stream = ImageStream(reader, self._transform(training=False), rank, world_size)
+            return self._stream_loader(stream, self.eval_batch_size)
+        dataset = self._split(split)
+        sampler = EvaluationBatchSampler(
+            np.ones(len(dataset)), self.eval_batch_size, rank=rank, world_size=world_size, sort=False
+        )
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the sampler makes the batches
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=_PIN_MEMORY,
+        )
+
+    def _check_damage(self) -> None:
+        for split, data in self._files.items():
+            if (count := data.count_damaged) > self.max_corrupt:
+                raise ValueError(
+                    f"{count} damaged files among the {split} images met so far: {data.first_damage()}. Replace "
+                    f"them, or go on with what can be had of them: --data.max_corrupt {count}"
+                )

@@ -1,0 +1,229 @@
+"""Batches of decoded and cropped images as bytes, from files by index or from a stream."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from datamodules.base import LengthBucketBatchSampler
+from datamodules.imagenet.decode import decode, to_rgb
+from datamodules.imagenet.seeding import seeded
+
+Transform = Callable[[Image.Image], Tensor]
+_SEEDS = 2**31
+
+
+class ImageBytes(NamedTuple):
+    """One batch as a loader hands it out.
+
+    Attributes:
+        x: (B, 3, H, W) uint8.
+        y: (B,) int64 classes.
+        seed: of what is still to be drawn for the batch; 0 for evaluation.
+    """
+
+    x: Tensor
+    y: Tensor
+    seed: int
+
+
+class ImageFiles(Dataset[Any]):
+    """Whole batches: indexed by a list of `image + number of images * seed of its augmentation`.
+
+    Args:
+        reader: of `readers.open_map`.
+        transform: (RGB image) -> (3, H, W) uint8.
+        classes: number of each class of the reader among those of the training data; by default the reader's own.
+        rows: images of the reader that belong to this split; by default all.
+    """
+
+    def __init__(
+        self,
+        reader: Any,
+        transform: Transform,
+        *,
+        classes: npt.NDArray[np.int64] | None = None,
+        rows: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        self.reader, self.transform, self.classes = reader, transform, classes
+        self.rows = np.arange(len(reader)) if rows is None else rows
+        # Shared with the loader's processes, which find the damaged files.
+        self._damaged = torch.zeros(len(self.rows), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, keys: int | list[int]) -> ImageBytes:
+        seeds, images = np.divmod(np.atleast_1d(keys), len(self))
+        pairs = [self._load(int(image), int(seed)) for image, seed in zip(images, seeds, strict=True)]
+        return ImageBytes(torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs]), int(seeds[0]))
+
+    def damaged(self) -> list[str]:
+        """Names of the damaged files that were met so far, by this process and its loader's."""
+        return [self.reader.filename(int(self.rows[image])) for image in self._damaged.nonzero()[:, 0]]
+
+    @property
+    def count_damaged(self) -> int:
+        return int(self._damaged.count_nonzero())
+
+    def first_damage(self) -> str:
+        """The first damaged file, and what is wrong with it."""
+        row = int(self.rows[int(self._damaged.nonzero()[0, 0])])
+        return f"{self.reader.filename(row)}: {decode(self._read(row)[0])[1]}"
+
+    def _read(self, row: int) -> tuple[bytes, int]:
+        file, y = self.reader[row]
+        with file:
+            return file.read(), y
+
+    def _load(self, image: int, seed: int) -> tuple[Tensor, int]:
+        row = int(self.rows[image])
+        content, y = self._read(row)
+        picture, reason = decode(content)
+        if reason is not None and not self._damaged[image]:
+            self._damaged[image] = True
+            warnings.warn(f"{self.reader.filename(row)} is damaged: {reason}", stacklevel=2)
+        with seeded(seed):
+            return self.transform(picture), int(y if self.classes is None else self.classes[y])
+
+
+class ImageSampler(LengthBucketBatchSampler):
+    """Training batches, each image with a seed for its augmentation: a pure function of (seed, epoch).
+
+    The batch of all processes together is the same for every number of them. Images that do not fill a batch are left
+    out for that epoch. With `repeats` (repeated augmentation, Hoffer et al. 2020) a batch holds as many differently
+    augmented copies of each image, spread over the processes, and an epoch meets 1 / `repeats` of the images.
+
+    Args:
+        images: in the split.
+        batch_size: images per process.
+        repeats: copies of an image.
+        seed: of order and augmentation, together with the epoch.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, images: int, batch_size: int, *, repeats: int = 1, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__(np.ones(images), batch_size, seed=seed, rank=rank, world_size=world_size, drop_last=True)
+        self.repeats = repeats
+
+    def _order(self) -> list[list[int]]:
+        images = len(self.lengths)
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = np.repeat(generator.permutation(images), self.repeats)
+        shape = (len(self), self.batch_size, self.world_size)
+        keys = order[: np.prod(shape)] + images * generator.integers(1, _SEEDS, size=np.prod(shape))
+        return [batch.tolist() for batch in keys.reshape(shape)[:, :, self.rank]]
+
+
+class ImageStream(IterableDataset[Any]):
+    """Images of a stream for evaluation, every one once over all processes.
+
+    Each process reads the whole stream, divided over its workers, and keeps each `world_size`-th image. It has no
+    length: how many batches the workers make is not known before.
+
+    Args:
+        reader: of `readers.open_stream`.
+        transform: (RGB image) -> (3, H, W) uint8.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, reader: Any, transform: Transform, rank: int, world_size: int) -> None:
+        self.reader, self.transform, self.rank, self.world_size = reader, transform, rank, world_size
+        reader.dist_rank, reader.dist_num_replicas = 0, 1  # timm's own division repeats some images and misses others
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+        for number, (picture, y) in enumerate(self.reader):
+            if number % self.world_size == self.rank:
+                yield self.transform(to_rgb(picture)), y, 0
+
+
+class TrainingStream(IterableDataset[Any]):
+    """Images of a stream for training; timm divides the shards over processes and workers.
+
+    Every process makes the same number of batches. Shards that are not equally long, or do not divide evenly, make some
+    images come more than once in an epoch, and others not at all.
+
+    Args:
+        reader: of `readers.open_stream`.
+        transform: (RGB image) -> (3, H, W) uint8.
+        seed: of the augmentation, together with epoch, process, worker and position.
+        rank: of this process.
+    """
+
+    def __init__(self, reader: Any, transform: Transform, seed: int, rank: int) -> None:
+        self.reader, self.transform, self.seed, self.rank, self.epoch = reader, transform, seed, rank, 0
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+        worker = get_worker_info()
+        assert worker is not None  # StreamLoader has at least one
+        for number, (picture, y) in enumerate(self.reader):
+            key = np.random.SeedSequence([self.seed, self.epoch, self.rank, worker.id, number])
+            seed = 1 + int(key.generate_state(1)[0]) % (_SEEDS - 1)
+            with seeded(seed):
+                yield self.transform(to_rgb(picture)), y, seed
+
+
+class StreamLoader(DataLoader[Any]):
+    """Loader of a stream whose order is a function of (seed, epoch, processes, workers).
+
+    Its workers begin anew with each epoch, from a seed of that epoch. A run that is continued within an epoch meets
+    the epoch's first batches again; at its end it continues exactly.
+
+    Args:
+        dataset: the stream.
+        batch_size: of this process.
+        num_workers: at least one is used.
+        seed: of the order.
+        epoch: tells the present one.
+        pin_memory: as in `DataLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageStream | TrainingStream,
+        batch_size: int,
+        *,
+        num_workers: int,
+        seed: int,
+        epoch: Callable[[], int],
+        pin_memory: bool,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            num_workers=max(1, num_workers),
+            collate_fn=_collate,
+            generator=torch.Generator(),
+            pin_memory=pin_memory,
+        )
+        self._key, self._epoch = (seed, dataset.rank), epoch
+        dataset.reader.set_loader_cfg(num_workers=self.num_workers)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator: the epoch is read at the first batch, since Lightning calls iter() early.
+        epoch = self._epoch()
+        stream = self.dataset
+        if isinstance(stream, TrainingStream):
+            stream.epoch = epoch
+            stream.reader.set_epoch(epoch)
+        [seed] = np.random.SeedSequence([*self._key, epoch]).generate_state(1)
+        self.generator.manual_seed(int(seed))
+        yield from super().__iter__()
+
+
+def _collate(samples: list[tuple[Tensor, int, int]]) -> ImageBytes:
+    images, classes, seeds = zip(*samples, strict=True)
+    return ImageBytes(torch.stack(images), torch.tensor(classes, dtype=torch.int64), seeds[0])

@@ -1,0 +1,116 @@
+"""timm's readers, opened with what they do not check checked.
+
+A folder or a tar holds one folder of images per class: <source>/train/<class>/*.JPEG, or <source>/train.tar.
+"""
+
+import os
+import tarfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+_SYNONYMS = {"val": ("val", "validation"), "train": ("train",)}
+
+
+def is_stream(dataset: str) -> bool:
+    """Whether timm reads it in sequence, without access by index."""
+    return dataset.startswith("wds/")
+
+
+def open_map(dataset: str, source: Path, split: str) -> Any:
+    """A reader with access by index: `len(reader)`, `reader[i] -> (file, class)`, `reader.filename(i)`.
+
+    Args:
+        dataset: "" for a folder or tar, or timm's name, such as "hfds/imagenet-1k".
+        source: where the split lies; for "hfds/..." the cache.
+        split: its name.
+
+    Raises:
+        FileNotFoundError: if the split is not there.
+        ValueError: if it holds no images.
+    """
+    from timm.data.readers.reader_factory import create_reader
+
+    if dataset:
+        return create_reader(dataset, root=str(source), split=split)
+    path = _find(source, split)
+    options: dict[str, Any] = {"cache_tarinfo": False} if path.is_file() else {}  # a cache would lie beside the tar
+    try:
+        reader = create_reader("", root=str(path), **options)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is not a whole tar ({error}); copy it again") from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"got no images in {path}; expected one folder per class: {path.name}/<class>/<image>.JPEG"
+        ) from error
+    if "" in class_names(reader):
+        raise ValueError(f"{path} has images outside of any folder; expected one folder per class")
+    return reader
+
+
+def open_stream(dataset: str, source: Path, split: str, *, batch_size: int, training: bool, seed: int) -> Any:
+    """timm's reader of WebDataset shards, which yields (image, class).
+
+    Args:
+        dataset: "wds/...".
+        source: folder of the shards and their _info.json.
+        split: its name in _info.json, or shards and their samples: "train-{0000..1023}.tar|1281167".
+        batch_size: of each process.
+        training: shuffle shards and samples, whole batches on each worker.
+        seed: of the order of the shards, together with the epoch.
+
+    Raises:
+        ValueError: if the shards cannot be opened, or webdataset is not installed.
+    """
+    from timm.data.readers.reader_factory import create_reader
+
+    try:
+        return create_reader(
+            dataset,
+            root=str(source),
+            split=split,
+            is_training=training,
+            batch_size=batch_size,
+            seed=seed,
+            input_img_mode="",  # as stored: timm's conversion clips 16 bits
+        )
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"cannot read {split!r} of {dataset} in {source}: {error}") from error
+
+
+def class_names(reader: Any) -> list[str]:
+    """Names of the classes in the order of their numbers; empty if the reader has none."""
+    numbers = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
+    return sorted(numbers, key=numbers.__getitem__)
+
+
+def listing_digest(reader: Any) -> str:
+    """sha256 of classes, file names and sizes, or of what a data set without files has instead."""
+    digest = sha256("\n".join(class_names(reader)).encode())
+    for line in _listing(reader):
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
+
+
+def _listing(reader: Any) -> list[str]:
+    if hasattr(reader, "split_info") and hasattr(reader.split_info, "filenames"):  # WebDataset
+        shards = [os.path.join(reader.root, name) for name in reader.split_info.filenames]
+        return [f"{os.path.basename(shard)} {os.path.getsize(shard)}" for shard in shards]
+    if hasattr(reader, "dataset"):  # Hugging Face: a fingerprint of its files and of what was done to them
+        return [reader.dataset._fingerprint]
+    samples = reader.samples
+    if hasattr(reader, "tar_state"):
+        return [f"{member.name} {member.size}" for member, *_ in samples]
+    return [f"{os.path.relpath(path, reader.root)} {os.path.getsize(path)}" for path, _ in samples]
+
+
+def _find(source: Path, split: str) -> Path:
+    # timm would take the whole source, training images included, where it does not find a split.
+    for name in _SYNONYMS.get(split, (split,)):
+        for path in (source / name, source / f"{name}.tar"):
+            if path.exists():
+                return path
+    raise FileNotFoundError(
+        f"expected the {split} images in {source / split} or {source / split}.tar, got neither; "
+        "name the folder of both splits as source"
+    )
