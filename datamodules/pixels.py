@@ -35,9 +35,11 @@ class PixelDataset(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, indices: int | list[int]) -> Batch:
-        rows = self.rows[np.atleast_1d(indices)]
+        sample = np.atleast_1d(indices)
+        rows = self.rows[sample]
+        labels = torch.from_numpy(self.labels[rows].astype(np.int64))
         lengths = torch.full((len(rows),), self.pixels.shape[1], dtype=torch.int64)
-        return Batch(torch.from_numpy(self.pixels[rows]), torch.from_numpy(self.labels[rows].astype(np.int64)), lengths)
+        return Batch(torch.from_numpy(self.pixels[rows]), labels, lengths, torch.from_numpy(sample))
 
 
 class PixelDataModule(LightningDataModule):

@@ -101,9 +101,8 @@ class ImageTask(SequenceTask):
         return self.model(x)
 
     def setup(self, stage: str) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        classes = getattr(datamodule, "num_classes", self.num_classes)
-        if classes != self.num_classes:
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if classes not in (None, self.num_classes):
             raise ValueError(
                 f"the data have {classes} classes, the task num_classes={self.num_classes}: "
                 f"set --model.num_classes {classes}"

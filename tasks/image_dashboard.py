@@ -105,7 +105,8 @@ def errors_figure(worst: _Errors) -> Figure:
     """A grid of wrongly classified images with their answers; grey values or colours stretched per image."""
     columns = min(4, len(worst.image))
     rows = -(-len(worst.image) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.1 * rows), layout="constrained")
+    figure = Figure(figsize=(1.9 * columns, 2.1 * rows))
+    figure.subplots_adjust(0.02, 0.02, 0.98, 0.86 if rows == 1 else 0.92, 0.05, 0.35)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.set_axis_off()
