@@ -34,12 +34,13 @@ def open_map(dataset: str, source: Path, split: str) -> Any:
     if dataset:
         return create_reader(dataset, root=str(source), split=split)
     path = _find(source, split)
-    options: dict[str, Any] = {"cache_tarinfo": False} if path.is_file() else {}  # a cache would lie beside the tar
+    options: dict[str, Any] = {}
+    if path.is_file():
+        _check_end(path)
+        options["cache_tarinfo"] = False  # it would lie beside the tar
     try:
         reader = create_reader("", root=str(path), **options)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is not a whole tar ({error}); copy it again") from error
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, tarfile.TarError) as error:
         raise ValueError(
             f"got no images in {path}; expected one folder per class: {path.name}/<class>/<image>.JPEG"
         ) from error
@@ -65,7 +66,7 @@ def open_stream(dataset: str, source: Path, split: str, *, batch_size: int, trai
     from timm.data.readers.reader_factory import create_reader
 
     try:
-        return create_reader(
+        reader = create_reader(
             dataset,
             root=str(source),
             split=split,
@@ -76,6 +77,11 @@ def open_stream(dataset: str, source: Path, split: str, *, batch_size: int, trai
         )
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"cannot read {split!r} of {dataset} in {source}: {error}") from error
+    for shard in _shards(reader):
+        if not shard.is_file():
+            raise FileNotFoundError(f"expected the shard {shard}, got no such file; name the folder of all as source")
+        _check_end(shard)
+    return reader
 
 
 def class_names(reader: Any) -> list[str]:
@@ -93,15 +99,29 @@ def listing_digest(reader: Any) -> str:
 
 
 def _listing(reader: Any) -> list[str]:
-    if hasattr(reader, "split_info") and hasattr(reader.split_info, "filenames"):  # WebDataset
-        shards = [os.path.join(reader.root, name) for name in reader.split_info.filenames]
-        return [f"{os.path.basename(shard)} {os.path.getsize(shard)}" for shard in shards]
+    if shards := _shards(reader):
+        return [f"{shard.name} {shard.stat().st_size}" for shard in shards]
     if hasattr(reader, "dataset"):  # Hugging Face: a fingerprint of its files and of what was done to them
         return [reader.dataset._fingerprint]
     samples = reader.samples
     if hasattr(reader, "tar_state"):
         return [f"{member.name} {member.size}" for member, *_ in samples]
     return [f"{os.path.relpath(path, reader.root)} {os.path.getsize(path)}" for path, _ in samples]
+
+
+def _shards(reader: Any) -> list[Path]:
+    """Of WebDataset; none of other readers."""
+    names = getattr(getattr(reader, "split_info", None), "filenames", None) or ()
+    return [Path(reader.root) / name for name in names]
+
+
+def _check_end(path: Path) -> None:
+    """A tar ends with 1,024 zero bytes. tarfile would take one that is cut short for one with fewer images."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 1024))
+        if size % 512 or file.read() != bytes(1024):
+            raise ValueError(f"{path} is not a whole tar (it ends early, after {size} bytes); copy it again")
 
 
 def _find(source: Path, split: str) -> Path:
