@@ -85,7 +85,7 @@ def confusion_figure(confusion: Tensor) -> Figure:
     side = 6.0 if classes > NUMBERED else 2.4 + 0.42 * classes
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
+    picture = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(picture, ax=axes, shrink=0.8)
     accuracy = confusion.diagonal().sum() / confusion.sum().clamp(min=1)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"share of the true class; accuracy {accuracy:.1%}")
@@ -106,7 +106,7 @@ def errors_figure(worst: _Errors) -> Figure:
     columns = min(4, len(worst.image))
     rows = -(-len(worst.image) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.1 * rows))
-    figure.subplots_adjust(0.02, 0.02, 0.98, 0.86 if rows == 1 else 0.92, 0.05, 0.35)
+    figure.subplots_adjust(0.02, 0.02, 0.98, 0.84 if rows == 1 else 0.92, 0.05, 0.35)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.set_axis_off()
@@ -114,6 +114,6 @@ def errors_figure(worst: _Errors) -> Figure:
     for axes, image, confidence, prediction, target in shown:
         low, high = image.min(), image.max()
         picture = ((image - low) / (high - low).clamp(min=1e-8)).movedim(0, 2)
-        axes.imshow(picture.expand(-1, -1, 3) if picture.shape[2] == 1 else picture[..., :3])
+        axes.imshow((picture.expand(-1, -1, 3) if picture.shape[2] == 1 else picture[..., :3]).numpy())
         axes.set_title(f"{target} called {prediction}\n{confidence:.0%} sure", fontsize=8)
     return figure

@@ -31,7 +31,7 @@ HOLDOUT_SEED = 42
 class ImageNetDataModule(LightningDataModule):
     """ImageNet-1K (Russakovsky et al. 2015), or any data set that timm's readers take.
 
-    Batches are `Batch(x (B, 3, H, W), y, lengths)`: x float32, normalised by ImageNet's mean and standard deviation; y
+    Batches are `Batch(x (B, 3, H, W), y, lengths, sample)`: x float32, normalised by ImageNet's mean and standard deviation; y
     (B,) classes, or (B, classes) soft labels of Mixup and CutMix, in training; lengths (B,) the pixels H * W. Training
     crops at random and flips; evaluation crops the centre. Loaders hand out bytes; normalisation, erasing and mixing
     are done on the device by `on_after_batch_transfer`, which Lightning calls.
@@ -205,7 +205,8 @@ class ImageNetDataModule(LightningDataModule):
                     x = RandomErasing(self.random_erasing, mode="pixel", device=str(device))(x)
                 if self._mixes:
                     x, y = Mixup(self.mixup, self.cutmix, label_smoothing=0.0, num_classes=self.num_classes)(x, y)
-        return Batch(x, y, torch.full((len(x),), self.image_size**2, dtype=torch.int64, device=device))
+        lengths = torch.full((len(x),), self.image_size**2, dtype=torch.int64, device=device)
+        return Batch(x, y, lengths, batch.sample)
 
     @cached_property
     def digest(self) -> str:

@@ -26,11 +26,13 @@ class ImageBytes(NamedTuple):
         x: (B, 3, H, W) uint8.
         y: (B,) int64 classes.
         seed: of what is still to be drawn for the batch; 0 for evaluation.
+        sample: (B,) int64 row of each image in its split; None for a stream.
     """
 
     x: Tensor
     y: Tensor
     seed: int
+    sample: Tensor | None = None
 
 
 class ImageFiles(Dataset[Any]):
@@ -62,7 +64,8 @@ class ImageFiles(Dataset[Any]):
     def __getitem__(self, keys: int | list[int]) -> ImageBytes:
         seeds, images = np.divmod(np.atleast_1d(keys), len(self))
         pairs = [self._load(int(image), int(seed)) for image, seed in zip(images, seeds, strict=True)]
-        return ImageBytes(torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs]), int(seeds[0]))
+        x, y = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+        return ImageBytes(x, y, int(seeds[0]), torch.from_numpy(images))
 
     def damaged(self) -> list[str]:
         """Names of the damaged files that were met so far, by this process and its loader's."""
