@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks.ecg import ECGTask
     from tasks.image import ImageTask
     from tasks.listops import ListOpsTask
     from tasks.nan_guard import NanGuard
 
-__all__ = ["ImageTask", "ListOpsTask", "NanGuard"]
+__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "NanGuard"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from tasks.image import ImageTask
 
         return ImageTask
+    if name == "ECGTask":
+        from tasks.ecg import ECGTask
+
+        return ECGTask
     if name == "ListOpsTask":
         from tasks.listops import ListOpsTask
 
