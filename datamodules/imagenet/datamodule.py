@@ -33,8 +33,8 @@ class ImageNetDataModule(LightningDataModule):
 
     Batches are `Batch(x (B, 3, H, W), y, lengths, sample)`: x float32, normalised by ImageNet's mean and standard
     deviation; y (B,) classes, or (B, classes) soft labels of Mixup and CutMix, in training; lengths (B,) the pixels
-    H * W. Training crops at random and flips; evaluation crops the centre. Loaders hand out bytes; normalisation, erasing and mixing
-    are done on the device by `on_after_batch_transfer`, which Lightning calls.
+    H * W. Training crops at random and flips; evaluation crops the centre. Loaders hand out bytes; normalisation,
+    erasing and mixing are done on the device by `on_after_batch_transfer`, which Lightning calls.
 
     With a folder, a tar or Hugging Face's parquet, order and augmentation are a function of (shuffle_seed, epoch), for
     any number of workers; a run that is continued sees what it would have seen, and the batch of all processes together
