@@ -94,7 +94,12 @@ class MsssmCLI(LightningCLI):
                 f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
                 "choose another --run_dir or delete it"
             )
-        self._find_checkpoint("last.ckpt", "best.ckpt")
+        # What Lightning writes at SLURM's signal is the newest until the next validation.
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        since = last.stat().st_mtime if last.exists() else 0.0
+        requeued = [path for path in self.run_dir.glob("hpc_ckpt_*.ckpt") if path.stat().st_mtime > since]
+        requeued.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        self._find_checkpoint(*(f"../{path.name}" for path in requeued), "last.ckpt", "best.ckpt")
 
     def _find_checkpoint(self, *names: str) -> None:
         """Takes the run folder's own checkpoint where none was named."""

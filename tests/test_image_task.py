@@ -236,6 +236,32 @@ def test_a_resumed_training_with_averages_ends_as_an_uninterrupted_one(
         assert all(torch.equal(value, cut[key][name]) for name, value in whole[key].items()), key
 
 
+def test_a_requeued_training_goes_on_within_its_epoch(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the checkpoint of SLURM's signal, which is newer than that of the last validation; it ends bit-equal."""
+    original = ImageTask.on_train_batch_end
+    steps: list[int] = []
+
+    def stopped(self: ImageTask, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        original(self, outputs, batch, batch_idx)
+        steps.append(self.global_step)
+        if len(steps) == 25:
+            connector = self.trainer._checkpoint_connector  # type: ignore[attr-defined]
+            self.trainer.save_checkpoint(connector.hpc_save_path(self.trainer.default_root_dir))
+            raise RuntimeError("time limit")
+
+    monkeypatch.setattr(ImageTask, "on_train_batch_end", stopped)
+    recipe = write_image_recipe(tmp_path, max_epochs=4)
+    with pytest.raises(RuntimeError, match="time limit"):
+        fit(recipe)
+    fit(recipe)
+    assert f"fit from {tmp_path}/run/checkpoints/../hpc_ckpt_1.ckpt" in capsys.readouterr().err
+    assert steps == list(range(1, 4 * 19 + 1)), "no step is repeated and none left out"
+    whole, cut = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (run, tmp_path / "run"))
+    assert all(torch.equal(value, cut["state_dict"][name]) for name, value in whole["state_dict"].items())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
