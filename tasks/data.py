@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def main(args: list[str]) -> None:
-    """Runs `verify ptbxl` or `generate ptbxl`.
+    """Runs `verify ptbxl`, `verify cifar10` or `generate ptbxl`.
 
     Raises:
         SystemExit: with code 1 if something is missing or corrupt.
@@ -14,10 +14,10 @@ def main(args: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("verify", help="name what is missing or corrupt; exit code 1 if anything is")
     make = commands.add_parser("generate", help="write synthetic records in the data set's own format")
-    for command in (check, make):
-        command.add_argument("dataset", choices=["ptbxl"])
+    for command, choices in ((check, ["ptbxl", "cifar10"]), (make, ["ptbxl"])):
+        command.add_argument("dataset", choices=choices)
         command.add_argument("--root", type=Path, default=Path("data"), help="folder for data sets")
-    check.add_argument("--source", type=Path, help="folder of the data set, if not <root>/ptbxl")
+    check.add_argument("--source", type=Path, help="folder or archive of the data set, if not <root>/<dataset>")
     make.add_argument("--count", type=int, default=400, help="records")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--rates", type=int, nargs="+", default=[100], help="Hz: 100, 500")
@@ -36,12 +36,18 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from datamodules.ptbxl import files, verify
-
-    folder = options.root / "ptbxl"
-    source = files.find(options.source or folder)
+    folder = options.root / options.dataset
     converted = sorted(folder.glob("converted-*"))
-    faults = verify(source, converted)
+    if options.dataset == "ptbxl":
+        from datamodules import ptbxl
+
+        source = ptbxl.files.find(options.source or folder)
+        faults = ptbxl.verify(source, converted)
+    else:
+        from datamodules import cifar10
+
+        source = cifar10.files.find(options.source or folder)
+        faults = cifar10.verify(source, converted)
     for fault in faults:
         print(fault)
     print(f"{source}: {len(faults)} faults" if faults else f"{source}: whole")

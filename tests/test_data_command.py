@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import PTBXLDataModule
+from datamodules import PTBXLDataModule, SequentialCIFARDataModule
 from datamodules.ptbxl import verify
 from tasks.main import main
+from tests.cifar10 import accept_tiny, contents, write_archive, write_folder
 from tests.ptbxl import copy_to
 
 
@@ -71,3 +72,39 @@ def test_no_data_set_is_an_error_with_the_remedy(tmp_path: Path, capsys: pytest.
         main(["data", "verify", "ptbxl", "--root", str(tmp_path)])
     assert stop.value.code == 2
     assert re.search(r"msssm: expected PTB-XL .* or generate one: msssm data generate ptbxl", capsys.readouterr().err)
+
+
+def test_faults_of_cifar10_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_archive(tmp_path / "cifar10" / "cifar-10-python.tar.gz", contents())
+    command = ["data", "verify", "cifar10", "--root", str(tmp_path)]
+    accept_tiny(monkeypatch, source)
+    monkeypatch.setattr("datamodules.cifar10.files.BATCH_MD5", {})
+    SequentialCIFARDataModule(root=str(tmp_path)).prepare_data()
+    main(command)
+    assert _out(capsys) == [f"{source}: whole"]
+    monkeypatch.undo()
+    accept_tiny(monkeypatch)
+    (converted,) = source.parent.glob("converted-*")
+    with (converted / "pixels.npy").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"rubbish")
+    with pytest.raises(SystemExit):
+        main(command)
+    first, second, last = _out(capsys)
+    assert re.search(r"has the md5 .*, which is not that of cifar-10-python.tar.gz or", first)
+    assert re.search(r"converted-.* is damaged .wrong sha256", second)
+    assert last == f"{source}: 2 faults"
+
+    folder = write_folder(tmp_path / "elsewhere")
+    (folder / "data_batch_2").write_bytes(b"short")
+    with pytest.raises(SystemExit):
+        main([*command, "--root", str(tmp_path / "other"), "--source", str(folder)])
+    assert [line.split(" is not a batch")[0] for line in _out(capsys)] == [
+        "data_batch_1: its md5 is not the published one",
+        "data_batch_2",
+        *(f"{name}: its md5 is not the published one" for name in ("data_batch_3", "data_batch_4", "data_batch_5")),
+        "test_batch: its md5 is not the published one",
+        f"{folder}: 6 faults",
+    ]

@@ -1,5 +1,7 @@
 """CIFAR-10 as sequences of pixels: its published archives, one conversion, the data module."""
 
+from datamodules.cifar10 import files
 from datamodules.cifar10.datamodule import SequentialCIFARDataModule
+from datamodules.cifar10.verify import verify
 
-__all__ = ["SequentialCIFARDataModule"]
+__all__ = ["SequentialCIFARDataModule", "files", "verify"]

@@ -7,13 +7,9 @@
 It is made in a hidden folder and renamed, so it is whole or absent; what a killed process left is made anew.
 """
 
-import errno
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +19,7 @@ import numpy.typing as npt
 
 from datamodules.cifar10 import files
 from datamodules.cifar10.batches import CLASSES, SIDE, read_batch
+from datamodules.disk import locked, remedies
 
 FORMAT_VERSION = 1  # part of the key: raise it when the same files give another map
 ROWS = 10_000  # of a batch file
@@ -87,19 +84,9 @@ def convert(source: Path, parent: Path) -> Path:
     """
     folder = locate(source, parent)
     if not folder.is_dir():
-        try:
-            with _locked(parent):
-                if not folder.is_dir():
-                    _build(files.find(source), folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                remedy = "it needs 180 MiB; free some, or choose another root"
-            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                remedy = "choose a root that can be written, and name this data set as source"
-            else:
-                raise
-            reason = f"cannot write the conversion of CIFAR-10 in {parent}: {error.strerror}; {remedy}"
-            raise OSError(error.errno, reason) from error
+        with remedies("CIFAR-10", parent, 180), locked(parent):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                _build(files.find(source), folder)
     load(folder)
     return folder
 
@@ -133,12 +120,3 @@ def _digest(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> str
     digest = sha256(np.ascontiguousarray(pixels).data)
     digest.update(labels.tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _locked(parent: Path) -> Iterator[None]:
-    """One process converts at a time; the others wait and take what it made."""
-    parent.mkdir(parents=True, exist_ok=True)
-    with (parent / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -10,7 +10,15 @@ ARCHIVES = {  # md5 as published
     "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
     "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
 }
-_NAMES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+BATCH_MD5 = {  # of the files of the python version
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+_NAMES = tuple(BATCH_MD5)
 BATCHES = (_NAMES, tuple(f"{name}.bin" for name in _NAMES))  # python version, binary version
 _FOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin")
 _LARGEST = 64 << 20  # bytes; a batch has 31 MB

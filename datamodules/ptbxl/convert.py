@@ -9,13 +9,10 @@ It is made in a hidden folder and renamed, so it is whole or absent. A conversio
 after the last chunk whose journal line and sha256 hold.
 """
 
-import errno
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +22,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from datamodules.disk import locked, remedies
 from datamodules.ptbxl import files
 from datamodules.ptbxl.record import LEADS, SECONDS, CorruptRecordError, Signal, read_record
 
@@ -93,28 +91,17 @@ def convert(source: Path, parent: Path, sampling_rate: int, table: pd.DataFrame)
         ValueError: if a finished conversion is damaged.
     """
     folder = location(source, parent, sampling_rate)
-    try:
-        if folder.is_dir() and not load(folder).quarantine:
-            return load(folder)
-        with locked(parent):
-            work = folder.with_name(f".{folder.name}.unfinished")
-            if folder.is_dir():
-                if not (healed := _healed(load(folder), source, sampling_rate)):
-                    return load(folder)
-                _reopen(folder, work, healed)
-            _build(work, source, sampling_rate, table)
-            os.rename(work, folder)
-    except OSError as error:
-        size = len(table) * SECONDS * sampling_rate * len(LEADS) * 2 // 2**20
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            remedy = f"it needs {size} MiB; free some, or choose another root. What is converted is kept"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "choose a root that can be written, and name this data set as source"
-        else:
-            raise
-        raise OSError(
-            error.errno, f"cannot write the conversion of PTB-XL in {parent}: {error.strerror}; {remedy}"
-        ) from error
+    if folder.is_dir() and not load(folder).quarantine:
+        return load(folder)
+    size = len(table) * SECONDS * sampling_rate * len(LEADS) * 2 // 2**20
+    with remedies("PTB-XL", parent, size), locked(parent):
+        work = folder.with_name(f".{folder.name}.unfinished")
+        if folder.is_dir():
+            if not (healed := _healed(load(folder), source, sampling_rate)):
+                return load(folder)
+            _reopen(folder, work, healed)
+        _build(work, source, sampling_rate, table)
+        os.rename(work, folder)
     return load(folder)
 
 
@@ -254,15 +241,6 @@ def _reopen(folder: Path, work: Path, chunks: set[int]) -> None:
     unfinished = work / ".journal.unfinished"
     unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
     os.replace(unfinished, work / "journal.jsonl")
-
-
-@contextmanager
-def locked(parent: Path) -> Iterator[None]:
-    """One process at a time makes something in `parent`; the others wait and take what it made."""
-    parent.mkdir(parents=True, exist_ok=True)
-    with (parent / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write_json(path: Path, content: Mapping[str, Any] | list[dict[str, Any]]) -> None:

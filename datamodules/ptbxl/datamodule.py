@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import Batch, EvaluationBatchSampler, LengthBucketBatchSampler
+from datamodules.disk import locked
 from datamodules.loader import ResumableLoader
 from datamodules.ptbxl import convert, files
 from datamodules.ptbxl.download import download
@@ -320,7 +321,7 @@ class PTBXLDataModule(LightningDataModule):
     def _generate(self) -> None:
         if self.synthetic is None or self.folder.is_dir():
             return
-        with convert.locked(self.folder.parent):
+        with locked(self.folder.parent):
             if not self.folder.is_dir():  # another process may have made it meanwhile
                 rates, root = (self.sampling_rate,), self.folder.parent
                 generate(root, self.synthetic, seed=self.synthetic_seed, sampling_rates=rates, progress=True)
