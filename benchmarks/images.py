@@ -28,9 +28,6 @@ from benchmarks.memory import peak_mib
 from benchmarks.model import training_step
 from benchmarks.report import machine
 from benchmarks.timing import in_turn, seconds
-from datamodules import SequentialCIFARDataModule
-from datamodules.cifar10.convert import ROWS
-from datamodules.cifar10.files import BATCHES
 from msssm import Backbone, MultiScaleSSM, PatchEmbedding, SequenceClassifier
 from msssm.flops import count_flops
 from tasks.record import provenance
@@ -38,7 +35,7 @@ from tasks.record import provenance
 CONFIGS = Path(__file__).parents[1] / "configs"
 PEER = "timm vit_small_patch16_224"
 IMAGENET = {"MS-SSM(S6), 24 x 256": {}, "MS-SSM(S4), 24 x 256": {"ssm": "s4"}}
-RESOLUTIONS = (224, 384, 512)
+RESOLUTIONS = (224, 384, 512)  # 196, 576 and 1024 patches
 AGREES = 1e-3  # of the largest logit, after 24 layers in float32
 
 
@@ -93,6 +90,11 @@ def speeds(methods: dict[str, nn.Module], batch: int, side: int, device: torch.d
 
 def loader_speed(batch: int) -> float:
     """Images per second of an epoch of sequential CIFAR-10's training batches, to normalised float32."""
+    # Here, so that the processes that measure memory load no Lightning.
+    from datamodules import SequentialCIFARDataModule
+    from datamodules.cifar10.convert import ROWS
+    from datamodules.cifar10.files import BATCHES
+
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "cifar10" / "cifar-10-batches-bin"
         folder.mkdir(parents=True)
