@@ -3,7 +3,9 @@
 from importlib.metadata import version
 
 from msssm.backbone import Backbone
+from msssm.bidirectional import Bidirectional
 from msssm.classifier import SequenceClassifier
+from msssm.image import PatchEmbedding
 from msssm.layer import SequenceLayer
 from msssm.multiscale import MultiScaleSSM
 from msssm.param_groups import param_groups
@@ -12,7 +14,9 @@ from msssm.streaming import StreamingClassifier
 __version__ = version("msssm")
 __all__ = [
     "Backbone",
+    "Bidirectional",
     "MultiScaleSSM",
+    "PatchEmbedding",
     "SequenceClassifier",
     "SequenceLayer",
     "StreamingClassifier",

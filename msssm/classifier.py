@@ -1,20 +1,22 @@
-"""A sequence classifier: encoder, backbone, mean over the true positions, linear head."""
+"""A sequence classifier: encoder, backbone, mean over the true positions or the last of them, linear head."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from msssm.backbone import Backbone
 from msssm.layer import State
-from msssm.padding import masked_mean, zero_padding
+from msssm.padding import last_position, masked_mean, zero_padding
+
+Pooling = Literal["mean", "last"]
 
 
 class ClassifierState(NamedTuple):
-    """What a classifier keeps of the positions so far: the backbone's state, and of its outputs the running mean."""
+    """What a classifier keeps of the positions so far: the backbone's state, and of its outputs what the head reads."""
 
     backbone: State
-    total: Tensor  # (B, D) float64: a sum in float32 would stop growing after some 10^7 positions
+    total: Tensor  # (B, D) float64, or the last: a sum in float32 would stop growing after some 10^7 positions
     positions: Tensor  # (B,) int64
 
 
@@ -25,10 +27,17 @@ class SequenceClassifier(nn.Module):
         encoder: what makes (B, L, D) of the batch's x position by position, for example `nn.Embedding` or `nn.Linear`.
         backbone: of width D.
         num_classes: outputs of the head.
+        pooling: what the head reads: the "mean" over the true positions, or the "last" of them.
+
+    Raises:
+        ValueError: an unknown pooling.
     """
 
-    def __init__(self, encoder: nn.Module, backbone: Backbone, num_classes: int) -> None:
+    def __init__(self, encoder: nn.Module, backbone: Backbone, num_classes: int, pooling: Pooling = "mean") -> None:
         super().__init__()
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling must be 'mean' or 'last', got {pooling!r}")
+        self.pooling = pooling
         self.encoder, self.backbone = encoder, backbone
         self.head = nn.Linear(backbone.d_model, num_classes)
 
@@ -45,10 +54,16 @@ class SequenceClassifier(nn.Module):
         """
         encoded = self.encoder(x)
         if state is None and not return_state:
-            return self.head(masked_mean(self.backbone(encoded, lengths), lengths))
+            pool = masked_mean if self.pooling == "mean" else last_position
+            return self.head(pool(self.backbone(encoded, lengths), lengths))
         state = self.initial_state(len(x)) if state is None else state
         y, backbone = self.backbone(encoded, lengths, state.backbone, return_state=True)
-        total = state.total + zero_padding(y, lengths).sum(1, dtype=torch.float64)
+        if self.pooling == "mean":
+            total = state.total + zero_padding(y, lengths).sum(1, dtype=torch.float64)
+        else:
+            total = last_position(y, lengths).double()
+            if lengths is not None:
+                total = torch.where((lengths > 0).unsqueeze(1), total, state.total)
         after = ClassifierState(backbone, total, state.positions + (x.shape[1] if lengths is None else lengths))
         logits = self.classify(after.total, after.positions)
         return (logits, after) if return_state else logits
@@ -61,10 +76,12 @@ class SequenceClassifier(nn.Module):
     def step(self, x: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
         """One position: x (B,) or (B, channels) -> logits (B, num_classes) of all so far, and the new state."""
         y, backbone = self.backbone.step(self.encoder(x), state.backbone)
-        after = ClassifierState(backbone, state.total + y, state.positions + 1)
+        total = state.total + y if self.pooling == "mean" else y.double()
+        after = ClassifierState(backbone, total, state.positions + 1)
         return self.classify(after.total, after.positions), after
 
     def classify(self, total: Tensor, positions: Tensor) -> Tensor:
-        """Logits (B, num_classes) from the sum (B, D) of the backbone's outputs and the number of them (B,)."""
-        logits: Tensor = self.head((total / positions.clamp(min=1).unsqueeze(1)).to(self.head.weight.dtype))
+        """Logits (B, num_classes) from a state's `total` (B, D) and `positions` (B,)."""
+        pooled = total / positions.clamp(min=1).unsqueeze(1) if self.pooling == "mean" else total
+        logits: Tensor = self.head(pooled.to(self.head.weight.dtype))
         return logits

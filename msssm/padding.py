@@ -24,6 +24,14 @@ def masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
     return zero_padding(x, lengths).sum(1) / lengths.clamp(min=1).unsqueeze(1)
 
 
+def last_position(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last true position of each row. x (B, L, D), lengths (B,) -> (B, D); a row of length 0 gives 0."""
+    if lengths is None:
+        return x[:, -1]
+    last = x[torch.arange(len(x), device=x.device), lengths.clamp(min=1) - 1]
+    return last.masked_fill((lengths == 0).unsqueeze(1), 0)
+
+
 def last_positions(x: Tensor, lengths: Tensor | None, count: int) -> Tensor:
     """The `count` rows of history that end at each row's length.
 

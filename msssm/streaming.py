@@ -18,9 +18,9 @@ from msssm.ssm import S6
 class StreamingClassifier:
     """`SequenceClassifier.step` without gradients, from a copy of the weights as they are now.
 
-    On a CPU in float32, with a stack of multi-scale S6 layers, one native call does everything behind the encoder;
-    anything else goes through `SequenceClassifier.step`. Either gives the logits of the whole run over all positions
-    so far.
+    On a CPU in float32, with the mean over a stack of multi-scale S6 layers, one native call does everything behind the
+    encoder; anything else goes through `SequenceClassifier.step`. Either gives the logits of the whole run over all
+    positions so far.
 
     Args:
         model: in `eval()`.
@@ -56,6 +56,8 @@ class StreamingClassifier:
 
 def pack(model: SequenceClassifier) -> PackedClassifier | None:
     """The model for the native step; None where that does not cover it."""
+    if model.pooling != "mean":
+        return None
     parameters, kinds = [], set()
     for block in cast("Iterable[Block]", model.backbone.blocks):
         layer = block.layer

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tasks.bad_batches import SkipBadBatches
     from tasks.ecg import ECGTask
+    from tasks.image import ImageTask
     from tasks.listops import ListOpsTask
     from tasks.nan_guard import NanGuard
 
-__all__ = ["ECGTask", "ListOpsTask", "NanGuard", "SkipBadBatches"]
+__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "NanGuard", "SkipBadBatches"]
 
 _HOMES = {
     "ECGTask": "tasks.ecg",
+    "ImageTask": "tasks.image",
     "ListOpsTask": "tasks.listops",
     "NanGuard": "tasks.nan_guard",
     "SkipBadBatches": "tasks.bad_batches",

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -107,6 +108,12 @@ class SequenceTask(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rank_states = checkpoint.get("rank_states", [])
+        # With averaged weights (Lightning's WeightAveraging), "state_dict" is the averages, which were validated. Its
+        # callback would put the raw weights in their place whatever the checkpoint is loaded for: right to go on
+        # training, wrong for the test of that training.
+        training = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if "current_model_state" in checkpoint and not training:
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
 
     def on_train_start(self) -> None:
         # A resumed run draws the same dropout masks as an uninterrupted one, and averages over the whole epoch.

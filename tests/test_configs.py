@@ -11,7 +11,7 @@ import msssm.baselines
 import tasks
 from msssm import Backbone, MultiScaleSSM
 from tasks.main import main
-from tests import ptbxl
+from tests import cifar10, images, ptbxl
 from tests.recipes import TINY_DATA
 
 RECIPES = sorted(Path("configs").rglob("*.yaml"))
@@ -33,6 +33,16 @@ def _small_data(recipe: dict[str, Any], folder: Path, request: pytest.FixtureReq
         root = request.getfixturevalue("ptbxl_root")
         small = ["--data.batch_size=2", "--data.eval_batch_size=20", "--data.num_workers=0"]
         return [*small, f"--data.root={root}", *(["--data.synthetic=null"] if "quick" in recipe["run_dir"] else [])]
+    if recipe["data"]["class_path"] == "datamodules.SequentialCIFARDataModule":
+        cifar10.accept_tiny(request.getfixturevalue("monkeypatch"))
+        cifar10.write_folder(folder / "cifar10")
+        return [f"--data.root={folder}", "--data.batch_size=4"]
+    if recipe["data"]["class_path"] == "datamodules.DigitsDataModule":
+        return ["--data.batch_size=4"]
+    if recipe["data"]["class_path"] == "datamodules.ImageNetDataModule":
+        images.write_folder(folder / "imagenet")
+        small = ["--data.batch_size=4", "--data.num_workers=0", "--data.holdout=2", "--model.backbone.d_model=16"]
+        return [*small, f"--data.root={folder}", f"--model.num_classes={len(images.CLASSES)}"]
     return [*TINY_DATA, f"--data.root={folder}"]
 
 

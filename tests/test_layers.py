@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 import msssm.ssm
-from msssm import Backbone, MultiScaleSSM, SequenceClassifier, SequenceLayer
+from msssm import Backbone, Bidirectional, MultiScaleSSM, SequenceClassifier, SequenceLayer
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.block import Block
 from msssm.scan import step_size
@@ -68,6 +68,10 @@ STACKS |= {
     "backbone-no-glu": lambda d: Backbone(BASELINES["Mamba"], d, n_layers=2, norm="layer", glu=False),
 }
 LAYERS = MULTI_SCALE | BASELINES | STACKS
+# They see the future, so nothing about states, chunks and causality is said of them.
+WHOLE: dict[str, Make] = {
+    f"bidirectional-{mix}": partial(Bidirectional, layer=multi(ssm="s6"), mix=mix) for mix in ("linear", "sum")
+}
 # Silence in, silence out: no bias meets the signal. Attention counts the silent steps in its softmax.
 SHIFTING = MULTI_SCALE | {name: BASELINES[name] for name in ("S4D", "S4D-euler", "S4D-real", "MultiresConv")}
 SMALL: dict[str, Make] = {
@@ -82,6 +86,7 @@ SMALL: dict[str, Make] = {
     "Mamba": partial(Mamba, state_size=2, kernel_size=2),
     "MultiresConv": partial(MultiresConv, levels=2, kernel_size=2),
     "CausalAttention": partial(CausalAttention, heads=1),
+    "bidirectional": partial(Bidirectional, layer=partial(MultiresConv, levels=1, kernel_size=2)),
     "block-batch": lambda d: Block(MultiresConv(d, 1, 2), "batch"),
     "backbone-layer-pre": lambda d: Backbone(
         partial(MultiresConv, levels=1, kernel_size=2), d, n_layers=1, norm="layer", prenorm=True
@@ -407,12 +412,13 @@ def test_dropout_drops_whole_channels_of_a_row_and_keeps_the_mean() -> None:
     assert all(r == pytest.approx(0, abs=1e-3) or r == pytest.approx(4 / 3, rel=1e-2) for r in ratio.tolist())
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", LAYERS | WHOLE)
 @torch.no_grad()
 def test_a_state_dict_restores_the_layer(name: str) -> None:
-    layer, x = build(LAYERS[name]), signal(9)
+    make = (LAYERS | WHOLE)[name]
+    layer, x = build(make), signal(9)
     torch.manual_seed(7)
-    other = LAYERS[name](D).double().eval()
+    other = make(D).double().eval()
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
 

@@ -1,0 +1,95 @@
+"""Images as sequences: patches, or single pixels, in a scan order, mapped to the width of the model."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ScanOrder = Literal["raster", "snake"]
+
+
+class PatchEmbedding(nn.Module):
+    """One token per patch: its pixels, flattened, through one linear map (Dosovitskiy et al. 2021, section 3.1).
+
+    A patch of one pixel is sequential CIFAR's encoder (MS-SSM, its appendix), 16 x 16 is ImageNet's. In raster order,
+    without a position embedding, pixels may come as any part of an image, one by one included.
+
+    Args:
+        image_size: H = W in pixels. Images (B, C, H, W) may have another size where there is no position embedding.
+        patch_size: P, side of a patch in pixels.
+        in_channels: C.
+        d_model: D.
+        scan_order: rows of patches from left to right ("raster"), or every second one backwards ("snake").
+        position_embedding: add a learned vector to each of the (H / P)^2 positions.
+
+    Raises:
+        ValueError: an option out of its range; an image that does not divide into patches, or of another shape.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        d_model: int = 256,
+        scan_order: ScanOrder = "raster",
+        position_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("image_size", image_size), ("patch_size", patch_size), ("in_channels", in_channels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if scan_order not in ("raster", "snake"):
+            raise ValueError(f"scan_order must be 'raster' or 'snake', got {scan_order!r}")
+        self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
+        self.scan_order = scan_order
+        self._check_divides(image_size, image_size)
+        self.projection = nn.Linear(patch_size**2 * in_channels, d_model)
+        self.position: nn.Parameter | None = None
+        if position_embedding:
+            self.position = nn.Parameter(0.02 * torch.randn((image_size // patch_size) ** 2, d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W), or pixels (B, H W, C) in raster order -> (B, H W / P^2, D)."""
+        tokens: Tensor = self.projection(self._patches(x))
+        if self.position is None:
+            return tokens
+        if tokens.shape[1] != len(self.position):
+            raise ValueError(
+                f"the position embedding is of {len(self.position)} patches (image_size={self.image_size}), "
+                f"got {tokens.shape[1]}; resize the images, or train without position_embedding"
+            )
+        return tokens + self.position
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(B, L, P P C): a patch's pixels in raster order, the channels innermost."""
+        side, patch = self.image_size, self.patch_size
+        if x.ndim == 3 and x.shape[2] == self.in_channels:
+            if patch == 1 and self.scan_order == "raster":
+                return x
+            if x.shape[1] != side**2:
+                raise ValueError(f"an image of image_size={side} has {side**2} pixels, got {x.shape[1]}")
+            grid = x.unflatten(1, (side, side))
+        elif x.ndim == 4 and x.shape[1] == self.in_channels:
+            self._check_divides(*x.shape[2:])
+            grid = x.permute(0, 2, 3, 1)
+        else:
+            channels = self.in_channels
+            raise ValueError(
+                f"expected images (B, {channels}, H, W) or pixels (B, H W, {channels}), got shape {tuple(x.shape)}; "
+                "set in_channels to the data's"
+            )
+        cut = grid.unflatten(2, (-1, patch)).unflatten(1, (-1, patch))  # (B, H / P, P, W / P, P, C)
+        patches = cut.transpose(2, 3).flatten(3)
+        if self.scan_order == "snake":
+            backwards = torch.arange(patches.shape[1], device=x.device) % 2 == 1
+            patches = torch.where(backwards.view(-1, 1, 1), patches.flip(2), patches)
+        return patches.flatten(1, 2)
+
+    def _check_divides(self, height: int, width: int) -> None:
+        patch = self.patch_size
+        if height % patch or width % patch:
+            raise ValueError(
+                f"an image of {height} x {width} pixels does not divide into patches of {patch} x {patch}; "
+                f"resize it to a multiple of {patch}, or choose another patch_size"
+            )

@@ -1,0 +1,216 @@
+"""Images: classify a sequence of pixels (sequential CIFAR, digits) or of patches (ImageNet)."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from datamodules import Batch
+from msssm import Backbone, PatchEmbedding, SequenceClassifier
+from msssm.classifier import Pooling
+from msssm.flops import count_flops
+from msssm.image import ScanOrder
+from tasks.base import SequenceTask
+from tasks.image_dashboard import ImageDashboard
+from tasks.predictions import FILE
+
+# A larger confusion matrix is no reading matter; predictions.npz holds what it takes to compute one.
+LARGEST_CONFUSION = 100
+
+
+class ImageTask(SequenceTask):
+    """Patches or pixels, backbone, pooling, linear head; cross-entropy over classes or soft labels.
+
+    Logs `{train,val,test}/loss`, `{train,val,test}/accuracy` and, with more than 5 classes, `{val,test}/accuracy_top5`:
+    over samples, exact under DDP. A soft label (Mixup) counts as its largest class in `train/accuracy`. Images are
+    whole, so the lengths of a batch are not used.
+
+    Args:
+        backbone: the stack of sequence layers.
+        image_size: H = W, pixels.
+        patch_size: side of a patch, pixels; 1 is a sequence of pixels.
+        in_channels: colours of a pixel.
+        num_classes: outputs of the head.
+        scan_order: "raster" or "snake", see `msssm.PatchEmbedding`.
+        pooling: "mean" over the positions (the paper's), or the "last".
+        position_embedding: learned, added to the patches.
+        label_smoothing: of the training loss, in [0, 1).
+        lr: peak learning rate.
+        weight_decay: of weights that are neither biases, norms nor SSM parameters.
+        ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.
+        warmup_epochs: length of the linear warm-up, in epochs.
+        base_batch_size: the batch that the learning rates are for: they grow in proportion to the samples of one
+            optimiser step (Goyal et al. 2017). Absent, they are taken as they are.
+
+    Raises:
+        ValueError: an option out of its range; data or a checkpoint with another number of classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        image_size: int = 32,
+        patch_size: int = 1,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        scan_order: ScanOrder = "raster",
+        pooling: Pooling = "mean",
+        position_embedding: bool = False,
+        label_smoothing: float = 0.0,
+        lr: float = 4.5e-3,
+        weight_decay: float = 0.01,
+        ssm_lr: float | None = None,
+        warmup_epochs: float = 1.0,
+        base_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        if base_batch_size is not None and base_batch_size < 1:
+            raise ValueError(f"base_batch_size must be at least 1, got {base_batch_size}")
+        self.save_hyperparameters()
+        embedding = PatchEmbedding(
+            image_size, patch_size, in_channels, backbone.d_model, scan_order, position_embedding
+        )
+        self.model = SequenceClassifier(embedding, backbone, num_classes, pooling)
+        self.image_shape, self.num_classes = (in_channels, image_size, image_size), num_classes
+        self.label_smoothing, self.base_batch_size = label_smoothing, base_batch_size
+        self.train_metrics = MetricCollection(
+            {"accuracy": MulticlassAccuracy(num_classes, average="micro")}, prefix="train/"
+        )
+        evaluation = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+        if num_classes > 5:
+            evaluation["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        # Each with its own state: top-1 and top-5 may agree on a first batch.
+        self.val_metrics = MetricCollection(dict(evaluation), prefix="val/", compute_groups=False)
+        self.test_metrics = self.val_metrics.clone(prefix="test/")
+        self.val_confusion = MulticlassConfusionMatrix(num_classes)
+        self.test_confusion = MulticlassConfusionMatrix(num_classes)
+        self._images, self._seconds, self._since = 0, 0.0, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W), or pixels (B, H W, C) in raster order -> logits (B, num_classes)."""
+        return self.model(x)
+
+    def setup(self, stage: str) -> None:
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if classes not in (None, self.num_classes):
+            raise ValueError(
+                f"the data have {classes} classes, the task num_classes={self.num_classes}: "
+                f"set --model.num_classes {classes}"
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        classes = len(checkpoint["state_dict"]["model.head.bias"])
+        if classes != self.num_classes:
+            raise ValueError(
+                f"the checkpoint has {classes} classes, the task num_classes={self.num_classes}: "
+                f"set --model.num_classes {classes}, or train anew"
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        # Asked again at the test of a training, whose dashboard is there.
+        present = any(isinstance(callback, ImageDashboard) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if present else [ImageDashboard()]
+
+    def _rate_factor(self, step: int) -> float:
+        factor = super()._rate_factor(step)
+        if self.base_batch_size is None:
+            return factor
+        batch = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        return factor * batch / self.base_batch_size
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, logits = self._loss(batch, "train", self.label_smoothing)
+        self.check_loss(loss, batch.x)
+        self.log_train_loss(loss, len(batch.y))
+        self._log_metrics(self.train_metrics, logits, batch)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The logits (B, num_classes), for the dashboard."""
+        _, logits = self._loss(batch, "val")
+        self._log_metrics(self.val_metrics, logits, batch)
+        self.val_confusion.update(logits, batch.y)
+        return logits
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        _, logits = self._loss(batch, "test")
+        self._log_metrics(self.test_metrics, logits, batch)
+        self.test_confusion.update(logits, batch.y)
+        if batch.sample is not None:
+            self.test_predictions.update(batch.sample, batch.y, logits.argmax(-1))
+
+    def _loss(self, batch: Batch, stage: str, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The loss, logged, and the logits."""
+        logits = self(batch.x)
+        loss = nn.functional.cross_entropy(logits, batch.y, label_smoothing=label_smoothing)
+        if stage != "train":
+            self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.y))
+        return loss, logits
+
+    def _log_metrics(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
+        metrics.update(logits, batch.y if batch.y.ndim == 1 else batch.y.argmax(-1))
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.y))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The classes (B,)."""
+        return self(batch.x).argmax(-1)
+
+    def describe_predictions(self, outputs: list[Tensor]) -> list[str]:
+        """The class of each image, in the order of the batches."""
+        return [str(answer) for answer in torch.cat(outputs).tolist()]
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_confusion.reset()
+
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        self.test_confusion.reset()
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self.test_confusion.compute()  # on every rank: it gathers
+
+    # Training throughput: loading included, validations and their checkpoints not.
+    def on_train_epoch_start(self) -> None:
+        self._since = time.monotonic()
+
+    def on_validation_end(self) -> None:
+        self._since = time.monotonic()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        now = time.monotonic()
+        self._images += len(batch.y) * self.trainer.world_size
+        self._seconds += now - self._since
+        self._since = now
+
+    def report(self, datamodule: LightningDataModule, run_dir: Path) -> dict[str, Any]:
+        """Of the test: accuracy per class, confusion matrix (rows: the true class); of the model: its size and speed.
+
+        Writes predictions.npz.
+        """
+        if self.test_predictions.update_called:
+            self.test_predictions.save(run_dir / FILE, "accuracy")
+        confusion = self.test_confusion.compute().cpu()
+        counts = confusion.sum(1).tolist()
+        right = confusion.diagonal().tolist()
+        image = torch.zeros(1, *self.image_shape, device=self.device)
+        top5 = self.trainer.callback_metrics.get("test/accuracy_top5")
+        return {
+            "accuracy_per_class": [r / n if n else None for r, n in zip(right, counts, strict=True)],
+            "accuracy_top5": None if top5 is None else top5.item(),
+            "confusion": confusion.tolist() if self.num_classes <= LARGEST_CONFUSION else None,
+            "train_images_per_second": self._images / self._seconds if self._seconds else None,
+            "flops_per_image": count_flops(self.model, image),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+        }
