@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tasks.bad_batches import LossSpikes
 from tasks.base import SequenceTask
-from tasks.checkpoint_io import DurableCheckpointIO
+from tasks.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from tasks.checkpoints import RunCheckpoint, newest_readable
 from tasks.dashboards import Dashboard
 from tasks.event_files import EventFiles, rewind
@@ -66,6 +66,14 @@ class MsssmCLI(LightningCLI):
                 "checkpoint.save_on_train_epoch_end": False,
             }
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        path = self.config[self.subcommand].get("ckpt_path") if self.subcommand else None
+        if path is not None and Path(path).name == path and not Path(path).exists():
+            return  # one of Lightning's words, such as "last"
+        if path is not None:
+            read_checkpoint(Path(path))  # before Lightning takes hyperparameters from it
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
