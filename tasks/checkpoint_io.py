@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"asked for the checkpoint {path}, got no such file")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself writes checksums and does not compare them
+            if (member := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {member}")
         checkpoint: Any = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         raise DamagedCheckpointError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tasks.bad_batches import LossSpikes
 from tasks.base import SequenceTask
-from tasks.checkpoint_io import DurableCheckpointIO
+from tasks.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from tasks.checkpoints import RunCheckpoint, newest_readable
 from tasks.dashboards import Dashboard
 from tasks.event_files import EventFiles, rewind
@@ -74,6 +74,14 @@ class MsssmCLI(LightningCLI):
         if subcommand == "predict":
             add_arguments(parser)
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        path = self.config[self.subcommand].get("ckpt_path") if self.subcommand else None
+        if path is not None and Path(path).name == path and not Path(path).exists():
+            return  # one of Lightning's words, such as "last"
+        if path is not None:
+            read_checkpoint(Path(path))  # before Lightning takes hyperparameters from it
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]

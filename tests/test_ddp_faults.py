@@ -8,12 +8,10 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing
-import yaml
 from torch.nn.parallel import DistributedDataParallel
 
 from datamodules import ListOpsDataModule
@@ -142,7 +140,7 @@ def test_a_fault_of_one_process_ends_the_job(tmp_path: Path, fault: str, options
 
 
 @pytest.mark.slow
-def test_a_resumed_job_is_exact_and_another_number_of_processes_sees_the_same_batches(tmp_path: Path) -> None:
+def test_a_resumed_job_of_two_processes_is_exact(tmp_path: Path) -> None:
     """SIGTERM to the first of two processes; resumed with two, the same to the bit."""
     recipe = write_recipe(tmp_path)
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -154,8 +152,6 @@ def test_a_resumed_job_is_exact_and_another_number_of_processes_sees_the_same_ba
     assert "SIGTERM: saved at step" in done.stderr
     subprocess.run([*command, f"--run_dir={tmp_path}/cut"], check=True, env=environment, capture_output=True)
     runs.assert_same(tmp_path / "cut", tmp_path / "whole")
-    config: dict[str, Any] = yaml.safe_load((tmp_path / "cut/config.yaml").read_text())
-    assert config["trainer"]["devices"] == 2
 
 
 def _launch_to(tmp_path: Path, name: str) -> tuple[subprocess.CompletedProcess[str], float]:
