@@ -17,6 +17,7 @@ FORBIDDEN = {
 BELOW = {
     "msssm.padding": set(),
     "msssm.initialization": set(),
+    "msssm.diagnostics": {"msssm.diagnostics", "msssm.decomposition", "msssm.layer", "msssm.ssm"},
     "msssm.layer": set(),
     "msssm.native": {"msssm.native"},
     "msssm.scan": {"msssm.scan", "msssm.native", "msssm.padding"},
