@@ -9,6 +9,8 @@ USAGE = """usage: msssm COMMAND ...
   fit, validate, test, predict   run a recipe: msssm fit --config configs/listops.yaml [--option value ...]
   table                          gather complete runs into a table and plots: msssm table results/quick
   doctor                         what is installed, what each operator runs on, and whether it could be faster
+  diagnose                       what a trained model does, as plots and one page: msssm diagnose --run_dir runs/x
+  profile                        memory and time over levels and lengths, with the law through them
   data                           check or generate a data set: msssm data verify ptbxl
   --version
 
@@ -46,6 +48,14 @@ def _dispatch(args: list[str] | None) -> None:
         from msssm.doctor import main as doctor
 
         doctor(words[1:])
+    elif command == "diagnose":
+        from tasks.diagnose import main as diagnose
+
+        diagnose(words[1:])
+    elif command == "profile":
+        from tasks.profile import main as profile
+
+        profile(words[1:])
     elif command == "data":
         from tasks.data import main as data
 
