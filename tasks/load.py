@@ -49,6 +49,14 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt_path", type=Path, help="a checkpoint, instead of the run's checkpoints/best.ckpt")
 
 
+def build(config: Path, overrides: list[str]) -> "_Builder":
+    """The task (`model`) and data of a recipe, at their start."""
+    with warnings.catch_warnings():
+        # That arguments are given although the process has a command line of its own.
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        return _Builder(["validate", "--config", str(config), *overrides])
+
+
 def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:
     """The run that `run_arguments` named.
 
@@ -67,10 +75,7 @@ def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:
         raise FileNotFoundError(f"{config} does not exist; name the folder of a run, or a recipe with --config")
     if options.run_dir is not None:
         overrides = [*overrides, f"--run_dir={options.run_dir}"]
-    with warnings.catch_warnings():
-        # That arguments are given although the process has a command line of its own.
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        built = _Builder(["validate", "--config", str(config), *overrides])
+    built = build(config, overrides)
     checkpoint = options.ckpt_path
     if checkpoint is None:
         checkpoint = newest_readable(built.run_dir / "checkpoints", ("best.ckpt", "last.ckpt"))

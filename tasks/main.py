@@ -11,6 +11,7 @@ USAGE = """usage: msssm COMMAND ...
   doctor                         what is installed, what each operator runs on, and whether it could be faster
   diagnose                       what a trained model does, as plots and one page: msssm diagnose --run_dir runs/x
   profile                        memory and time over levels and lengths, with the law through them
+  export                         weights as safetensors, recipe and model card: msssm export --run_dir runs/x --output y
   data                           check or generate a data set: msssm data verify ptbxl
   --version
 
@@ -56,6 +57,10 @@ def _dispatch(args: list[str] | None) -> None:
         from tasks.profile import main as profile
 
         profile(words[1:])
+    elif command == "export":
+        from tasks.export import main as export
+
+        export(words[1:])
     elif command == "data":
         from tasks.data import main as data
 
