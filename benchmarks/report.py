@@ -166,7 +166,10 @@ def plot(rows: list[Row], path: Path) -> None:
         left.plot(*zip(*points, strict=True), "o-", label=method)
     left.set(xscale="log", yscale="log", xlabel="L (steps)", ylabel="forward + backward (ms)")
     left.set_title("MultiScaleSSM(128), S = 3, 2 rows: time against length")
-    left.grid(alpha=0.3, which="both")
+    left.grid(alpha=0.3)
+    lengths = sorted({int(x) for line in left.lines for x in line.get_xdata()})
+    left.set_xticks(lengths, map(str, lengths))
+    left.minorticks_off()
     points = [
         (int(row.case.rsplit("= ", 1)[1]), row.memory_mib)
         for row in rows

@@ -1,6 +1,7 @@
-"""What every task shares: the optimiser, its schedule, and the norm of the gradients."""
+"""What every task shares: the optimiser, its schedule, the norm of the gradients, and the predictions of a test."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msssm import param_groups
+from tasks.predictions import Predictions
 
 
 def warmup_cosine(step: int, warmup_steps: float, total_steps: float) -> float:
@@ -20,6 +22,8 @@ def warmup_cosine(step: int, warmup_steps: float, total_steps: float) -> float:
 
 class SequenceTask(lightning.LightningModule):
     """AdamW over `msssm.param_groups`, with linear warm-up and a cosine to 0, per step.
+
+    A subclass whose `test_step` gives `self.test_predictions` every sample finds them all there in `report`.
 
     Args:
         lr: peak learning rate.
@@ -44,6 +48,7 @@ class SequenceTask(lightning.LightningModule):
             raise ValueError("; ".join(errors))
         self._random_states: dict[str, Any] | None = None
         self.lr, self.weight_decay, self.ssm_lr, self.warmup_epochs = lr, weight_decay, ssm_lr, warmup_epochs
+        self.test_predictions = Predictions()
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(param_groups(self, self.lr, self.weight_decay, self.ssm_lr))
@@ -79,3 +84,17 @@ class SequenceTask(lightning.LightningModule):
     def describe_predictions(self, outputs: list[Tensor]) -> list[str]:
         """One line per predicted sample, from what `predict_step` returned for each batch."""
         raise NotImplementedError
+
+    def on_test_start(self) -> None:
+        self.test_predictions.reset()
+
+    def on_test_epoch_end(self) -> None:
+        if self.test_predictions.update_called:
+            self.test_predictions.compute()  # on every rank: it gathers
+
+    def report(self, datamodule: lightning.LightningDataModule, run_dir: Path) -> dict[str, Any]:
+        """What a run records of its test beyond the logged metrics: "report" in metrics.json, and files in `run_dir`.
+
+        Called once after the test of a training, on the first rank alone, with `test_predictions` gathered.
+        """
+        return {}

@@ -159,6 +159,7 @@ class MsssmCLI(LightningCLI):
                 self.run_dir / "metrics.json",
                 {
                     "test": test,
+                    "report": self.model.report(self.datamodule, self.run_dir),
                     "validation": {"monitor": checkpoint.monitor, "best": best.item()},
                     "seed": self._get(self.config, "seed_everything"),
                     "parameters": sum(p.numel() for p in self.model.parameters()),

@@ -16,22 +16,31 @@ from msssm.padding import position_mask
 from msssm.scale_mixer import ScaleMixer
 from msssm.ssm import NoSSM
 
-LAYOUT = {
-    "Training": {
-        "Loss": ["Multiline", ["train/loss_step", "train/loss_epoch", "val/loss"]],
-        "Accuracy": ["Multiline", ["train/accuracy", "val/accuracy"]],
-        "Learning rate": ["Multiline", ["lr-AdamW/.*"]],
-        "Gradient norm": ["Multiline", ["train/grad_norm"]],
-        "Samples per second": ["Multiline", ["train/samples_per_second"]],
-    },
-    "Scales": {
-        "Effective memory (steps), mean over layers": ["Multiline", ["memory/mean/.*"]],
-        "Mixer weight, mean over layers": ["Multiline", ["mixer/mean/.*"]],
-        "Mixer weight, spread over positions": ["Multiline", ["mixer/spread/.*"]],
-        "Mixer, bands in effect": ["Multiline", ["mixer/effective_bands/.*"]],
-        "Mixer, layers that collapsed or are uniform": ["Multiline", ["mixer/alarm/.*"]],
-    },
-}
+
+def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
+    """The charts of a run, one of which shows what the run is selected by, such as "val/accuracy"."""
+    metric = monitor.removeprefix("val/")
+    return {
+        "Training": {
+            "Loss": ["Multiline", ["train/loss_step", "train/loss_epoch", "val/loss"]],
+            metric: ["Multiline", [f"train/{metric}", f"val/{metric}"]],
+            "Learning rate": ["Multiline", ["lr-AdamW/.*"]],
+            "Gradient norm": ["Multiline", ["train/grad_norm"]],
+            "Samples per second": ["Multiline", ["train/samples_per_second"]],
+        },
+        "Scales": {
+            "Effective memory (steps), mean over layers": ["Multiline", ["memory/mean/.*"]],
+            "Mixer weight, mean over layers": ["Multiline", ["mixer/mean/.*"]],
+            "Mixer weight, spread over positions": ["Multiline", ["mixer/spread/.*"]],
+            "Mixer, bands in effect": ["Multiline", ["mixer/effective_bands/.*"]],
+            "Mixer, layers that collapsed or are uniform": ["Multiline", ["mixer/alarm/.*"]],
+        },
+    }
+
+
+def monitored(trainer: pl.Trainer) -> str:
+    """What the best checkpoint is chosen by."""
+    return str(getattr(trainer.checkpoint_callback, "monitor", None) or "val/loss")
 
 
 def band_name(band: int, bands: int) -> str:
@@ -58,7 +67,7 @@ class Dashboard(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_custom_scalars(LAYOUT)
+                logger.experiment.add_custom_scalars(layout(monitored(trainer)))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._samples, self._since = 0, time.monotonic()
@@ -155,7 +164,7 @@ class EpochLines(ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._print(trainer, ("val/loss", "val/accuracy"))
+            self._print(trainer, ("val/loss", monitored(trainer)))
 
     def _print(self, trainer: pl.Trainer, keys: tuple[str, ...]) -> None:
         self._printed = time.monotonic()

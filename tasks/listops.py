@@ -1,8 +1,10 @@
 """ListOps: classify an expression by its value, 0..9."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -11,6 +13,7 @@ from datamodules import Batch
 from datamodules.listops import num_classes, vocab_size
 from msssm import Backbone, SequenceClassifier
 from tasks.base import SequenceTask
+from tasks.predictions import FILE
 
 
 class ListOpsTask(SequenceTask):
@@ -49,15 +52,18 @@ class ListOpsTask(SequenceTask):
         return self.model(x, lengths)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train", self.train_accuracy)
+        return self._step(batch, "train", self.train_accuracy)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val", self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "test", self.test_accuracy)
+        _, logits = self._step(batch, "test", self.test_accuracy)
+        assert batch.sample is not None
+        self.test_predictions.update(batch.sample, batch.y, logits.argmax(-1))
 
-    def _step(self, batch: Batch, stage: str, accuracy: Metric) -> Tensor:
+    def _step(self, batch: Batch, stage: str, accuracy: Metric) -> tuple[Tensor, Tensor]:
+        """The loss and the logits."""
         logits = self(batch.x, batch.lengths)
         loss = nn.functional.cross_entropy(logits, batch.y)
         if stage == "train" and not torch.isfinite(loss):
@@ -66,7 +72,12 @@ class ListOpsTask(SequenceTask):
         options: dict[str, Any] = {"batch_size": len(batch.y), "on_epoch": True, "prog_bar": True}
         self.log(f"{stage}/loss", loss, on_step=stage == "train", sync_dist=stage != "train", **options)
         self.log(f"{stage}/accuracy", accuracy, on_step=False, **options)
-        return loss
+        return loss, logits
+
+    def report(self, datamodule: LightningDataModule, run_dir: Path) -> dict[str, Any]:
+        """Keeps the test's answers in predictions.npz."""
+        self.test_predictions.save(run_dir / FILE, "accuracy")
+        return {}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The answers (B,)."""

@@ -4,23 +4,32 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 PACKAGES = ("msssm", "torch", "lightning", "torchmetrics", "numpy")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes atomically: a reader sees the old file, or the whole new one."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: a reader sees the old one, or the whole new one."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
+    with unfinished.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes atomically, and refuses what JSON cannot hold."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def provenance() -> dict[str, Any]:

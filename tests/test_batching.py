@@ -111,4 +111,5 @@ def test_collate_pads_to_the_longest() -> None:
     assert batch.x.tolist() == [[5, 6], [7, 0]]
     assert batch.y.tolist() == [1, 9]
     assert batch.lengths.tolist() == [2, 1]
-    assert {tensor.dtype for tensor in batch} == {torch.int64}
+    assert {batch.x.dtype, batch.y.dtype, batch.lengths.dtype} == {torch.int64}
+    assert batch.sample is None

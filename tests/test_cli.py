@@ -32,9 +32,19 @@ def _metrics(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
 
 
+def test_the_report_of_a_task_stands_beside_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(self: ListOpsTask, datamodule: ListOpsDataModule, run_dir: Path) -> dict[str, Any]:
+        sample, _, _ = self.test_predictions.compute()
+        return {"samples": len(sample), "counts": datamodule.describe()["counts"]["test"], "folder": run_dir.name}
+
+    monkeypatch.setattr(ListOpsTask, "report", report)
+    fit(write_recipe(tmp_path, max_epochs=1))
+    assert _metrics(tmp_path / "runs/seed0")["report"] == {"samples": 40, "counts": 40, "folder": "seed0"}
+
+
 def test_a_run_lives_in_one_folder(complete: tuple[Path, Path]) -> None:
     _, run = complete
-    assert {"config.yaml", "metrics.json", "checkpoints"} <= {path.name for path in run.iterdir()}
+    assert {"config.yaml", "metrics.json", "predictions.npz", "checkpoints"} <= {path.name for path in run.iterdir()}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
 

@@ -11,6 +11,7 @@ import yaml
 
 from datamodules import ListOpsDataModule
 from tasks import ListOpsTask
+from tasks.predictions import load
 from tests.recipes import write_recipe
 
 
@@ -34,5 +35,16 @@ def test_two_processes_train_and_test_every_sample_once(tmp_path: Path) -> None:
     data.prepare_data()
     data.setup("test")
     task = ListOpsTask.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True).eval()
-    right = sum((task(b.x, b.lengths).argmax(-1) == b.y).sum().item() for b in data.test_dataloader())
+    answers = {
+        int(i): int(a)
+        for b in data.test_dataloader()
+        for i, a in zip(b.sample, task(b.x, b.lengths).argmax(-1), strict=True)
+    }
+    targets = {int(i): int(y) for b in data.test_dataloader() for i, y in zip(b.sample, b.y, strict=True)}
+    right = sum(answers[i] == targets[i] for i in range(41))
     assert metrics["test"]["test/accuracy"] == pytest.approx(right / 41, abs=1e-6)
+
+    saved = load(run / "predictions.npz")
+    assert saved.sample.tolist() == list(range(41))
+    assert saved.prediction.tolist() == [answers[i] for i in range(41)]
+    assert saved.target.tolist() == [targets[i] for i in range(41)]

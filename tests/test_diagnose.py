@@ -11,6 +11,7 @@ import torch
 
 from tasks.diagnose import alarms
 from tasks.main import main
+from tests.ptbxl import copy_to
 from tests.recipes import fit, write_recipe
 
 
@@ -162,3 +163,19 @@ def test_profile_measures_every_point_and_fits_the_laws(tmp_path: Path, capsys: 
 def test_profile_of_one_length_has_no_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["profile", "--output", str(tmp_path), "--levels", "1", "2", "--lengths", "64", "--d_model", "8"])
     assert "not determined" in capsys.readouterr().out
+
+
+def test_an_ecg_network_is_diagnosed_and_exported(tmp_path: Path) -> None:
+    """Another task, another kind of batch: windows of signals."""
+    copy_to(tmp_path / "data")
+    recipe = ["--config", "configs/quick/ptbxl/msssm_s6.yaml", "--data.synthetic=null", f"--data.root={tmp_path}/data"]
+    small = ["--model.backbone.d_model=8", "--model.backbone.n_layers=2", "--data.crop=100", "--data.batch_size=40"]
+    options = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    main(["fit", *recipe, *small, *options, f"--run_dir={tmp_path}/run"])
+    result = _diagnose(tmp_path / "run")
+    assert result["network"] == "ECGTask"
+    assert result["lengths"] == [100, 100]
+    assert len(result["layers"]) == 2
+    main(["export", "--run_dir", f"{tmp_path}/run", "--output", f"{tmp_path}/out"])
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert f"test/auroc: {metrics['test']['test/auroc']:.4f}" in (tmp_path / "out/README.md").read_text()

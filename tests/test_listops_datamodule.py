@@ -49,8 +49,10 @@ def _expressions(loader: Any) -> list[tuple[str, int]]:
 def test_batches_hold_padded_expressions_and_their_values(tmp_path: Path, num_workers: int) -> None:
     module = _ready(tmp_path, num_workers=num_workers, eval_batch_size=15)
     sizes = []
+    samples = []
     for batch in module.val_dataloader():
         assert isinstance(batch, Batch)
+        samples += batch.sample.tolist()
         assert batch.x.shape == (len(batch.y), int(batch.lengths.max()))
         assert {tensor.dtype for tensor in batch} == {torch.int64}
         for x, y, length in zip(batch.x, batch.y, batch.lengths, strict=True):
@@ -58,6 +60,7 @@ def test_batches_hold_padded_expressions_and_their_values(tmp_path: Path, num_wo
             assert not x[length:].any()
         sizes.append(len(batch.y))
     assert sizes == [15, 15]
+    assert sorted(samples) == list(range(30))
 
 
 def test_training_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:

@@ -178,6 +178,30 @@ def test_generated_data_says_so(tmp_path: Path, root: Path) -> None:
     assert _ready(tmp_path).describe()["synthetic"] is False
 
 
+def test_asked_for_synthetic_data_generates_them_once_and_apart(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def generate(root: Path, count: int, **options: Any) -> Path:
+        calls.append((count, options))
+        return copy_to(root)
+
+    monkeypatch.setattr("datamodules.ptbxl.datamodule.generate", generate)
+    copy_to(tmp_path)
+    real = {path.name for path in (tmp_path / "ptbxl").iterdir()}
+    for _ in range(2):
+        module = _ready(tmp_path, synthetic=200, synthetic_seed=3)
+    assert calls == [(200, {"seed": 3, "sampling_rates": (100,), "progress": True})]
+    assert module.describe()["synthetic"] is True
+    assert module.digest == _ready(root).digest
+    assert {path.name for path in (tmp_path / "ptbxl").iterdir()} == real
+    other = _ready(tmp_path, synthetic=200, synthetic_seed=4)
+    assert len(calls) == 2
+    assert module.folder != other.folder
+    assert {module.folder.parent.parent, other.folder.parent.parent} == {tmp_path / "ptbxl-synthetic"}
+
+
 def test_missing_samples_become_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy_to(tmp_path)
     module = _ready(tmp_path)
@@ -345,6 +369,8 @@ def test_data_is_asked_for_before_it_is_there(tmp_path: Path) -> None:
         ({"crop": 5, "stride": 0}, "a stride of at least 1"),
         ({"batch_size": 0}, "sizes must be at least 1"),
         ({"max_corrupt": -1}, "the others at least 0"),
+        ({"synthetic": 199}, "generate at least 200 records"),
+        ({"synthetic": 200, "source": "x"}, "source=x, download=None; .* name no other data"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -10,20 +10,27 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from tasks.main import main
-from tasks.plots import read_curve
-from tasks.table import confidence_interval
+from tasks.table.intervals import student, wilson
+from tasks.table.plots import read_curve
 
 SHORT = {"min_length": 8, "max_length": 50, "max_depth": 6, "max_args": 5, "train_size": 80_000, "batch_size": 50}
 FULL = {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10, "train_size": 96_000, "batch_size": 50}
 
 
 def write_run(
-    folder: Path, row: str, seed: int, accuracy: float, *, data: dict[str, Any] = SHORT, **other: Any
+    folder: Path,
+    row: str,
+    seed: int,
+    accuracy: float,
+    *,
+    options: dict[str, Any] = SHORT,
+    task: str = "listops",
+    **other: Any,
 ) -> Path:
     """A complete run as `msssm fit` leaves it."""
-    run = folder / "runs" / "listops" / row / f"seed{seed}"
+    run = folder / "runs" / task / row / f"seed{seed}"
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": data}}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": options}}))
     metrics = {
         "test": {"test/accuracy": accuracy},
         "validation": {"monitor": "val/accuracy", "best": 0.5},
@@ -56,7 +63,7 @@ def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     text = capsys.readouterr().out
     assert (folder / "table.md").read_text().strip() == text.strip()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({len(line) for line in lines}) == 1, "columns are aligned"
+    assert len({len(line) for line in lines if line.count("|") == lines[-1].count("|")}) == 1, "columns are aligned"
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -64,25 +71,25 @@ def test_wilson_interval_of_one_seed() -> None:
     """Wilson 1927 for 450 of 1000: (p + z2/2n -+ z sqrt(p q / n + z2 / 4 n2)) / (1 + z2 / n)."""
     n, p, z = 1000, 0.45, 1.959964
     centre, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
-    expected = (100 * (centre - half) / (1 + z**2 / n), 100 * (centre + half) / (1 + z**2 / n))
-    assert confidence_interval([45.0], n) == pytest.approx(expected, abs=1e-3)
+    expected = ((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n))
+    assert wilson(0.45, n) == pytest.approx(expected, abs=1e-5)
 
 
 def test_student_interval_of_several_seeds() -> None:
     """t(0.975, 2) = 4.3027 for three seeds."""
-    assert confidence_interval([40.0, 42.0, 44.0], 5000) == pytest.approx((42 - 4.9684, 42 + 4.9684), abs=1e-3)
-    assert confidence_interval([20.0, 50.0], 5000) == (0.0, 100.0), "an accuracy is within 0 .. 100"
+    assert student([0.40, 0.42, 0.44]) == pytest.approx((0.42 - 0.049684, 0.42 + 0.049684), abs=1e-5)
+    assert student([0.2, 0.5]) == (0.0, 1.0), "an accuracy is within 0 .. 1"
 
 
 def test_rows_are_sorted_and_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, "msssm_s6", 0, 0.45)
     write_run(tmp_path, "mamba", 0, 0.47)
     header, _, *rows = table(tmp_path, capsys)
-    assert header[1] == "ours: accuracy on short ListOps, %"
+    assert header[1] == "ours: accuracy on short ListOps (reduced scale), %"
     assert header[-1] == "paper: accuracy on full LRA ListOps, %"
     assert [(row[0], row[1], row[-1]) for row in rows] == [
         ("Mamba", "47.0", "38.02"),
-        ("MS-SSM(S6), scale-dependent init", "45.0", "63.04"),
+        ("MS-SSM(S6)", "45.0", "63.04"),
         ("root operator alone (bound)", "24.3", ""),
     ]
     text = (tmp_path / "table.md").read_text()
@@ -98,7 +105,7 @@ def test_several_seeds_show_their_mean_and_spread(tmp_path: Path, capsys: pytest
 
 
 def test_full_scale_is_labelled_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path, "msssm_s6", 0, 0.63, data=FULL)
+    write_run(tmp_path, "msssm_s6", 0, 0.63, options=FULL)
     header, *_ = table(tmp_path, capsys)
     assert header[1] == "ours: accuracy on LRA ListOps, %"
     assert "reduced" not in (tmp_path / "table.md").read_text()
@@ -155,4 +162,52 @@ def test_a_curve_is_read_across_a_restart(tmp_path: Path) -> None:
         with SummaryWriter(str(tmp_path), filename_suffix=f".{steps[0]}") as writer:
             for step in steps:
                 writer.add_scalar("val/accuracy", value, step)
-    assert read_curve(tmp_path) == ([10, 20, 30], [25.0, 50.0, 50.0])
+    assert read_curve(tmp_path, "val/accuracy") == ([10, 20, 30], [0.25, 0.5, 0.5])
+
+
+ECG: dict[str, Any] = {
+    "test": {"test/auroc": 0.95},
+    "validation": {"monitor": "val/auroc", "best": 0.95},
+    "data": {
+        "counts": {"train": 480, "val": 60, "test": 60},
+        "digest": "e" * 64,
+        "label_set": "rhythm",
+        "synthetic": True,
+        "dropped_without_label": 0,
+        "quarantined": 0,
+    },
+    "report": {"interval_95": {"patients": {"auroc": [0.9, 0.99]}}},
+}
+
+
+def test_several_tasks_have_an_overview_and_a_section_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "msssm_s6", 0, 0.45)
+    write_run(tmp_path, "s4d", 0, 0.40)
+    write_run(tmp_path, "msssm_s6", 0, 0.0, task="ptbxl", options={"batch_size": 50, "sampling_rate": 100}, **ECG)
+    main(["table", str(tmp_path)])
+    text = (tmp_path / "table.md").read_text()
+    overview, listops, ecg = text.split("\n# ")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in overview.splitlines() if "|" in line]
+    assert [cell.split(":")[0] for cell in rows[0]] == [
+        "model",
+        "short ListOps (reduced scale)",
+        "synthetic ECGs (not PTB-XL), rhythm labels",
+    ]
+    assert {row[0]: row[1:] for row in rows[2:]} == {
+        "MS-SSM(S6)": ["45.0 (43.6 .. 46.4)", "0.950 (0.900 .. 0.990)"],
+        "S4D": ["40.0 (38.7 .. 41.4)", ""],
+    }
+    assert "Mega 63.14" in listops
+    assert "0.979" in ecg, "the paper's MS-SSM(S6) on rhythm labels"
+    assert "not comparable in value" in ecg
+
+
+def test_the_page_stands_alone_and_shows_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, "s4d", seed, 0.4)
+    main(["table", str(tmp_path)])
+    text = (tmp_path / "table.html").read_text()
+    assert text.count("<details>") == 2
+    assert text.count("data:image/png;base64,") == 2
+    assert "http" not in text
+    assert "c" * 40 in text

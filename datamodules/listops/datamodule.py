@@ -34,13 +34,14 @@ class ExpressionDataset(Dataset[Batch]):
 
     def __getitem__(self, indices: int | list[int]) -> Batch:
         chosen = np.atleast_1d(indices)
-        return collate_tokens([self.expressions.row(i) for i in chosen], self.expressions.labels[chosen], PAD)
+        batch = collate_tokens([self.expressions.row(i) for i in chosen], self.expressions.labels[chosen], PAD)
+        return batch._replace(sample=torch.from_numpy(chosen))
 
 
 class ListOpsDataModule(LightningDataModule):
     """ListOps (Nangia & Bowman 2018) as in Long Range Arena (Tay et al. 2021).
 
-    Batches are `Batch(x, y, lengths)` with x (B, L) int64 token ids padded with 0, y (B,) int64 values 0..9.
+    Batches are `Batch(x, y, lengths, sample)` with x (B, L) int64 token ids padded with 0, y (B,) int64 values 0..9.
 
     Args:
         root: folder for data sets; this one is kept in `<root>/listops`.

@@ -96,7 +96,7 @@ def convert(source: Path, parent: Path, sampling_rate: int, table: pd.DataFrame)
     try:
         if folder.is_dir() and not load(folder).quarantine:
             return load(folder)
-        with _locked(parent):
+        with locked(parent):
             work = folder.with_name(f".{folder.name}.unfinished")
             if folder.is_dir():
                 if not (healed := _healed(load(folder), source, sampling_rate)):
@@ -257,8 +257,8 @@ def _reopen(folder: Path, work: Path, chunks: set[int]) -> None:
 
 
 @contextmanager
-def _locked(parent: Path) -> Iterator[None]:
-    """One process converts at a time; the others wait and take what it made."""
+def locked(parent: Path) -> Iterator[None]:
+    """One process at a time makes something in `parent`; the others wait and take what it made."""
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -19,6 +19,7 @@ from datamodules.ptbxl import convert, files
 from datamodules.ptbxl.download import download
 from datamodules.ptbxl.labels import LABEL_SETS, class_names, multi_hot
 from datamodules.ptbxl.record import MISSING, SECONDS, UNITS_PER_MILLIVOLT, Signal
+from datamodules.ptbxl.synthetic import GENERATOR_VERSION, MIN_RECORDS, generate
 
 _PIN_MEMORY = torch.cuda.is_available()
 _FOLDS = {"train": files.TRAIN_FOLDS, "val": (files.VAL_FOLD,), "test": (files.TEST_FOLD,)}
@@ -125,6 +126,8 @@ class PTBXLDataModule(LightningDataModule):
         root: folder for data sets; PTB-XL is read from `<root>/ptbxl`, and its conversion is kept there.
         source: folder or zip of the data set, if it is elsewhere; a folder is only read.
         download: release to fetch from PhysioNet into `<root>/ptbxl`, "1.0.3" or "1.0.1"; by default none.
+        synthetic: generate this many records below `<root>/ptbxl-synthetic` and take them instead; at least 200.
+        synthetic_seed: of the generated records.
         label_set: all (71 classes), diagnostic (44), subdiagnostic (23), superdiagnostic (5), form (19), rhythm (12).
         sampling_rate: 100 or 500 Hz.
         likelihood: diagnostic statements count from this likelihood on (percent); by default at any.
@@ -145,6 +148,8 @@ class PTBXLDataModule(LightningDataModule):
         root: str = "data",
         source: str | None = None,
         download: str | None = None,
+        synthetic: int | None = None,
+        synthetic_seed: int = 0,
         label_set: str = "all",
         sampling_rate: int = 100,
         likelihood: float | None = None,
@@ -169,12 +174,21 @@ class PTBXLDataModule(LightningDataModule):
                 f"asked for crop={crop}, stride={stride}; a crop is 1 to {samples} samples at {sampling_rate} Hz, "
                 "and a stride of at least 1 goes with a crop"
             )
+        if synthetic is not None and (synthetic < MIN_RECORDS or synthetic_seed < 0 or source or download):
+            raise ValueError(
+                f"asked for synthetic={synthetic}, synthetic_seed={synthetic_seed}, source={source}, "
+                f"download={download}; generate at least {MIN_RECORDS} records with a seed of at least 0, and name no "
+                "other data"
+            )
         if min(batch_size, eval_batch_size) < 1 or min(num_workers, max_corrupt) < 0:
             raise ValueError(
                 f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, num_workers={num_workers}, "
                 f"max_corrupt={max_corrupt}; sizes must be at least 1, the others at least 0"
             )
-        self.folder, self.source, self.download = Path(root) / "ptbxl", source, download
+        self.synthetic, self.synthetic_seed = synthetic, synthetic_seed
+        made = f"ptbxl-synthetic/{synthetic}-seed{synthetic_seed}-{sampling_rate}hz-v{GENERATOR_VERSION}/"
+        self.folder = Path(root, made if synthetic else "", "ptbxl")
+        self.source, self.download = source, download
         self.label_set, self.sampling_rate, self.likelihood = label_set, sampling_rate, likelihood
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.max_corrupt, self.shuffle_seed = max_corrupt, shuffle_seed
@@ -186,7 +200,8 @@ class PTBXLDataModule(LightningDataModule):
         self._restored: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
-        """Downloads or unpacks if asked to, and converts unless that is done."""
+        """Downloads, unpacks or generates if asked to, and converts unless that is done."""
+        self._generate()
         if self.download is not None:
             download(self.folder, self.sampling_rate, self.download)
         if self._archive is not None:
@@ -207,7 +222,7 @@ class PTBXLDataModule(LightningDataModule):
         labelled = labels.any(axis=1)
         self.classes = class_names(self.label_set, statements)
         self.dropped = int((~labelled & ~corrupt).sum())
-        self.synthetic = (source / files.SYNTHETIC).is_file()
+        self.generated = (source / files.SYNTHETIC).is_file()
         self._labels, self._table = labels, table
         folds = table["strat_fold"]
         self._rows = {name: np.flatnonzero(labelled & ~corrupt & folds.isin(fold)) for name, fold in _FOLDS.items()}
@@ -299,8 +314,16 @@ class PTBXLDataModule(LightningDataModule):
             "mean": self.mean,
             "std": self.std,
             "digest": self.digest,
-            "synthetic": self.synthetic,
+            "synthetic": self.generated,
         }
+
+    def _generate(self) -> None:
+        if self.synthetic is None or self.folder.is_dir():
+            return
+        with convert.locked(self.folder.parent):
+            if not self.folder.is_dir():  # another process may have made it meanwhile
+                rates, root = (self.sampling_rate,), self.folder.parent
+                generate(root, self.synthetic, seed=self.synthetic_seed, sampling_rates=rates, progress=True)
 
     @property
     def _archive(self) -> Path | None:

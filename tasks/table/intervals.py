@@ -1,0 +1,18 @@
+"""95 % intervals of a row of the table."""
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+
+from scipy import stats
+
+
+def wilson(proportion: float, samples: int) -> tuple[float, float]:
+    """Wilson's interval of a proportion over independent test samples; what another seed would give is not in it."""
+    low, high = stats.binomtest(round(proportion * samples), samples).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """Student's interval of the mean over seeds, within 0 .. 1."""
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return max(0.0, mean(values) - half), min(1.0, mean(values) + half)
