@@ -117,12 +117,14 @@ def validation_rows(run: LoadedRun, rows: int, device: torch.device) -> list[Ten
     run.datamodule.prepare_data()
     run.datamodule.setup("validate")
     loader = run.datamodule.val_dataloader()
-    places = torch.linspace(0, min(len(loader), MAX_BATCHES) - 1, min(rows, len(loader))).round().int().tolist()
+    places = torch.linspace(0, min(len(loader), MAX_BATCHES) - 1, rows).round().int().tolist()
     samples = []
     for place, batch in enumerate(itertools.islice(loader, places[-1] + 1)):
-        length = int(batch.lengths[0]) if len(batch.lengths) == len(batch.x) else None
-        # A picture (B, C, H, W) has more positions than channels, and is left whole by this.
-        samples += [batch.x[:1, :length].to(device)] * places.count(place)
+        count = min(places.count(place), len(batch.x))
+        for row in torch.linspace(0, len(batch.x) - 1, count).round().int().tolist():
+            length = int(batch.lengths[row]) if len(batch.lengths) == len(batch.x) else None
+            # A picture (B, C, H, W) has more positions than channels, and is left whole by this.
+            samples.append(batch.x[row : row + 1, :length].to(device))
     return samples
 
 
