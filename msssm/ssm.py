@@ -82,9 +82,12 @@ class S6(nn.Module):
         state: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """x (B, L, D), bands (B, L, M, D), mix (B, L, M, H) -> mixed outputs (B, L, D) and the state (B, M, D, N)."""
+        """x (B, L, D), bands (B, L, M, D), mix (B, L, M, H) -> mixed outputs (B, L, D) and the state (B, M, D, N).
+
+        With x (B, L, M, D), the gates of each band see an input of their own.
+        """
         N = self.state_size
-        low_rank, B, C = self.projection(x).unflatten(-1, (self.bands, -1)).split((self.rank, N, N), dim=-1)
+        low_rank, B, C = self._project(x).split((self.rank, N, N), dim=-1)
         # As one matrix product per band; the scan takes the bands outermost as they come.
         delta = torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight)
         return multiscale_scan(
@@ -108,6 +111,12 @@ class S6(nn.Module):
         bands, channels, states = self.log_rate.shape
         return self.log_rate.new_zeros(batch_size, bands, states, channels).transpose(2, 3)
 
+    def _project(self, x: Tensor) -> Tensor:
+        """Low rank of Delta, B and C of each band, (B, L, M, R + 2 N)."""
+        if x.ndim == 3:
+            return self.projection(x).unflatten(-1, (self.bands, -1))
+        return torch.einsum("blmd,mrd->blmr", x, self.projection.weight.unflatten(0, (self.bands, -1)))
+
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """What a native step reads: projection, delta_weight, delta_bias, log_rate, skip."""
         return self.projection.weight, self.delta_weight, self.delta_bias, self.log_rate, self.skip
@@ -117,10 +126,10 @@ class S6(nn.Module):
         return -_decay_rate(self.log_rate)
 
     def step_sizes(self, x: Tensor | None = None) -> Tensor:
-        """Delta (B, L, M, D) of the raw input x (B, L, D); without one (M, D), those of a zero input."""
+        """Delta (B, L, M, D) of what the gates see, x as in `forward`; without one (M, D), those of a zero input."""
         if x is None:
             return step_size(torch.zeros_like(self.delta_bias), self.delta_bias)
-        low_rank = self.projection(x).unflatten(-1, (self.bands, -1))[..., : self.rank]
+        low_rank = self._project(x)[..., : self.rank]
         return step_size(torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight), self.delta_bias)
 
     def effective_memory(self) -> Tensor:

@@ -11,6 +11,7 @@ USAGE = """usage: msssm COMMAND ...
   compare                        two runs on the same test samples, by a paired bootstrap: msssm compare runs/a runs/b
   doctor                         what is installed, what each operator runs on, and whether it could be faster
   diagnose                       what a trained model does, as plots and one page: msssm diagnose --run_dir runs/x
+  listops-report                 accuracy by operator, depth and length, on fresh data and beyond the trained lengths
   profile                        memory and time over levels and lengths, with the law through them
   export                         weights as safetensors, recipe and model card: msssm export --run_dir runs/x --output y
   data                           check or generate a data set: msssm data verify ptbxl
@@ -58,6 +59,10 @@ def _dispatch(args: list[str] | None) -> None:
         from tasks.diagnose import main as diagnose
 
         diagnose(words[1:])
+    elif command == "listops-report":
+        from tasks.listops_report import main as listops_report
+
+        listops_report(words[1:])
     elif command == "profile":
         from tasks.profile import main as profile
 

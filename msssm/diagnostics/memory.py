@@ -32,7 +32,7 @@ def impulse_response(ssm: S6 | S4, x: Tensor, position: int = 0) -> Tensor:
 
     Args:
         ssm: of M bands.
-        x: (B, L, D), what the layer gives the model to look at.
+        x: (B, L, D) or (B, L, M, D), what the layer gives the gates to see.
         position: step of the impulse, 0..L-1.
 
     Returns:
@@ -41,7 +41,7 @@ def impulse_response(ssm: S6 | S4, x: Tensor, position: int = 0) -> Tensor:
     Raises:
         ValueError: a position outside of the sequence.
     """
-    batch, length, channels = x.shape
+    batch, length, channels = x.shape[0], x.shape[1], x.shape[-1]
     if not 0 <= position < length:
         raise ValueError(f"position must lie in 0..{length - 1}, got {position}")
     bands = len(ssm.diagonal())
