@@ -92,7 +92,7 @@ results/choices/runs/listops/%/metrics.json: | $(READY)
 	$(call train,configs/quick/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
 
 # The paper's ablations and the sweeps that it leaves open, each an override of the quick MS-SSM(S6) row, at three
-# quarters of its training: 28 rows of 1.5 to 2.5 minutes on one thread each, about half an hour on two cores.
+# quarters of its training: 28 rows of 70 s to 2 minutes on one thread each, 20 to 30 minutes on two cores.
 ablation-full :=
 ablation-s4 := $(LAYER).ssm s4
 ablation-no-ssm := $(LAYER).ssm none
