@@ -1,6 +1,7 @@
 """The stack of residual blocks that every task shares, around any sequence layer."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from msssm.block import Block
 from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
+from msssm.pretrained import layer_config, layer_factory, read_pretrained, write_pretrained
 
 
 class Backbone(SequenceLayer):
@@ -43,6 +45,16 @@ class Backbone(SequenceLayer):
         checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__(d_model)
+        self._config = {
+            "layer": layer_config(layer),
+            "d_model": d_model,
+            "n_layers": n_layers,
+            "norm": norm,
+            "prenorm": prenorm,
+            "glu": glu,
+            "dropout": dropout,
+            "checkpoint_blocks": checkpoint_blocks,
+        }
         if n_layers < 1:
             raise ValueError(f"n_layers must be at least 1, got {n_layers}")
         if checkpoint_blocks and norm == "batch":
@@ -87,3 +99,29 @@ class Backbone(SequenceLayer):
     def initial_state(self, batch_size: int) -> tuple[State, ...]:
         blocks = cast("Iterable[Block]", self.blocks)
         return tuple(block.initial_state(batch_size) for block in blocks)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments it was made with; "layer" by its class and options, or None where those are not known."""
+        return dict(self._config)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model.safetensors and config.json, without pickle. Raises as `msssm.pretrained.write_pretrained`."""
+        write_pretrained(Path(folder), self._config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Backbone":
+        """From a folder that `save_pretrained` or `msssm export` wrote; in `eval()`.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file that is damaged, of another format, or whose tensors do not fit its config.
+        """
+        config, weights, prefix = read_pretrained(Path(folder))
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        try:
+            backbone = cls(**{**config, "layer": layer_factory(config["layer"])})
+            backbone.load_state_dict(own)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{folder}: the weights do not fit the config ({error}); export it again") from error
+        return backbone.eval()

@@ -116,6 +116,43 @@ class MultiScaleDecomposition(nn.Module):
         )
 
 
+class ConvolutionBands(nn.Module):
+    """S + 2 bands without scales: the input, and S + 1 short causal depthwise convolutions of it, K taps each.
+
+    What MS-SSM is without its cascade (MS-SSM, table 5, "plain Conv1d"; that these are depthwise, and as many as there
+    are bands, is our reading). Same protocol as `MultiScaleDecomposition`.
+
+    Args:
+        d_model: D, channels.
+        levels: S.
+        kernel_size: K.
+    """
+
+    def __init__(self, d_model: int, levels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.levels = levels
+        self.taps = nn.Parameter(_initial_filters(levels + 1, kernel_size, d_model, "uniform")[0])
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: tuple[Tensor, ...] | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """x (B, L, D) -> bands (B, L, S + 2, D), and the last K - 1 inputs if asked; lengths (B,)."""
+        (history,) = self.initial_state(len(x)) if state is None else state
+        x = zero_padding(x, lengths)
+        extended = torch.cat((history.to(x.dtype), x), dim=1)
+        bands = torch.stack((x, *(dilated_convolution(extended, taps, 1) for taps in self.taps)), dim=2)
+        return (bands, (last_positions(extended, lengths, history.shape[1]),)) if return_state else bands
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Zeros, (B, K - 1, D)."""
+        _, kernel_size, channels = self.taps.shape
+        return (self.taps.new_zeros(batch_size, kernel_size - 1, channels),)
+
+
 def _initial_filters(levels: int, kernel_size: int, d_model: int, filters: FilterInit) -> tuple[Tensor, Tensor]:
     """Low-pass and high-pass taps, each (levels, K, D)."""
     shape = (levels, kernel_size, d_model)

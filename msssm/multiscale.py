@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from msssm.decomposition import FilterInit, MultiScaleDecomposition
+from msssm.decomposition import ConvolutionBands, FilterInit, MultiScaleDecomposition
 from msssm.initialization import Initialization
 from msssm.layer import SequenceLayer
 from msssm.native.step import StepParameters, layout_fits, multiscale_step
@@ -49,6 +49,9 @@ class MultiScaleSSM(SequenceLayer):
         dt_min, dt_max: range of the initial step sizes.
         delta_0: one initial step size instead.
         skip: learned skip D^s u^s_t, absent in the paper.
+        decomposition: "wavelet", or "conv": short convolutions in its place, see `ConvolutionBands`.
+        gates: of "s6", what Delta, B and C of a band see: the raw "input" (the paper's) or the "band".
+        drive: what the recurrence of a band is fed: the "band" (the paper's) or the raw "input".
         backend: of the decomposition and the scan.
 
     Raises:
@@ -75,6 +78,9 @@ class MultiScaleSSM(SequenceLayer):
         dt_max: float = 0.1,
         delta_0: float | None = None,
         skip: bool = False,
+        decomposition: Literal["wavelet", "conv"] = "wavelet",
+        gates: Literal["input", "band"] = "input",
+        drive: Literal["band", "input"] = "band",
         backend: Backend = "auto",
     ) -> None:
         super().__init__(d_model)
@@ -82,8 +88,19 @@ class MultiScaleSSM(SequenceLayer):
             raise ValueError(f"state_size must be at least 1, got {state_size}")
         if diagonal == "complex" and ssm != "s4":
             raise ValueError(f"diagonal='complex' needs ssm='s4', got ssm={ssm!r}")
+        if gates not in ("input", "band") or (gates == "band" and ssm != "s6"):
+            raise ValueError(f"gates must be 'input', or 'band' with ssm='s6', got {gates!r} with ssm={ssm!r}")
+        if drive not in ("band", "input") or (drive == "input" and ssm == "none"):
+            raise ValueError(f"drive must be 'band', or 'input' with an ssm, got {drive!r} with ssm={ssm!r}")
         bands = levels + 2
-        self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, filters, shared_filters, backend)
+        self.gates, self.drive, self.backend = gates, drive, backend
+        self.decomposition: MultiScaleDecomposition | ConvolutionBands
+        if decomposition == "wavelet":
+            self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, filters, shared_filters, backend)
+        elif decomposition == "conv":
+            self.decomposition = ConvolutionBands(d_model, levels, kernel_size)
+        else:
+            raise ValueError(f"decomposition must be 'wavelet' or 'conv', got {decomposition!r}")
         self.mixer = ScaleMixer(d_model, bands, mixer, mixer_heads, mixer_start)
         self.ssm: S6 | S4 | NoSSM
         if ssm == "s6":
@@ -113,11 +130,16 @@ class MultiScaleSSM(SequenceLayer):
         x = zero_padding(x, lengths)
         filters, ssm = (None, None) if state is None else state
         bands, filters = self.decomposition(x, lengths, filters, return_state=True)
-        result = self.ssm(x, bands, self.mixer(x), lengths, ssm, return_state)
+        result = self.ssm(*self.ssm_inputs(x, bands), self.mixer(x), lengths, ssm, return_state)
         if not return_state:
             return result
         y, ssm = result
         return y, MultiScaleState(filters, ssm)
+
+    def ssm_inputs(self, x: Tensor, bands: Tensor) -> tuple[Tensor, Tensor]:
+        """What the gates see, (B, L, D) or (B, L, M, D), and what drives the recurrences, (B, L, M, D)."""
+        seen = bands if self.gates == "band" else x
+        return seen, x.unsqueeze(2).expand_as(bands) if self.drive == "input" else bands
 
     def initial_state(self, batch_size: int) -> MultiScaleState:
         """Silence before the first step."""
@@ -125,28 +147,33 @@ class MultiScaleSSM(SequenceLayer):
 
     def step(self, x: Tensor, state: MultiScaleState) -> tuple[Tensor, MultiScaleState]:
         """One time step: x (B, D) -> y (B, D) and the new state. For "s6" a single native call where there is one."""
-        ssm = self.ssm
-        if not isinstance(ssm, S6) or state.ssm is None or not self._steps_natively(x, state.filters, state.ssm):
+        if state.ssm is None or not self._steps_natively(x, state.filters, state.ssm):
+            return super().step(x, state)
+        if (parameters := self.step_parameters()) is None:
             return super().step(x, state)
         self.check_input(x.unsqueeze(1), None)
         y, filters, states = multiscale_step(
             x,
             state.filters,
             state.ssm,
-            self.step_parameters(),
+            parameters,
             heads=self.mixer.heads,
             softmax=self.mixer.mixer == "softmax",
-            zoh=ssm.discretization == "zoh",
+            zoh=self.ssm.discretization == "zoh",
             delta_limits=(MIN_DELTA, MAX_DELTA),
             log_rate_limits=LOG_RATE_LIMITS,
         )
         return y, MultiScaleState(filters, states)
 
-    def step_parameters(self) -> StepParameters:
-        """What a native step of an "s6" layer reads."""
-        assert isinstance(self.ssm, S6)
-        low, high = self.decomposition.taps()
-        projection, delta_weight, delta_bias, log_rate, skip = self.ssm.step_parameters()
+    def step_parameters(self) -> StepParameters | None:
+        """What a native step reads; None for a layer that it does not cover: it is of "s6" as the paper has it."""
+        ssm, decomposition = self.ssm, self.decomposition
+        if not isinstance(ssm, S6) or not isinstance(decomposition, MultiScaleDecomposition):
+            return None
+        if (self.gates, self.drive) != ("input", "band"):
+            return None
+        low, high = decomposition.taps()
+        projection, delta_weight, delta_bias, log_rate, skip = ssm.step_parameters()
         mix = self.mixer.step_parameters()
         return StepParameters(low, high, projection, delta_weight, delta_bias, log_rate, skip, *mix)
 
@@ -157,7 +184,7 @@ class MultiScaleSSM(SequenceLayer):
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled(x.device.type)
             and x.dtype == states.dtype == torch.float32
-            and choose(self.decomposition.backend, x.device, x.dtype) == "cpu"
+            and choose(self.backend, x.device, x.dtype) == "cpu"
             and layout_fits(x, filters, states)
         )
 

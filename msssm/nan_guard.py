@@ -112,7 +112,14 @@ def _alone(
     single = copy.copy(layer.ssm)
     single.bands = 1
     parameters = {name: _of_band(p, band, bands.shape[2]) for name, p in layer.ssm.named_parameters()}
-    given = x, bands[:, :, one], mix[:, :, one], lengths, None if state is None else state[:, one]
+    seen, driven = layer.ssm_inputs(x, bands)
+    given = (
+        seen if seen.ndim == 3 else seen[:, :, one],
+        driven[:, :, one],
+        mix[:, :, one],
+        lengths,
+        None if state is None else state[:, one],
+    )
     y: Tensor = torch.func.functional_call(single, parameters, given)
     return y
 

@@ -82,15 +82,18 @@ class S6(nn.Module):
         state: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """x (B, L, D), bands (B, L, M, D), mix (B, L, M, H) -> mixed outputs (B, L, D) and the state (B, M, D, N)."""
+        """x (B, L, D), bands (B, L, M, D), mix (B, L, M, H) -> mixed outputs (B, L, D) and the state (B, M, D, N).
+
+        With x (B, L, M, D), the gates of each band see an input of their own.
+        """
         N = self.state_size
-        low_rank, B, C = self.projection(x).unflatten(-1, (self.bands, -1)).split((self.rank, N, N), dim=-1)
+        low_rank, B, C = self._project(x).split((self.rank, N, N), dim=-1)
         # As one matrix product per band; the scan takes the bands outermost as they come.
         delta = torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight)
         return multiscale_scan(
             bands,
             delta,
-            self.A(),
+            self.diagonal(),
             B,
             C,
             mix,
@@ -108,18 +111,30 @@ class S6(nn.Module):
         bands, channels, states = self.log_rate.shape
         return self.log_rate.new_zeros(batch_size, bands, states, channels).transpose(2, 3)
 
-    def A(self) -> Tensor:
-        """(M, D, N), negative."""
-        return -_decay_rate(self.log_rate)
+    def _project(self, x: Tensor) -> Tensor:
+        """Low rank of Delta, B and C of each band, (B, L, M, R + 2 N)."""
+        if x.ndim == 3:
+            return self.projection(x).unflatten(-1, (self.bands, -1))
+        return torch.einsum("blmd,mrd->blmr", x, self.projection.weight.unflatten(0, (self.bands, -1)))
 
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """What a native step reads: projection, delta_weight, delta_bias, log_rate, skip."""
         return self.projection.weight, self.delta_weight, self.delta_bias, self.log_rate, self.skip
 
+    def diagonal(self) -> Tensor:
+        """A (M, D, N), negative."""
+        return -_decay_rate(self.log_rate)
+
+    def step_sizes(self, x: Tensor | None = None) -> Tensor:
+        """Delta (B, L, M, D) of what the gates see, x as in `forward`; without one (M, D), those of a zero input."""
+        if x is None:
+            return step_size(torch.zeros_like(self.delta_bias), self.delta_bias)
+        low_rank = self._project(x)[..., : self.rank]
+        return step_size(torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight), self.delta_bias)
+
     def effective_memory(self) -> Tensor:
         """(M,) steps, at the step sizes of a zero input."""
-        delta = step_size(torch.zeros_like(self.delta_bias), self.delta_bias)
-        return _memory(delta, _decay_rate(self.log_rate)).detach()
+        return _memory(self.step_sizes(), -self.diagonal()).detach()
 
 
 class S4(nn.Module):
@@ -192,14 +207,11 @@ class S4(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Same as `S6.forward`; the raw input x is not used, and the state is complex if the diagonal is."""
         with torch.autocast(bands.device.type, enabled=False):
-            A: Tensor = -_decay_rate(self.log_rate)
-            C: Tensor = self.C
-            if self.frequency is not None:
-                A, C = torch.complex(A, self.frequency), torch.view_as_complex(C)
+            C: Tensor = self.C if self.frequency is None else torch.view_as_complex(self.C)
             return lti_scan(
                 bands,
-                self._delta(),
-                A,
+                self.step_sizes(),
+                self.diagonal(),
                 C,
                 mix,
                 self.skip,
@@ -214,11 +226,17 @@ class S4(nn.Module):
         dtype = self.log_rate.dtype if self.frequency is None else self.log_rate.dtype.to_complex()
         return self.log_rate.new_zeros(batch_size, *self.log_rate.shape, dtype=dtype)
 
+    def diagonal(self) -> Tensor:
+        """A (M, D, N), or (M, D, N / 2) complex, of negative real part."""
+        A = -_decay_rate(self.log_rate)
+        return A if self.frequency is None else torch.complex(A, self.frequency)
+
     def effective_memory(self) -> Tensor:
         """(M,) steps."""
-        return _memory(self._delta(), _decay_rate(self.log_rate)).detach()
+        return _memory(self.step_sizes(), _decay_rate(self.log_rate)).detach()
 
-    def _delta(self) -> Tensor:
+    def step_sizes(self, x: Tensor | None = None) -> Tensor:
+        """Delta (M, D), whatever the input."""
         return torch.exp(self.log_delta.clamp(math.log(MIN_DELTA), math.log(MAX_DELTA)))
 
 

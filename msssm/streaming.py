@@ -61,16 +61,17 @@ def pack(model: SequenceClassifier) -> PackedClassifier | None:
     parameters, kinds = [], set()
     for block in cast("Iterable[Block]", model.backbone.blocks):
         layer = block.layer
-        if not isinstance(layer, MultiScaleSSM) or not isinstance(layer.ssm, S6):
+        if not isinstance(layer, MultiScaleSSM) or (own := layer.step_parameters()) is None:
             return None
-        ssm, weight, gate = layer.ssm, layer.ssm.log_rate, block.channel_mixer
+        ssm, gate = cast(S6, layer.ssm), block.channel_mixer
+        weight = ssm.log_rate
         if weight.dtype != torch.float32 or choose(ssm.backend, weight.device, weight.dtype) != "cpu":
             return None
         norm, epsilon = _norm(block.norm.norm)
         mixer, zoh = layer.mixer, ssm.discretization == "zoh"
-        own = layer.step_parameters()
         options = BlockOptions(mixer.heads, mixer.mixer == "softmax", zoh, block.prenorm, epsilon)
-        parameters.append(BlockParameters(own, -ssm.A(), norm, None if gate is None else (gate.weight, gate.bias)))
+        linear = None if gate is None else (gate.weight, gate.bias)
+        parameters.append(BlockParameters(own, -ssm.diagonal(), norm, linear))
         kinds.add((options, gate is None, *(None if tensor is None else tensor.shape for tensor in own)))
     if len(kinds) != 1:
         return None

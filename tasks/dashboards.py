@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from msssm import SequenceLayer
+from msssm.diagnostics import mixer_report
 from msssm.padding import position_mask
 from msssm.scale_mixer import ScaleMixer
 from msssm.ssm import NoSSM
@@ -31,6 +32,8 @@ def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
             "Effective memory (steps), mean over layers": ["Multiline", ["memory/mean/.*"]],
             "Mixer weight, mean over layers": ["Multiline", ["mixer/mean/.*"]],
             "Mixer weight, spread over positions": ["Multiline", ["mixer/spread/.*"]],
+            "Mixer, bands in effect": ["Multiline", ["mixer/effective_bands/.*"]],
+            "Mixer, layers that collapsed or are uniform": ["Multiline", ["mixer/alarm/.*"]],
         },
     }
 
@@ -51,7 +54,8 @@ class Dashboard(Callback):
     """Samples per second; effective memory and mixer weights per band, at every validation.
 
     Layers are those with an `effective_memory` method and the `ScaleMixer`s; values are logged per band as the mean
-    over layers, and per layer under `memory/layer_*`. Mixer weights are those of the first validation batch.
+    over layers, and per layer under `memory/layer_*`. Mixer weights are those of the first validation batch; with them
+    the number of bands in effect, and of layers whose mixer collapsed or is uniform (`msssm.diagnostics.mixer_report`).
     """
 
     def __init__(self) -> None:
@@ -116,6 +120,16 @@ class Dashboard(Callback):
             weights = torch.stack([w[true].float() for w in self._mixer_outputs])  # (layers, positions, M, H)
             self._log_bands(pl_module, "mixer/mean", weights.mean((0, 1, 3)))
             self._log_bands(pl_module, "mixer/spread", weights.std((1, 3)).mean(0))
+            reports = [mixer_report(each) for each in weights]
+            effective = torch.tensor([report.effective_bands for report in reports])
+            values = {
+                "effective_bands/least": effective.min(),
+                "effective_bands/mean": effective.mean(),
+                "alarm/collapsed_layers": torch.tensor(sum(report.collapsed for report in reports)).float(),
+                "alarm/uniform_layers": torch.tensor(sum(report.uniform for report in reports)).float(),
+            }
+            for name, value in values.items():
+                pl_module.log(f"mixer/{name}", value.to(pl_module.device), rank_zero_only=True)
             self._mixer_outputs = []
 
     def _log_bands(self, pl_module: pl.LightningModule, prefix: str, values: Tensor) -> None:

@@ -10,6 +10,10 @@ USAGE = """usage: msssm COMMAND ...
   table                          gather complete runs into a table and plots: msssm table results/quick
   compare                        two runs on the same test samples, by a paired bootstrap: msssm compare runs/a runs/b
   doctor                         what is installed, what each operator runs on, and whether it could be faster
+  diagnose                       what a trained model does, as plots and one page: msssm diagnose --run_dir runs/x
+  listops-report                 accuracy by operator, depth and length, on fresh data and beyond the trained lengths
+  profile                        memory and time over levels and lengths, with the law through them
+  export                         weights as safetensors, recipe and model card: msssm export --run_dir runs/x --output y
   data                           check or generate a data set: msssm data verify ptbxl
   --version
 
@@ -51,6 +55,22 @@ def _dispatch(args: list[str] | None) -> None:
         from msssm.doctor import main as doctor
 
         doctor(words[1:])
+    elif command == "diagnose":
+        from tasks.diagnose import main as diagnose
+
+        diagnose(words[1:])
+    elif command == "listops-report":
+        from tasks.listops_report import main as listops_report
+
+        listops_report(words[1:])
+    elif command == "profile":
+        from tasks.profile import main as profile
+
+        profile(words[1:])
+    elif command == "export":
+        from tasks.export import main as export
+
+        export(words[1:])
     elif command == "data":
         from tasks.data import main as data
 

@@ -19,6 +19,9 @@ FORBIDDEN = {
 BELOW = {
     "msssm.padding": set(),
     "msssm.initialization": set(),
+    "msssm.pretrained": {"msssm.layer"},
+    "msssm.export": {"msssm.layer", "msssm.ssm"},
+    "msssm.diagnostics": {"msssm.diagnostics", "msssm.decomposition", "msssm.layer", "msssm.ssm"},
     "msssm.layer": set(),
     "msssm.native": {"msssm.native"},
     "msssm.scan": {"msssm.scan", "msssm.native", "msssm.padding"},

@@ -106,6 +106,7 @@ def test_tensorboard_shows_training_and_scales(complete: tuple[Path, Path]) -> N
     bands = ["0_input", "1_detail", "2_detail", "3_approximation"]
     assert {"train/loss_step", "val/loss", "val/accuracy", "train/grad_norm", "train/samples_per_second"} <= tags
     assert {f"memory/mean/{band}" for band in bands} <= tags
+    assert {"mixer/effective_bands/least", "mixer/alarm/collapsed_layers", "mixer/alarm/uniform_layers"} <= tags
     assert {f"mixer/{kind}/{band}" for kind in ("mean", "spread") for band in bands} <= tags
     assert any(tag.startswith("lr-AdamW") for tag in tags)
     assert "custom_scalars__config__" in events.Tags()["tensors"]

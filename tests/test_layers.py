@@ -16,7 +16,7 @@ import msssm.ssm
 from msssm import Backbone, Bidirectional, MultiScaleSSM, SequenceClassifier, SequenceLayer
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.block import Block
-from msssm.scan import step_size
+from msssm.scan import selective_scan, step_size
 from tests.tolerances import GRADIENT, OUTPUT, assert_near
 
 D = 4
@@ -39,6 +39,11 @@ MULTI_SCALE |= {
     "s6-skip": multi(skip=True),
     "s4-skip": multi(ssm="s4", skip=True),
     "s6-shared-filters": multi(shared_filters=True),
+    "s6-conv": multi(decomposition="conv"),
+    "s4-conv": multi(ssm="s4", decomposition="conv"),
+    "s6-gates-of-band": multi(gates="band"),
+    "s6-drive-of-input": multi(gates="band", drive="input", skip=True),
+    "s4-drive-of-input": multi(ssm="s4", drive="input"),
     "s6-mamba-init-rank-2": multi(initialization="mamba", delta_rank=2),
     "s6-reference": multi(backend="reference"),
     "s6-no-levels": partial(MultiScaleSSM, levels=0, state_size=4),
@@ -82,6 +87,9 @@ SMALL: dict[str, Make] = {
     "s4-zoh-heads": partial(MultiScaleSSM, levels=1, kernel_size=2, state_size=2, ssm="s4", mixer_heads=2),
     "s4-complex": partial(MultiScaleSSM, levels=0, state_size=2, ssm="s4", diagonal="complex", skip=True),
     "none-fixed": partial(MultiScaleSSM, levels=2, kernel_size=2, ssm="none", mixer="fixed"),
+    "s6-conv-gates-drive": partial(
+        MultiScaleSSM, levels=0, kernel_size=2, state_size=2, decomposition="conv", gates="band", drive="input"
+    ),
     "S4D": partial(S4D, state_size=2),
     "Mamba": partial(Mamba, state_size=2, kernel_size=2),
     "MultiresConv": partial(MultiresConv, levels=2, kernel_size=2),
@@ -379,6 +387,34 @@ def test_multi_scale_ssm_is_the_papers_equations(ssm: Any, mixer: Any, heads: in
     assert_near(layer(torch.from_numpy(x)[None])[0], torch.from_numpy(z), OUTPUT[torch.float64])
 
 
+@pytest.mark.parametrize(("gates", "drive"), [("band", "band"), ("band", "input"), ("input", "input")])
+@torch.no_grad()
+def test_a_band_that_is_gated_or_driven_otherwise_is_its_formula(gates: Any, drive: Any) -> None:
+    """Table 5's variants: per band one single-band S6 with that band's parameters, on the sequences named."""
+    layer, x = build(multi(gates=gates, drive=drive, mixer="sum")), signal(15)
+    bands, N, total = layer.decomposition(x), 4, torch.zeros_like(signal(15))
+    for s in range(4):
+        seen, fed = (bands[:, :, s] if which == "band" else x for which in (gates, drive))
+        ssm = layer.ssm
+        weight = ssm.projection.weight.unflatten(0, (4, -1))[s]
+        low_rank, B, C = (seen @ weight.T).split((ssm.rank, N, N), dim=-1)
+        delta = torch.nn.functional.softplus(low_rank @ ssm.delta_weight[s] + ssm.delta_bias[s])
+        total += selective_scan(fed, delta, -torch.exp(ssm.log_rate[s]), B, C, backend="reference")
+    assert_near(layer(x), total, OUTPUT[torch.float64])
+
+
+@torch.no_grad()
+def test_short_convolutions_in_place_of_the_decomposition_see_their_taps_only() -> None:
+    """Each band past the input is numpy's convolution of each channel with its own taps."""
+    layer, x = build(multi(ssm="none", decomposition="conv")), signal(15)
+    bands = layer.decomposition(x)
+    assert torch.equal(bands[:, :, 0], x)
+    for s, taps in enumerate(layer.decomposition.taps, start=1):
+        for b, d in itertools.product(range(2), range(D)):
+            expected = np.convolve(x[b, :, d], taps[:, d])[:15]
+            assert_near(bands[b, :, s, d], torch.from_numpy(expected), OUTPUT[torch.float64])
+
+
 @pytest.mark.parametrize("glu", [True, False])
 @pytest.mark.parametrize("prenorm", [True, False])
 @torch.no_grad()
@@ -437,6 +473,9 @@ def test_the_initial_state_of_a_float32_layer_is_float32() -> None:
         (lambda: MultiScaleSSM(4, state_size=0), "state_size must be at least 1, got 0"),
         (lambda: MultiScaleSSM(4, ssm="s5"), "'s6', 's4' or 'none', got 's5'"),  # type: ignore[arg-type]
         (lambda: MultiScaleSSM(4, mixer="max"), "'softmax' or 'sum', got 'max'"),  # type: ignore[arg-type]
+        (lambda: MultiScaleSSM(4, decomposition="fft"), "'wavelet' or 'conv', got 'fft'"),  # type: ignore[arg-type]
+        (lambda: MultiScaleSSM(4, ssm="s4", gates="band"), "got 'band' with ssm='s4'"),
+        (lambda: MultiScaleSSM(4, ssm="none", drive="input"), "got 'input' with ssm='none'"),
         (lambda: MultiScaleSSM(4, mixer_heads=3), "mixer_heads must divide d_model = 4, got 3"),
         (lambda: MultiScaleSSM(4, diagonal="complex"), "needs ssm='s4', got ssm='s6'"),
         (lambda: MultiScaleSSM(4, ssm="s4", diagonal="complex", state_size=3), "must be even, got 3"),

@@ -40,6 +40,15 @@ def _message(backbone: Backbone, x: Tensor, lengths: Tensor | None = None, state
     return str(found.value)
 
 
+@pytest.mark.parametrize("options", [{"gates": "band"}, {"gates": "band", "drive": "input"}, {"decomposition": "conv"}])
+def test_names_the_band_of_the_variants(options: dict[str, Any]) -> None:
+    backbone = _backbone(**options)
+    with torch.no_grad():
+        _layer(backbone, 1).ssm.delta_bias[2, 3] = NAN
+    message = _message(backbone, _x())
+    assert "blocks.1.layer (MultiScaleSSM): band 2 (detail 2) is not finite from step 0" in message
+
+
 @pytest.mark.parametrize("ssm", ["s6", "s4"])
 @pytest.mark.parametrize(("band", "name"), [(0, "input"), (2, "detail 2"), (4, "approximation")])
 @pytest.mark.parametrize("layer", [0, 1])

@@ -1,0 +1,34 @@
+"""What a model does: pure functions of its parameters and of one input, torch only.
+
+Each states its definition; on a model, `record_calls` finds what its layers are given.
+"""
+
+from msssm.diagnostics.cost import Cost, PowerLaw, fit_power_law, measure_cost
+from msssm.diagnostics.memory import BandMemory, band_memory, impulse_response
+from msssm.diagnostics.mixer import MixerReport, mixer_report, mixer_shares
+from msssm.diagnostics.mixing_distance import Mixing, mixing_distance
+from msssm.diagnostics.probes import padding_error, shift_error
+from msssm.diagnostics.record import Call, record_calls
+from msssm.diagnostics.spectrum import eigenvalues, largest_eigenvalue, receptive_field
+
+__all__ = [
+    "BandMemory",
+    "Call",
+    "Cost",
+    "MixerReport",
+    "Mixing",
+    "PowerLaw",
+    "band_memory",
+    "eigenvalues",
+    "fit_power_law",
+    "impulse_response",
+    "largest_eigenvalue",
+    "measure_cost",
+    "mixer_report",
+    "mixer_shares",
+    "mixing_distance",
+    "padding_error",
+    "receptive_field",
+    "record_calls",
+    "shift_error",
+]

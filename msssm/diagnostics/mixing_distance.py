@@ -1,0 +1,68 @@
+"""How far back the last output looks: the mean mixing distance (MS-SSM, table 6)."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Mixing(NamedTuple):
+    """Of the chosen output channels, C of them.
+
+    Attributes:
+        distance: d (C,), in steps; 0 for an output that no input reaches.
+        profile: (L,) |J| against the lag 0..L-1, each channel's share of its sum, mean over channels.
+    """
+
+    distance: Tensor
+    profile: Tensor
+
+
+def mixing_distance(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    channels: Sequence[int] | None = None,
+    inputs: Literal["all", "same"] = "all",
+    chunk: int = 16,
+) -> Mixing:
+    """Mean distance that information has come to the last step m = L - 1, weighted by the input-output Jacobian.
+
+        d = sum_n |J_mn| (m - n) / sum_k |J_mk|
+
+    J_mn belongs to one output channel. Between channels the paper leaves open what |J_mn| is; here it is the sum of
+    |dy_m / dx_n| over all input channels, or the one entry of the same channel. Exact, by one vector-Jacobian product
+    per output channel; `chunk` of them run at a time, as a batch of copies, so that memory is that of one
+    forward and backward of `chunk` rows.
+
+    Args:
+        function: (B, L, D) -> (B, L, D), without coupling between rows (batch norm in `eval()`): a sequence layer, a
+            block or a whole backbone.
+        x: one input, (L, D).
+        channels: output channels; all when absent.
+        inputs: "all" input channels, or the "same" one as the output.
+        chunk: channels at a time.
+
+    Raises:
+        ValueError: an x of another shape, or `inputs` unknown.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"x must be one input of shape (L, D), got shape {tuple(x.shape)}")
+    if inputs not in ("all", "same"):
+        raise ValueError(f"inputs must be 'all' or 'same', got {inputs!r}")
+    length, width = x.shape
+    chosen = torch.arange(width) if channels is None else torch.as_tensor(channels)
+    lags = torch.arange(length - 1, -1, -1, device=x.device)
+    distances, profile = [], x.new_zeros(length)
+    for part in chosen.split(chunk):
+        copies = x.detach().repeat(len(part), 1, 1).requires_grad_()
+        rows = torch.arange(len(part))
+        with torch.enable_grad():
+            last = function(copies)[rows, -1, part]
+            (jacobian,) = torch.autograd.grad(last.sum(), copies)
+        size = jacobian.abs()
+        influence = size.sum(2) if inputs == "all" else size[rows, :, part]
+        share = influence / influence.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        distances.append((share * lags).sum(1))
+        profile += share.sum(0)
+    return Mixing(torch.cat(distances), profile.flip(0) / len(chosen))

@@ -1,0 +1,43 @@
+"""Eigenvalues of the recurrences, and how far the filters see."""
+
+import torch
+from torch import Tensor
+
+from msssm.decomposition import MultiScaleDecomposition
+from msssm.ssm import S4, S6
+
+
+@torch.no_grad()
+def eigenvalues(ssm: S6 | S4) -> Tensor:
+    """Abar = exp(Delta A) of every band, channel and mode, at the step sizes of a zero input.
+
+    Returns:
+        (M, D, N); complex (M, D, N / 2), one of each conjugate pair, for a complex diagonal.
+    """
+    return torch.exp(ssm.step_sizes().unsqueeze(-1) * ssm.diagonal())
+
+
+@torch.no_grad()
+def largest_eigenvalue(ssm: S6 | S4, x: Tensor | None = None) -> Tensor:
+    """max |Abar| of each band over channels, modes and, with an input (B, L, D), its steps. The recurrence contracts
+    where it is below 1; the margin of stability is 1 minus it.
+
+    Returns:
+        (M,).
+    """
+    delta = ssm.step_sizes(x)
+    smallest = delta.amin((0, 1)) if delta.ndim == 4 else delta
+    rate = -ssm.diagonal().real
+    return torch.exp(-smallest * rate.amin(2)).amax(1)
+
+
+def receptive_field(decomposition: MultiScaleDecomposition) -> Tensor:
+    """Steps that each band's filters see, finest band first: 1 for the input, 1 + (K - 1)(2^s - 1) for detail s and
+    for the approximation of level s = S.
+
+    Returns:
+        (M,) int64.
+    """
+    levels = torch.arange(decomposition.levels + 1)
+    fields = 1 + (decomposition.kernel_size - 1) * (2**levels - 1)
+    return torch.cat((fields, fields[-1:]))

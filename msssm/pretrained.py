@@ -1,0 +1,90 @@
+"""Networks on disk without pickle: weights as safetensors, what they belong to as JSON."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from msssm.layer import SequenceLayer
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+
+
+def layer_config(layer: Callable[[int], SequenceLayer]) -> dict[str, Any] | None:
+    """{"class_path": .., "init_args": ..} of a class, or of a `functools.partial` of one; None for anything else."""
+    if isinstance(layer, partial):
+        # A recipe's layer is a partial of a function that is given the class.
+        init_args, candidates = dict(layer.keywords), [layer.func, *layer.args]
+    else:
+        init_args, candidates = {}, [layer]
+    made = next((each for each in candidates if isinstance(each, type) and issubclass(each, SequenceLayer)), None)
+    if made is None:
+        return None
+    return {"class_path": f"{made.__module__}.{made.__qualname__}", "init_args": init_args}
+
+
+def layer_factory(config: Mapping[str, Any]) -> Callable[[int], SequenceLayer]:
+    """The inverse of `layer_config`, for the layers of msssm: no other code is imported for a downloaded file.
+
+    Raises:
+        ValueError: another class.
+    """
+    module, _, name = str(config["class_path"]).rpartition(".")
+    made = getattr(import_module(module), name, None) if module.split(".")[0] == "msssm" else None
+    if not (isinstance(made, type) and issubclass(made, SequenceLayer)):
+        raise ValueError(f"a pretrained network has layers of msssm, got {config['class_path']!r}")
+    return partial(made, **config["init_args"])
+
+
+def write_pretrained(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Writes config.json and model.safetensors.
+
+    Args:
+        folder: made if need be; files of these names are replaced.
+        config: of the backbone.
+        weights: all tensors.
+        prefix: of the backbone's own among their names.
+
+    Raises:
+        ValueError: the backbone was made by something that cannot be written down.
+    """
+    if config["layer"] is None:
+        raise ValueError(
+            "only a backbone whose layer was given as a class, or functools.partial of one, can be saved; "
+            "got another function, such as a lambda"
+        )
+    try:
+        text = json.dumps({"format": FORMAT, "prefix": prefix, "backbone": config}, indent=2)
+    except TypeError as error:
+        raise ValueError(f"the options of a saved layer must be numbers, strings or booleans: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    # Tensors may share storage or lie in any order; the file holds each by itself.
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(text + "\n")
+
+
+def read_pretrained(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """The backbone's config, all tensors, and the prefix of the backbone's.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file that cannot be read, or of another format.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; name a folder that save_pretrained or msssm export wrote")
+    try:
+        content = json.loads((folder / CONFIG).read_text())
+        weights = load_file(folder / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); export it again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{folder / CONFIG} is not of format {FORMAT}; export it again with this version of msssm")
+    return content["backbone"], weights, content["prefix"]

@@ -1,0 +1,87 @@
+"""`msssm profile`: memory and time of one multi-scale layer over levels and lengths, and the law through them."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from msssm import MultiScaleSSM
+from msssm.decomposition import MultiScaleDecomposition
+from msssm.diagnostics import Cost, PowerLaw, fit_power_law, measure_cost
+from tasks.diagnosis_plots import profile_plot
+from tasks.record import provenance, write_json
+
+
+def main(args: list[str]) -> None:
+    """Measures forward + backward of the whole layer and of its decomposition; writes profile.json and profile.png.
+
+    The law is value = factor * bands^a * length^b, with bands = levels + 2.
+    """
+    parser = argparse.ArgumentParser(prog="msssm profile", description=main.__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/profile"), help="folder")
+    parser.add_argument("--levels", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5, 6])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser.add_argument("--d_model", type=int, default=128)
+    parser.add_argument("--state_size", type=int, default=16, help="per band")
+    parser.add_argument("--kernel_size", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(args)
+    device = torch.device(options.device)
+    size = (options.d_model, options.kernel_size)
+    points: list[dict[str, Any]] = []
+    for levels in options.levels:
+        modules = {
+            "layer": MultiScaleSSM(size[0], levels, size[1], options.state_size),
+            "decomposition": MultiScaleDecomposition(size[0], levels, size[1]),
+        }
+        for name, module in modules.items():
+            for length in options.lengths:
+                cost = training_cost(module.to(device), (options.batch_size, length, options.d_model), device)
+                points.append({"part": name, "levels": levels, "length": length, **cost._asdict()})
+    laws = {name: {value: law(points, name, value) for value in Cost._fields} for name in ("layer", "decomposition")}
+    settings = {key: value for key, value in vars(options).items() if key != "output"}
+    options.output.mkdir(parents=True, exist_ok=True)
+    written = {name: {value: fit and fit._asdict() for value, fit in each.items()} for name, each in laws.items()}
+    content = {"settings": settings, "points": points, "laws": written, **provenance()}
+    write_json(options.output / "profile.json", content)
+    profile_plot(options.output / "profile.png", points, laws)
+    for name, each in laws.items():
+        for value, fit in each.items():
+            print(f"{name}, {value}: {describe(fit)}")
+    print(options.output / "profile.png")
+
+
+def training_cost(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Cost:
+    """Of forward and backward, gradients of the input and of the parameters included."""
+    x = torch.randn(shape, device=device, requires_grad=True)
+    # Without levels the filters are empty, and no gradient reaches them.
+    leaves = [x, *(parameter for parameter in module.parameters() if parameter.numel())]
+
+    def run() -> object:
+        y = module(x)
+        return torch.autograd.grad(y.sum(), leaves, allow_unused=True)
+
+    return measure_cost(run, device)
+
+
+def law(points: list[dict[str, Any]], part: str, value: str) -> PowerLaw | None:
+    """Through the points of one part; None where the points do not determine it, or memory cannot be measured."""
+    chosen = [point for point in points if point["part"] == part]
+    bands, lengths = [point["levels"] + 2 for point in chosen], [point["length"] for point in chosen]
+    values = [point[value] for point in chosen]
+    if min(values) <= 0 or len(set(bands)) < 2 or len(set(lengths)) < 2:
+        return None
+    return fit_power_law(bands, lengths, values)
+
+
+def describe(fit: PowerLaw | None) -> str:
+    """In words."""
+    if fit is None:
+        return "not determined by these points"
+    return (
+        f"{fit.factor:.3g} * bands^{fit.bands_exponent:.2f} * length^{fit.length_exponent:.2f}, "
+        f"every point within a factor of {1 + fit.residual:.2f}"
+    )

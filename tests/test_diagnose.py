@@ -1,0 +1,181 @@
+"""`msssm diagnose` and `msssm profile`: the numbers of a run on disk, its alarms, and pages that stand alone."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.diagnose import alarms
+from tasks.main import main
+from tests.ptbxl import copy_to
+from tests.recipes import fit, write_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("diagnose")
+    fit(write_recipe(folder, max_epochs=1))
+    return folder / "runs" / "seed0"
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def _diagnose(folder: Path, *options: str) -> dict[str, Any]:
+    main(["diagnose", "--run_dir", str(folder), "--rows", "2", *options])
+    return json.loads((folder / "diagnostics.json").read_text())
+
+
+def _damage(folder: Path, name: str, value: float) -> None:
+    path = folder / "checkpoints/best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    [key] = [key for key in checkpoint["state_dict"] if key.endswith(name)]
+    checkpoint["state_dict"][key].fill_(value)
+    torch.save(checkpoint, path)
+
+
+def test_a_healthy_run_has_no_alarm_and_one_page_with_its_plots(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = _diagnose(copy)
+    [layer] = result["layers"]
+    assert layer["path"] == "backbone.blocks.0.layer"
+    assert layer["receptive_field"] == [1, 2, 4, 4]
+    assert max(layer["shift_error"], layer["padding_error"], result["backbone"]["padding_error"]) < 1e-5
+    assert 0 < layer["mixing_distance"] < max(result["lengths"])
+    assert sum(layer["mixer"]["mean"]) == pytest.approx(1, abs=1e-5)
+    assert result["alarms"] == []
+    assert "1 layers, 0 alarms" in capsys.readouterr().out
+    page = (copy / "diagnostics.html").read_text()
+    plots = sorted(path.name for path in copy.glob("diagnostics_*.png"))
+    assert page.count("data:image/png;base64,") == len(plots) == 4
+    assert not re.search(r"(src|href)=\"(?!data:)|<script|https?:", page), "the page needs nothing but itself"
+
+
+def test_the_numbers_are_those_of_the_checkpoint(copy: Path) -> None:
+    """Every rate e: a band remembers 1 / (1 - exp(-delta e)); slower than before, and the same in every band."""
+    _damage(copy, "ssm.log_rate", 1.0)
+    _damage(copy, "ssm.delta_bias", 0.0)
+    delta = torch.log(torch.tensor(2.0))
+    expected = 1 / (1 - torch.exp(-delta * torch.e)).item()
+    assert _diagnose(copy)["layers"][0]["memory"]["parameters"] == pytest.approx([expected] * 4, rel=1e-5)
+
+
+def test_a_uniform_mixer_raises_the_alarm(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _damage(copy, "mixer.projection.weight", 0.0)
+    _damage(copy, "mixer.projection.bias", -0.5)
+    [alarm] = _diagnose(copy)["alarms"]
+    assert "backbone.blocks.0.layer: the mixer is uniform" in alarm
+    assert f"ALARM {alarm}" in capsys.readouterr().out
+    assert alarm in (copy / "diagnostics.html").read_text()
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _damage(copy, "ssm.log_rate", float("nan"))
+    with pytest.raises(SystemExit):
+        _diagnose(copy)
+    assert "ssm.log_rate is not finite in" in capsys.readouterr().err
+
+
+def test_every_failure_sign_has_its_alarm() -> None:
+    bad = {
+        "path": "l",
+        "stability_margin": 0.0,
+        "shift_error": 1.0,
+        "padding_error": 1.0,
+        "mixer": {"collapsed": True, "uniform": True, "effective_bands": 1.0},
+    }
+    found = alarms({"layers": [bad], "backbone": {"padding_error": 1.0}})
+    for sign in (
+        "|Abar| reaches 1",
+        "collapsed to 1.00",
+        "uniform",
+        "shifted input",
+        "l: padding",
+        "backbone: padding",
+    ):
+        assert sum(sign in alarm for alarm in found) == 1
+    assert len(found) == 6
+
+
+def test_a_layer_without_scales_is_diagnosed_too(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    layer = "--model.backbone.layer={class_path: msssm.baselines.CausalAttention, init_args: {heads: 2}}"
+    main(["diagnose", "--config", str(recipe), f"--run_dir={tmp_path}/start", "--rows=1", layer])
+    result = json.loads((tmp_path / "start/diagnostics.json").read_text())
+    assert result["checkpoint"] is None
+    assert "memory" not in result["layers"][0]
+    assert result["layers"][0]["mixing_distance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a run with --run_dir"),
+        (["--run_dir", "nowhere"], "nowhere/config.yaml does not exist"),
+        (["--run_dir", "{run}", "--rows", "0"], "must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_one_line(run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["diagnose", *(word.format(run=run) for word in words)])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_says_so(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(SystemExit):
+        main(["diagnose", "--run_dir", str(copy)])
+    assert "holds no best.ckpt that can be read" in capsys.readouterr().err
+
+
+def test_profile_measures_every_point_and_fits_the_laws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [
+        "--levels",
+        "0",
+        "4",
+        "--lengths",
+        "256",
+        "2048",
+        "--d_model",
+        "32",
+        "--state_size",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    main(["profile", "--output", str(tmp_path), *sizes])
+    content = json.loads((tmp_path / "profile.json").read_text())
+    keys = {(p["part"], p["levels"], p["length"]) for p in content["points"]}
+    assert keys == {(part, s, n) for part in ("layer", "decomposition") for s in (0, 4) for n in (256, 2048)}
+    assert (tmp_path / "profile.png").stat().st_size > 10_000
+    # Bands of length x width numbers are what must be there: memory grows about linearly with the length.
+    assert 0.6 < content["laws"]["layer"]["bytes"]["length_exponent"] < 1.3
+    assert "layer, bytes: " in capsys.readouterr().out
+
+
+def test_profile_of_one_length_has_no_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["profile", "--output", str(tmp_path), "--levels", "1", "2", "--lengths", "64", "--d_model", "8"])
+    assert "not determined" in capsys.readouterr().out
+
+
+def test_an_ecg_network_is_diagnosed_and_exported(tmp_path: Path) -> None:
+    """Another task, another kind of batch: windows of signals."""
+    copy_to(tmp_path / "data")
+    recipe = ["--config", "configs/quick/ptbxl/msssm_s6.yaml", "--data.synthetic=null", f"--data.root={tmp_path}/data"]
+    small = ["--model.backbone.d_model=8", "--model.backbone.n_layers=2", "--data.crop=100", "--data.batch_size=40"]
+    options = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    main(["fit", *recipe, *small, *options, f"--run_dir={tmp_path}/run"])
+    result = _diagnose(tmp_path / "run")
+    assert result["network"] == "ECGTask"
+    assert result["lengths"] == [100, 100]
+    assert len(result["layers"]) == 2
+    main(["export", "--run_dir", f"{tmp_path}/run", "--output", f"{tmp_path}/out"])
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert f"test/auroc: {metrics['test']['test/auroc']:.4f}" in (tmp_path / "out/README.md").read_text()
