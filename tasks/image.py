@@ -133,8 +133,13 @@ class ImageTask(SequenceTask):
         loss, logits = self._loss(batch, "train", self.label_smoothing)
         self.check_loss(loss, batch.x)
         self.log_train_loss(loss, len(batch.y))
-        self._log_metrics(self.train_metrics, logits, batch)
+        # A soft label counts as its largest class.
+        self.train_metrics.update(logits, batch.y if batch.y.ndim == 1 else batch.y.argmax(-1))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.log_dict(self.train_metrics)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The logits (B, num_classes), for the dashboard."""
@@ -159,7 +164,7 @@ class ImageTask(SequenceTask):
         return loss, logits
 
     def _log_metrics(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
-        metrics.update(logits, batch.y if batch.y.ndim == 1 else batch.y.argmax(-1))
+        metrics.update(logits, batch.y)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.y))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
