@@ -19,7 +19,7 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-gpu lint reproduce-table runs choices ablations bench dashboard clean
+.PHONY: help install test test-gpu lint reproduce-table runs choices ablations bench dashboard soak audit lock clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -126,6 +126,25 @@ results/ablations/runs/listops/%/metrics.json: | $(READY)
 bench: $(READY) ## Speed and memory beside peers and the floors of this machine; OPTIONS="--quick --device cuda"
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks $(OPTIONS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.listops_generator
+
+MINUTES ?= 120
+soak: $(READY) ## Kill, starve and corrupt a small run for MINUTES=120, and compare its ends; writes results/soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+# Each in an environment of its own, so that nothing of ours depends on what they bring.
+TOOLS := .tools
+$(TOOLS)/%:
+	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet --disable-pip-version-check $*
+
+audit: $(TOOLS)/pip-audit ## Look the locked packages up in the published advisories
+	-@$(TOOLS)/pip-audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip \
+		--format json --output $(TOOLS)/audit.json >/dev/null 2>&1
+	@$(PYTHON) .ci/audit.py $(TOOLS)/audit.json
+
+lock: $(TOOLS)/pip-tools ## Write requirements.lock: the versions of constraints.txt and the digests of their files
+	@$(TOOLS)/pip-tools/bin/pip-compile --quiet --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+		--no-emit-options --no-strip-extras --allow-unsafe --constraint constraints.txt --extra dev \
+		--output-file requirements.lock pyproject.toml
 
 dashboard: $(READY) ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir_spec runs:runs,results:results

@@ -76,8 +76,11 @@ class MsssmCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        super().parse_arguments(parser, args)
-        path = self.config[self.subcommand].get("ckpt_path") if self.subcommand else None
+        try:
+            super().parse_arguments(parser, args)
+        except Exception as error:  # what the parsers of YAML and of types meet beyond what they expect
+            raise ValueError(f"the recipe or an option cannot be read: {type(error).__name__}: {error}") from error
+        path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None and Path(path).name == path and not Path(path).exists():
             return  # one of Lightning's words, such as "last"
         if path is not None:

@@ -94,10 +94,10 @@ def kill_while_writing(count: int, when: str = "write") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    checkpoint_io.os = _Patched(fsync=interrupted_sync, replace=interrupted_replace)  # type: ignore[assignment]
+    checkpoint_io.os = Patched(fsync=interrupted_sync, replace=interrupted_replace)  # type: ignore[assignment]
 
 
-class _Patched:
+class Patched:
     """The module `os` with some functions replaced, for one module alone."""
 
     def __init__(self, **functions: Any) -> None:

@@ -45,8 +45,13 @@ def executed(tmp_path: Path) -> Path:
     return tmp_path / "executed"
 
 
-@pytest.mark.parametrize("place", ["model", "data", "model.backbone.layer", "trainer.callbacks", "trainer.logger"])
-@pytest.mark.parametrize("class_path", HOSTILE)
+PLACES = ["model", "data", "trainer.callbacks", "trainer.logger", "trainer.plugins"]
+
+
+@pytest.mark.parametrize(
+    ("place", "class_path"),
+    [("model.backbone.layer", path) for path in HOSTILE] + [(place, "os.system") for place in PLACES],
+)
 def test_a_recipe_builds_nothing_that_is_not_allowed(
     class_path: str, place: str, tmp_path: Path, executed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,5 +200,5 @@ def test_no_command_connects_to_anything(tmp_path: Path) -> None:
     (tmp_path / "expressions").write_text("[MAX 1 2 ]\n")
     log = tmp_path / "log"
     for command in (["fit"], ["test"], ["validate"], ["predict", f"--data.predict_file={tmp_path}/expressions"]):
-        assert runs.run([*command, "--config", str(recipe)], log, _no_network) == 0, log.read_text()
+        assert runs.run([command[0], "--config", str(recipe), *command[1:]], log, _no_network) == 0, log.read_text()
     assert runs.run(["--version"], log, _connects) == 99, "the guard catches a connection"
