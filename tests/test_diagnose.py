@@ -132,7 +132,7 @@ def test_a_run_without_a_checkpoint_says_so(copy: Path, capsys: pytest.CaptureFi
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(SystemExit):
         main(["diagnose", "--run_dir", str(copy)])
-    assert "holds no best.ckpt that can be read" in capsys.readouterr().err
+    assert "best.ckpt does not exist; name a --ckpt_path" in capsys.readouterr().err
 
 
 def test_profile_measures_every_point_and_fits_the_laws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
