@@ -7,6 +7,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import Batch, LengthBucketBatchSampler
 
+# A worker that cannot hand a batch over, as when shared memory is full, is otherwise waited for without end.
+WORKER_TIMEOUT = 300  # seconds
+
 
 class ResumableLoader(DataLoader[Batch]):
     """Training loader that continues exactly where a checkpoint was written, within an epoch or at its end.
@@ -36,6 +39,7 @@ class ResumableLoader(DataLoader[Batch]):
             sampler=sampler,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            timeout=WORKER_TIMEOUT if num_workers else 0,
             pin_memory=pin_memory,
             # Its own: the seed that a DataLoader draws at each start must not shift the model's random numbers.
             generator=torch.Generator(),

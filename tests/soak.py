@@ -1,10 +1,10 @@
-"""`make soak`: a small run is killed, starved, corrupted and resumed, over and over; it must end as if nothing had been.
+"""`make soak`: a small run is killed, starved, corrupted and resumed again and again; it must end as if undisturbed.
 
     python -m tests.soak --minutes 120 --seed 0 --output results/soak
 
-Each cycle is one training of a tiny ListOps recipe with faults drawn from a seeded schedule; when it completes, its weights,
-metrics and curves are compared bit for bit with an uninterrupted run. report.json and report.md say what was done, what
-was lost and what the user saw. Exit code 1 if any cycle ended otherwise.
+Each cycle is one training of a tiny ListOps recipe with faults drawn from a seeded schedule; when it completes, its
+weights, metrics and curves are compared bit for bit with an uninterrupted run. report.json and report.md say what was
+done, what was lost and what the user saw. Exit code 1 if any cycle ended otherwise.
 """
 
 import argparse
@@ -31,8 +31,20 @@ STEPS = 20
 
 
 def _no_room(size: int) -> None:
-    """A fault: files end at `size` bytes, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    """A fault: there is room for `size` bytes of a checkpoint."""
+    from tasks.checkpoint_io import DurableCheckpointIO
+
+    original = DurableCheckpointIO.save_checkpoint
+
+    def save_checkpoint(self: DurableCheckpointIO, *arguments: Any, **options: Any) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            original(self, *arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    DurableCheckpointIO.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
 
 def _poison(step: int) -> None:
@@ -94,11 +106,15 @@ class Soak:
             "SIGTERM at any time": (partial(_timer, seconds, signal.SIGTERM), {143, -15, 0}),
             "SIGUSR1 at a step": (partial(runs.kill_at, step, signal.SIGUSR1), {138}),
             "SIGINT at a step": (partial(runs.kill_at, step, signal.SIGINT), {130}),
-            "disk full": (partial(_no_room, draw.randrange(200, 30_000)), {2, 1}),
+            "disk full": (partial(_no_room, draw.randrange(200, 30_000)), {2}),
             "read-only folder": (_read_only, {2}),
             "NaN in the loss": (partial(_poison, step), {2}),
             "last.ckpt corrupted": (None, {0}),
         }
+
+    def fail(self, message: str) -> None:
+        print(message, flush=True)
+        self.failures.append(message)
 
     def cycle(self, setting: str) -> None:
         """One training, interrupted up to five times; its end is compared."""
@@ -125,21 +141,21 @@ class Soak:
             after = self._progress(run_dir)
             record["steps_lost"].append(max(0, before - after))
             if code not in codes | ({0, -9} if before >= STEPS - 1 else set()):
-                self.failures.append(f"{setting}: {' > '.join(history)}: exit code {code}\n{log.read_text()[-1500:]}")
+                self.fail(f"{setting}: {' > '.join(history)}: exit code {code}\n{log.read_text()[-1500:]}")
             if after < before and name != "last.ckpt corrupted":
-                self.failures.append(f"{setting}: {' > '.join(history)}: fell from step {before} to {after}")
+                self.fail(f"{setting}: {' > '.join(history)}: fell from step {before} to {after}")
             if (run_dir / "metrics.json").exists():
                 break
         if not (run_dir / "metrics.json").exists():
             code, _, _ = self._run(command, log, None)
             if code != 0:
-                self.failures.append(f"{setting}: {' > '.join(history)}: cannot go on\n{log.read_text()[-1500:]}")
+                self.fail(f"{setting}: {' > '.join(history)}: cannot go on\n{log.read_text()[-1500:]}")
                 return
         try:
             runs.assert_same(run_dir, self.uninterrupted(setting))
             self.completed += 1
         except AssertionError as error:
-            self.failures.append(f"{setting}: {' > '.join(history)}: {str(error)[:1000]}")
+            self.fail(f"{setting}: {' > '.join(history)}: {str(error)[:1000]}")
 
     def uninterrupted(self, setting: str) -> Path:
         if setting not in self.whole:
@@ -226,9 +242,9 @@ def main() -> None:
             )
         memory_after, descriptors_after = _usage()
     if descriptors_after > descriptors + 4:
-        soak.failures.append(f"descriptors grew from {descriptors} to {descriptors_after}")
+        soak.fail(f"descriptors grew from {descriptors} to {descriptors_after}")
     if memory_after > 1.3 * memory + 100:
-        soak.failures.append(f"memory grew from {memory:.0f} to {memory_after:.0f} MiB")
+        soak.fail(f"memory grew from {memory:.0f} to {memory_after:.0f} MiB")
     report = {
         "minutes": (time.monotonic() - start) / 60,
         "seed": options.seed,

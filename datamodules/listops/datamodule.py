@@ -18,7 +18,7 @@ from datamodules.listops.expressions import PAD, Expressions
 from datamodules.listops.generator import GENERATOR_VERSION, TreeParameters, generate_arrays
 from datamodules.listops.predict_file import read_expressions
 from datamodules.listops.statistics import root_operator_accuracy, shared_between_splits
-from datamodules.loader import ResumableLoader
+from datamodules.loader import WORKER_TIMEOUT, ResumableLoader
 
 _PIN_MEMORY = torch.cuda.is_available()
 
@@ -211,5 +211,6 @@ class ListOpsDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            timeout=WORKER_TIMEOUT if self.num_workers else 0,
             pin_memory=_PIN_MEMORY,
         )
