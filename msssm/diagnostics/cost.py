@@ -1,8 +1,10 @@
 """Memory and time of a layer as the number of bands and the length grow, and the power law through them."""
 
 import ctypes
+import gc
 import math
 import re
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +39,7 @@ class PowerLaw(NamedTuple):
 
 
 def measure_cost(run: Callable[[], object], device: torch.device, repeats: int = 3) -> Cost:
-    """Shortest time and peak memory of `run`, above what stood before, after one call that does not count.
+    """Shortest time and median peak memory of `run`, above what stood before, after one call that does not count.
 
     On a CPU memory is the high-water mark of the process' resident pages (Linux), after the free ones have been given
     back; elsewhere than on Linux it is 0. On a GPU it is that of torch's allocator.
@@ -51,11 +53,17 @@ def measure_cost(run: Callable[[], object], device: torch.device, repeats: int =
         return Cost(seconds, torch.cuda.max_memory_allocated(device) - before)
     if sys.platform != "linux":
         return Cost(seconds, 0)
+    # The median, since other threads of the process may take or give back pages meanwhile.
+    return Cost(seconds, int(statistics.median(_peak(run) for _ in range(repeats))))
+
+
+def _peak(run: Callable[[], object]) -> int:
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else a peak is served from pages that earlier calls left behind
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
     before = _status("VmRSS")
     run()
-    return Cost(seconds, _status("VmHWM") - before)
+    return _status("VmHWM") - before
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
