@@ -23,7 +23,7 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
-	@echo "  reproduce-table takes PROFILE=quick|paper, TASKS=listops, SEEDS=\"0 1 2\", JOBS=runs at a time,"
+	@echo "  reproduce-table takes PROFILE=quick|paper, TASKS=\"listops digits ptbxl\", SEEDS=\"0 1 2\", JOBS=runs at a time,"
 	@echo "  OPTIONS=\"--trainer.devices 2\" for msssm fit"
 
 install: $(READY) ## Create .venv with msssm and its development tools
@@ -48,7 +48,7 @@ lint: $(READY) ## Check style and types
 	$(BIN)/mypy
 
 reproduce-table: $(READY) ## Train every row that is not complete, and print the table
-	@: $(if $(ROWS),,$(error no recipe configs/$(PROFILE)/{$(TASKS)}/*.yaml; PROFILE is quick or paper, TASKS is listops))
+	@: $(if $(ROWS),,$(error no recipe configs/$(PROFILE)/{$(TASKS)}/*.yaml; PROFILE is quick or paper, TASKS are of listops digits ptbxl or listops scifar ptbxl))
 	-@$(MAKE) --no-print-directory --keep-going $(PARALLEL) runs
 	@$(BIN)/msssm table $(RESULTS)
 	@for run in $(RUNS); do test -f $$run || exit 1; done
@@ -123,9 +123,12 @@ ablations: $(READY) ## The paper's ablations at reduced scale, one seed (ABLATIO
 results/ablations/runs/listops/%/metrics.json: | $(READY)
 	$(call train,configs/quick/listops/msssm_s6.yaml,--trainer.max_steps 1200 $(ablation-$(patsubst %/,%,$(dir $*))))
 
+# Operators and image models on all cores; data and streaming with one thread of torch.
 bench: $(READY) ## Speed and memory beside peers and the floors of this machine; OPTIONS="--quick --device cuda"
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks $(OPTIONS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.listops_generator
+	for part in listops_generator ptbxl_data image_loaders streaming; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$part || exit 1; done
+	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.images
 
 MINUTES ?= 120
 soak: $(READY) ## Kill, starve and corrupt a small run for MINUTES=120, and compare its ends; writes results/soak

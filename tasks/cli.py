@@ -8,7 +8,7 @@ from typing import Any, cast
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
@@ -165,6 +165,7 @@ class MsssmCLI(LightningCLI):
         if self.subcommand == "predict":
             # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
             kwargs.update(enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto")
+            kwargs["callbacks"] = [c for c in _as_list(config.callbacks) if not isinstance(c, ProgressBar)]
         self.timer = Timer()
         kwargs["plugins"] = _with_durable_checkpoints(config.plugins)
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
@@ -240,7 +241,7 @@ def _with_durable_checkpoints(plugins: Any) -> list[Any]:
     Raises:
         ValueError: for a CheckpointIO that would take its place.
     """
-    given = list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
+    given = _as_list(plugins)
     for plugin in given:
         if isinstance(plugin, CheckpointIO):
             if getattr(plugin, "checkpoint_io", plugin) is not None:
@@ -251,6 +252,11 @@ def _with_durable_checkpoints(plugins: Any) -> list[Any]:
             plugin.checkpoint_io = DurableCheckpointIO()  # type: ignore[attr-defined]
             return given
     return [*given, DurableCheckpointIO()]
+
+
+def _as_list(value: Any) -> list[Any]:
+    """What the trainer takes as nothing, one object or several."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
     return {
         "Training": {
             "Loss": ["Multiline", ["train/loss_step", "train/loss_epoch", "val/loss"]],
-            metric: ["Multiline", [f"train/{metric}", f"val/{metric}"]],
+            metric: ["Multiline", [f"train/{metric}$", f"val/{metric}$"]],  # regular expressions: no auroc_classes
             "Learning rate": ["Multiline", ["lr-AdamW/.*"]],
             "Gradient norm": ["Multiline", ["train/grad_norm"]],
             "Samples per second": ["Multiline", ["train/samples_per_second"]],

@@ -33,6 +33,7 @@ def restore_state(module: LightningModule, state: dict[str, Any]) -> None:
         metrics[name].load_state_dict(values)
         metrics[name].persistent(False)
         metrics[name].to(module.device)
+        metrics[name]._update_count = 1  # not in the state; without it, it would warn of being empty
 
 
 def _metrics(module: LightningModule) -> dict[str, Metric]:

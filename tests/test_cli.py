@@ -263,7 +263,8 @@ def test_predict_prints_one_answer_per_expression(
     file = tmp_path / "expressions.txt"
     file.write_text("\n\n".join(expressions))
     capsys.readouterr()
-    main(["predict", "--config", str(run / "config.yaml"), f"--data.predict_file={file}"])
+    lines = "--trainer.callbacks+=tasks.dashboards.EpochLines"  # a bar of its own, as `make reproduce-table` asks for
+    main(["predict", "--config", str(run / "config.yaml"), f"--data.predict_file={file}", lines])
     answers = capsys.readouterr().out.split()
     task = ListOpsTask.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True).eval()
     alone = [task(torch.as_tensor(encode(tokenize(e)), dtype=torch.int64)[None]).argmax().item() for e in expressions]
