@@ -91,6 +91,11 @@ class LastCheckpoint(RunCheckpoint):
             self._leave(trainer, self._noted)
         self._restore()
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that was killed between its last best.ckpt and last.ckpt goes on from the former, with nothing to train.
+        if not self._should_skip_saving_checkpoint(trainer) and trainer.global_step > 0:
+            self._save_checkpoint(trainer, self.format_checkpoint_name({}))
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
 

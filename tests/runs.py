@@ -23,6 +23,7 @@ def _child(arguments: list[str], fault: Callable[[], None] | None, output: Path)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's processes, as where the command is typed
     if fault is not None:
         fault()
     sys.argv = ["msssm", *arguments]
