@@ -46,7 +46,25 @@ def _small_data(recipe: dict[str, Any], folder: Path, request: pytest.FixtureReq
     return [*TINY_DATA, f"--data.root={folder}"]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=str)
+# A step of the paper's rows takes seconds each, at their full width and length.
+REHEARSED = [pytest.param(path, marks=[pytest.mark.slow] if "paper" in path.parts else []) for path in RECIPES]
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "paper" in path.parts], ids=str)
+def test_the_options_of_a_row_of_the_paper_are_those_of_its_classes(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line reads it whole, and gives back what is written in it."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", str(path), "--print_config"])
+    read, written = yaml.safe_load(capsys.readouterr().out), _recipe(path)
+    assert read["model"]["class_path"] == written["model"]["class_path"]
+    backbone = written["model"]["init_args"]["backbone"]["init_args"]
+    layer = read["model"]["init_args"]["backbone"]["init_args"]["layer"]["init_args"]
+    assert backbone["layer"].get("init_args", {}).items() <= layer.items()
+
+
+@pytest.mark.parametrize("path", REHEARSED, ids=str)
 def test_recipe_trains_and_validates(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
