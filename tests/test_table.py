@@ -85,7 +85,7 @@ def test_rows_are_sorted_and_stand_beside_the_papers(tmp_path: Path, capsys: pyt
     write_run(tmp_path, "msssm_s6", 0, 0.45)
     write_run(tmp_path, "mamba", 0, 0.47)
     header, _, *rows = table(tmp_path, capsys)
-    assert header[1] == "ours: accuracy on short ListOps (reduced scale), %"
+    assert header[1] == "ours: accuracy on ListOps of 8 to 50 tokens (reduced scale), %"
     assert header[-1] == "paper: accuracy on full LRA ListOps, %"
     assert [(row[0], row[1], row[-1]) for row in rows] == [
         ("Mamba", "47.0", "38.02"),
@@ -190,7 +190,7 @@ def test_several_tasks_have_an_overview_and_a_section_each(tmp_path: Path, capsy
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in overview.splitlines() if "|" in line]
     assert [cell.split(":")[0] for cell in rows[0]] == [
         "model",
-        "short ListOps (reduced scale)",
+        "ListOps of 8 to 50 tokens (reduced scale)",
         "synthetic ECGs (not PTB-XL), rhythm labels",
     ]
     assert {row[0]: row[1:] for row in rows[2:]} == {

@@ -92,7 +92,9 @@ class ListOps(Subject):
         return all(run.data[key] == value for key, value in self._full.items())
 
     def data_name(self, run: Run) -> str:
-        return "LRA ListOps" if self.full_scale(run) else "short ListOps (reduced scale)"
+        if self.full_scale(run):
+            return "LRA ListOps"
+        return f"ListOps of {run.data['min_length']} to {run.data['max_length']} tokens (reduced scale)"
 
     def paper_name(self, run: Run) -> str:
         return "full LRA ListOps"
