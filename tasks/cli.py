@@ -137,6 +137,8 @@ class MsssmCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except SIGTERMException:  # outside of training, with nothing to save; Lightning would exit with 0
+            if self.trainer.is_global_zero:
+                say("SIGTERM: ended where there is nothing to save; the same command goes on")
             raise SystemExit(143) from None
         except SystemExit as error:
             raise SystemExit(130 if isinstance(error.__context__, KeyboardInterrupt) else error.code) from None

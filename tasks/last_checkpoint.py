@@ -48,6 +48,7 @@ class LastCheckpoint(RunCheckpoint):
         self._saved_at = 0.0
         self._noted = 0
         self._leaving = 0
+        self._resumed_at = 0
         self._handlers: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -92,9 +93,21 @@ class LastCheckpoint(RunCheckpoint):
         self._restore()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A run that was killed between its last best.ckpt and last.ckpt goes on from the former, with nothing to train.
-        if not self._should_skip_saving_checkpoint(trainer) and trainer.global_step > 0:
-            self._save_checkpoint(trainer, self.format_checkpoint_name({}))
+        if self._should_skip_saving_checkpoint(trainer) or trainer.global_step == 0:
+            return
+        last = self.format_checkpoint_name({})
+        if trainer.global_step != self._resumed_at:
+            self._save_checkpoint(trainer, last)
+        elif trainer.is_global_zero and Path(str(trainer.ckpt_path)) != Path(last):
+            # Nothing was left to train, as of a run that was killed between its last best.ckpt and last.ckpt. Saved
+            # now, averaged weights would take the place of those that were trained.
+            files = trainer.strategy.checkpoint_io
+            files.save_checkpoint(files.load_checkpoint(str(trainer.ckpt_path)), last)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._resumed_at = checkpoint["global_step"]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()

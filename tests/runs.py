@@ -44,11 +44,18 @@ def run(arguments: list[str], output: Path, fault: Callable[[], None] | None = N
     """
     process = _CONTEXT.Process(target=_child, args=(arguments, fault, output))
     process.start()
-    process.join(timeout)
-    if process.exitcode is None:
+    try:
+        process.join(timeout)
+        if process.exitcode is None:
+            raise TimeoutError(f"{arguments} did not end within {timeout} s: {output.read_text()[-2000:]}")
+        return process.exitcode
+    finally:
         process.kill()
-        raise TimeoutError(f"{arguments} did not end within {timeout} s: {output.read_text()[-2000:]}")
-    return process.exitcode
+
+
+def send(signum: int) -> None:
+    """Sends this process a signal, as every fault does."""
+    os.kill(os.getpid(), signum)
 
 
 def kill_at(step: int, signum: int = signal.SIGKILL) -> None:
@@ -61,6 +68,11 @@ def kill_in_validation(steps: tuple[int, ...], signum: int = signal.SIGKILL) -> 
     _interrupt("validation_step", lambda task, index: task.global_step in steps and index == 1, signum)
 
 
+def kill_in_test(signum: int = signal.SIGKILL) -> None:
+    """A fault: at the first batch of the test."""
+    _interrupt("test_step", lambda task, index: index == 0, signum)
+
+
 def kill_at_epoch_end(steps: tuple[int, ...], signum: int = signal.SIGKILL) -> None:
     """A fault: at the end of an epoch that ends after one of these numbers of steps."""
     from tasks import ListOpsTask
@@ -69,7 +81,7 @@ def kill_at_epoch_end(steps: tuple[int, ...], signum: int = signal.SIGKILL) -> N
 
     def interrupted(self: ListOpsTask) -> None:
         if self.global_step in steps:
-            os.kill(os.getpid(), signum)
+            send(signum)
         original(self)
 
     ListOpsTask.on_train_epoch_end = interrupted  # type: ignore[method-assign]
@@ -87,12 +99,12 @@ def kill_while_writing(count: int, when: str = "write") -> None:
         if calls["count"] == 2 * count - (when == "write"):  # the file and the folder of each checkpoint
             if when == "write":
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            send(signal.SIGKILL)
         sync(descriptor)
 
     def interrupted_replace(source: Any, target: Any) -> None:
         if when == "rename" and calls["count"] == 2 * count - 1 and str(target).endswith(("last.ckpt", "best.ckpt")):
-            os.kill(os.getpid(), signal.SIGKILL)
+            send(signal.SIGKILL)
         replace(source, target)
 
     checkpoint_io.os = Patched(fsync=interrupted_sync, replace=interrupted_replace)  # type: ignore[assignment]
@@ -115,7 +127,7 @@ def _interrupt(method: str, here: Callable[[Any, int], bool], signum: int) -> No
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
         if here(self, batch_idx):
-            os.kill(os.getpid(), signum)
+            send(signum)
         return original(self, batch, batch_idx)
 
     setattr(ListOpsTask, method, interrupted)

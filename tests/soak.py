@@ -2,224 +2,229 @@
 
     python -m tests.soak --minutes 120 --seed 0 --output results/soak
 
-Each cycle is one training of a tiny ListOps recipe with faults drawn from a seeded schedule; when it completes, its
-weights, metrics and curves are compared bit for bit with an uninterrupted run. report.json and report.md say what was
-done, what was lost and what the user saw. Exit code 1 if any cycle ended otherwise.
+Each cycle is one training with faults of `tests.soak_faults` from a seeded schedule, the rarest so far first; when it
+completes, its weights, metrics and curves are compared bit for bit with an uninterrupted run. report.json and report.md
+are written after every cycle, and say what was done, what was lost, what the user saw, and how memory grew. Exit code 1
+if anything was otherwise than it must be. Ctrl-C and SIGTERM end it after what it has done.
 """
 
 import argparse
-import os
 import random
-import resource
-import shutil
+import re
 import signal
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tasks.checkpoint_io import DamagedCheckpointError, read_checkpoint
-from tasks.record import provenance, write_json
-from tests import runs
+from tests import runs, soak_faults
 from tests.recipes import write_recipe
+from tests.soak_faults import Fault
+from tests.soak_report import Record, Report
 
-SETTINGS = {"plain": (), "workers": ("--data.num_workers=2",), "ema": ("--trainer.callbacks+=EMAWeightAveraging",)}
-STEPS = 20
-
-
-def _no_room(size: int) -> None:
-    """A fault: there is room for `size` bytes of a checkpoint."""
-    from tasks.checkpoint_io import DurableCheckpointIO
-
-    original = DurableCheckpointIO.save_checkpoint
-
-    def save_checkpoint(self: DurableCheckpointIO, *arguments: Any, **options: Any) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        try:
-            original(self, *arguments, **options)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    DurableCheckpointIO.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
-
-
-def _poison(step: int) -> None:
-    """A fault: the loss of a step is not a number."""
-    from tasks import ListOpsTask
-
-    original = ListOpsTask.forward
-
-    def forward(self: ListOpsTask, x: Any, lengths: Any = None) -> Any:
-        logits = original(self, x, lengths)
-        return logits * float("nan") if self.training and self.global_step >= step else logits
-
-    ListOpsTask.forward = forward  # type: ignore[method-assign]
-
-
-def _read_only() -> None:
-    """A fault: nothing can be written beside a checkpoint; root may write in a folder without the permission."""
-    import errno
-
-    from tasks import checkpoint_io
-
-    def refuse(descriptor: int) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    checkpoint_io.os = runs.Patched(fsync=refuse)  # type: ignore[assignment]
-
-
-def _timer(seconds: float, signum: int) -> None:
-    """A fault: a signal after a time, wherever the process is."""
-    import threading
-
-    threading.Timer(seconds, os.kill, (os.getpid(), signum)).start()
+ROOT = Path(__file__).parent.parent
+# The model and the options of a real recipe, on as little data as the others have.
+FULL_SIZE = [
+    "--data.train_size=1000",
+    "--data.val_size=100",
+    "--data.test_size=100",
+    "--data.eval_batch_size=50",
+    "--trainer.val_check_interval=0.5",
+    "--trainer.log_every_n_steps=2",
+    "--trainer.enable_progress_bar=false",
+]
+SHARES = {"plain": 4, "workers": 2, "ema": 2, "full size": 2}
 
 
 class Soak:
     """The schedule, its runs and their record."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
-        self.random, self.folder = random.Random(seed), folder
-        self.recipe = write_recipe(folder)
-        self.counts: dict[str, dict[str, Any]] = defaultdict(
-            lambda: {"times": 0, "steps_lost": [], "exit_codes": set(), "seen": "", "seconds": []}
-        )
-        self.failures: list[str] = []
-        self.completed = 0
-        self.whole: dict[str, Path] = {}
-
-    def faults(self, progress: int) -> dict[str, tuple[Callable[[], None] | None, set[int]]]:
-        """Name -> what is planted in the process, and the exit codes that it may end with (0: it got to its end)."""
-        draw = self.random
-        step, seconds = draw.randrange(min(progress, STEPS - 1), STEPS), draw.uniform(0.5, 6)
-        writing = partial(runs.kill_while_writing, draw.randrange(1, 5), draw.choice(["write", "rename", "written"]))
-        past_the_last = {0} if progress >= STEPS - 1 else set()
-        faults: dict[str, tuple[Callable[[], None] | None, set[int]]] = {
-            "SIGKILL at a step": (partial(runs.kill_at, step), {-9}),
-            "SIGKILL at any time": (partial(_timer, seconds, signal.SIGKILL), {-9, 0}),
-            "SIGKILL in validation": (partial(runs.kill_in_validation, (10, 20)), {-9}),
-            "SIGKILL while writing": (writing, {-9, 0}),
-            "SIGTERM at a step": (partial(runs.kill_at, step, signal.SIGTERM), {143}),
-            "SIGTERM at any time": (partial(_timer, seconds, signal.SIGTERM), {143, -15, 0}),
-            "SIGUSR1 at a step": (partial(runs.kill_at, step, signal.SIGUSR1), {138}),
-            "SIGINT at a step": (partial(runs.kill_at, step, signal.SIGINT), {130}),
-            "disk full": (partial(_no_room, draw.randrange(200, 30_000)), {2}),
-            "read-only folder": (_read_only, {2}),
-            "NaN in the loss": (partial(_poison, step), {2}),
-            "last.ckpt corrupted": (None, {0}),
+    def __init__(self, seed: int, folder: Path, report: Report) -> None:
+        self.random, self.folder, self.report = random.Random(seed), folder, report
+        tiny = ["fit", "--config", str(write_recipe(folder))]
+        full = ["fit", "--config", str(ROOT / "configs/quick/listops/msssm_s6.yaml"), f"--data.root={folder}/full"]
+        self.commands = {
+            "plain": tiny,
+            "workers": [*tiny, "--data.num_workers=2"],
+            "ema": [*tiny, "--trainer.callbacks+=EMAWeightAveraging"],
+            "full size": [*full, *FULL_SIZE],
         }
-        return {name: (fault, codes | past_the_last) for name, (fault, codes) in faults.items()}
+        self.long = [
+            *tiny,
+            f"--data.root={folder}/long",
+            "--data.train_size=2000",
+            "--trainer.max_epochs=-1",
+            "--trainer.log_every_n_steps=50",
+        ]
+        self.log = folder / "log"
+        self.seconds: dict[str, float] = {}
 
-    def fail(self, message: str) -> None:
-        print(message, flush=True)
-        self.failures.append(message)
+    def prepare(self) -> None:
+        """Starts what starts processes, and makes the uninterrupted run of each setting."""
+        self._run(["--version"], None)
+        for setting in self.commands:
+            code, _, self.seconds[setting] = self._fit(setting, self.folder / f"whole {setting}", None)
+            if code != 0:
+                raise RuntimeError(self.log.read_text()[-2000:])
 
-    def cycle(self, setting: str) -> None:
+    def cycle(self) -> None:
         """One training, interrupted up to five times; its end is compared."""
-        run_dir, log = self.folder / "cut", self.folder / "log"
-        shutil.rmtree(run_dir, ignore_errors=True)
-        command = ["fit", "--config", str(self.recipe), *SETTINGS[setting], f"--run_dir={run_dir}"]
-        history = []
+        setting = self.random.choices(list(SHARES), list(SHARES.values()))[0]
+        run_dir = self.folder / f"cycle {self.report.cycles}"
+        history = [setting]
         for _ in range(self.random.randrange(1, 6)):
-            before = self._progress(run_dir)
-            faults = self.faults(before)
-            name = self.random.choice(sorted(faults))
-            fault, codes = faults[name]
-            if name == "last.ckpt corrupted":
-                if not self._corrupt(run_dir / "checkpoints/last.ckpt"):
-                    continue
-                fault, codes = partial(runs.kill_at, STEPS - 1), {-9, 0}  # and go on for a while
-            history.append(name)
-            code, seen, seconds = self._run(command, log, fault)
-            record = self.counts[name]
-            record["times"] += 1
-            record["exit_codes"].add(code)
-            record["seen"] = seen or record["seen"]
-            record["seconds"].append(round(seconds, 2))
-            after = self._progress(run_dir)
-            record["steps_lost"].append(max(0, before - after))
-            if code not in codes or (code == 0 and not (run_dir / "metrics.json").exists()):
-                self.fail(f"{setting}: {' > '.join(history)}: exit code {code}\n{log.read_text()[-1500:]}")
-            if after < before and name != "last.ckpt corrupted":
-                self.fail(f"{setting}: {' > '.join(history)}: fell from step {before} to {after}")
+            self._inject(setting, run_dir, history)
             if (run_dir / "metrics.json").exists():
                 break
-        if not (run_dir / "metrics.json").exists():
-            code, _, _ = self._run(command, log, None)
-            if code != 0:
-                self.fail(f"{setting}: {' > '.join(history)}: cannot go on\n{log.read_text()[-1500:]}")
-                return
-        try:
-            runs.assert_same(run_dir, self.uninterrupted(setting))
-            self.completed += 1
-        except AssertionError as error:
-            self.fail(f"{setting}: {' > '.join(history)}: {str(error)[:1000]}")
-
-    def uninterrupted(self, setting: str) -> Path:
-        if setting not in self.whole:
-            self.whole[setting] = self.folder / f"whole-{setting}"
-            command = ["fit", "--config", str(self.recipe), *SETTINGS[setting], f"--run_dir={self.whole[setting]}"]
-            if runs.run(command, self.folder / "log") != 0:
-                raise RuntimeError((self.folder / "log").read_text()[-2000:])
-        return self.whole[setting]
-
-    def _run(self, command: list[str], log: Path, fault: Callable[[], None] | None) -> tuple[int, str, float]:
-        log.unlink(missing_ok=True)
-        start = time.monotonic()
-        code = runs.run(command, log, fault, timeout=300)
-        said = [line for line in log.read_text().splitlines() if line.startswith("msssm: ")] if log.exists() else []
-        return code, said[-1].replace(str(self.folder), "...") if said else "", time.monotonic() - start
-
-    def _corrupt(self, path: Path) -> bool:
-        if not path.exists():
-            return False
-        content = bytearray(path.read_bytes())
-        where = self.random.randrange(len(content))
-        if self.random.random() < 0.5:
-            content = content[:where]
         else:
-            content[where] ^= 0xFF
-        path.write_bytes(content)
-        return True
+            code, lines, _ = self._fit(setting, run_dir, None)
+            if code != 0:
+                self.report.fail(f"{' > '.join(history)}: cannot go on: {code}, {lines}\n{self._end_of_log()}")
+        self.report.cycles += 1
+        self._compare(setting, run_dir, " > ".join(history))
 
-    @staticmethod
-    def _progress(run_dir: Path) -> int:
-        """Steps that a run would go on from."""
-        steps = [0]
-        for path in (run_dir / "checkpoints").glob("*.ckpt"):
+    def undisturbed(self) -> None:
+        """One more run of the first setting without a fault: the peak of its memory."""
+        run_dir, memory = self.folder / f"undisturbed {len(self.report.peaks)}", self.folder / "memory"
+        memory.unlink(missing_ok=True)
+        self._fit("plain", run_dir, partial(soak_faults.watch_memory, memory, frozenset()))
+        self.report.peaks.append((time.monotonic(), float(memory.read_text().split()[2])))
+        self._compare("plain", run_dir, "undisturbed")
+
+    def long_training(self, steps: int) -> None:
+        """One training of many steps: its memory at each twentieth of them."""
+        memory, marks = self.folder / "memory", frozenset(range(0, steps, steps // 20))
+        memory.unlink(missing_ok=True)
+        command = [
+            *self.long,
+            f"--trainer.max_steps={steps}",
+            f"--run_dir={self.folder}/long training {time.monotonic()}",
+        ]
+        code, lines, _ = self._run(command, partial(soak_faults.watch_memory, memory, marks), timeout=1800)
+        if code != 0:
+            self.report.fail(f"the long training: {code}, {lines}\n{self._end_of_log()}")
+        words = [line.split() for line in memory.read_text().splitlines()]
+        self.report.long.append([(float(when), float(mib)) for step, when, mib in words if step != "peak"])
+
+    def _inject(self, setting: str, run_dir: Path, history: list[str]) -> None:
+        data = self.folder / ("full" if setting == "full size" else "data")
+        had = _steps(run_dir)
+        best = had.get(run_dir / "checkpoints/best.ckpt") or 0
+        spare = max([steps or 0 for path, steps in had.items() if ".previous" in path.name], default=0)
+        faults = soak_faults.drawn(self.random, _progress(run_dir), spare, best, 1.2 * self.seconds[setting], data)
+        times = {name: record.drawn for name, record in self.report.faults.items()}
+        name = min(faults, key=lambda name: (times.get(name, 0), self.random.random()))
+        fault = faults[name]
+        history.append(name)
+
+        must_say = fault.damage(run_dir) if fault.damage is not None else None
+        kept = _progress(run_dir)
+        damaged = [path for path, steps in _steps(run_dir).items() if steps is None]
+        untouched = [steps for path, steps in had.items() if path not in damaged and steps is not None]
+
+        notes = self.folder / "notes"
+        notes.unlink(missing_ok=True)
+        code, lines, _ = self._fit(setting, run_dir, partial(_noted, notes, fault.plant))
+        ended = time.monotonic()
+        done, signalled = soak_faults.noted(notes)
+        now = _progress(run_dir)
+        hit = code != 0 or fault.code == 0
+
+        record = self.report.faults.setdefault(name, Record())
+        record.drawn += 1
+        record.times += hit
+        record.codes.add(code)
+        record.seen = lines[-1] if lines else record.seen
+        record.saved_steps_lost.append(max(0, max(untouched, default=0) - now))
+        record.steps_again.append(max(0, done - now))
+        if signalled is not None and code > 0:
+            record.seconds.append((setting, ended - signalled))
+
+        wrong = []
+        if code not in {fault.code, *fault.other_codes} | (set() if fault.sure else {0}):
+            wrong.append(f"exit code {code}")
+        complete = (run_dir / "metrics.json").exists()
+        if complete != (code == 0) and not (complete and not fault.sure):  # which may hit behind the end
+            wrong.append("metrics.json is not the mark of exit code 0")
+        if not re.fullmatch(_expected(fault, code, damaged, kept), "\n".join(lines)):
+            wrong.append(f"said {lines}, expected {_expected(fault, code, damaged, kept)}")
+        if must_say is not None and not re.search(must_say, self.log.read_text()):
+            wrong.append(f"did not say {must_say}")
+        if now < max(untouched, default=0):
+            wrong.append(f"fell from step {max(untouched)} to {now}")
+        if done - now > fault.again:
+            wrong.append(f"{done} steps done, {now} kept")
+        if wrong:
+            self.report.fail(f"{' > '.join(history)}: {'; '.join(wrong)}\n{self._end_of_log()}")
+
+    def _compare(self, setting: str, run_dir: Path, history: str) -> None:
+        try:
+            runs.assert_same(run_dir, self.folder / f"whole {setting}")
+            self.report.identical += 1
+        except (AssertionError, OSError) as error:
+            self.report.fail(f"{history}: {str(error)[:1000]}")
+
+    def _fit(self, setting: str, run_dir: Path, fault: Callable[[], None] | None) -> tuple[int, list[str], float]:
+        return self._run([*self.commands[setting], f"--run_dir={run_dir}"], fault)
+
+    def _run(
+        self, command: list[str], fault: Callable[[], None] | None, timeout: float = 300
+    ) -> tuple[int, list[str], float]:
+        """Exit code, what the command said, and its seconds."""
+        self.log.unlink(missing_ok=True)
+        start = time.monotonic()
+        code = runs.run(command, self.log, fault, timeout)
+        said = [line for line in self.log.read_text().splitlines() if line.startswith("msssm: ")]
+        return (
+            code,
+            [line.removeprefix("msssm: ").replace(str(self.folder), "...") for line in said],
+            time.monotonic() - start,
+        )
+
+    def _end_of_log(self) -> str:
+        return self.log.read_text()[-1500:]
+
+
+def _noted(notes: Path, plant: Callable[[], None] | None) -> None:
+    soak_faults.note(notes)
+    if plant is not None:
+        plant()
+
+
+def _expected(fault: Fault, code: int, damaged: list[Path], kept: int) -> str:
+    """Pattern of all that a run says: what it goes on from, and why it ends."""
+    lines = [rf".*/{re.escape(path.name)} cannot be read \(\w+\), going on without it" for path in damaged]
+    lines += [rf"fit from \S.*/checkpoints/\S+\.ckpt, step {kept}"] if kept else []
+    says = [fault.says] if code > 0 else []
+    if fault.sure:
+        return "\n".join([*lines, *says])
+    before = "\n".join(lines)
+    return f"(?:{before})?\n?{''.join(says)}"  # it may come before the run has looked
+
+
+def _steps(run_dir: Path) -> dict[Path, int | None]:
+    """Steps of each checkpoint, None for a damaged one, in the order in which a run looks at them."""
+    steps: dict[Path, int | None] = {}
+    for name in ("last", "last.previous", "best", "best.previous"):
+        path = run_dir / f"checkpoints/{name}.ckpt"
+        if path.exists():
             try:
-                steps.append(read_checkpoint(path)["global_step"])
+                steps[path] = read_checkpoint(path)["global_step"]
             except DamagedCheckpointError:
-                continue
-        return max(steps)
+                steps[path] = None
+    return steps
 
 
-def _usage() -> tuple[float, int]:
-    """MiB that are resident, and open descriptors, of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20, len(os.listdir("/proc/self/fd"))
+def _progress(run_dir: Path) -> int:
+    """Steps that a run would go on from."""
+    return max((steps for steps in _steps(run_dir).values() if steps is not None), default=0)
 
 
-def _markdown(report: dict[str, Any]) -> str:
-    lines = [
-        f"# Soak: {report['minutes']:.1f} minutes, seed {report['seed']}",
-        "",
-        f"{report['cycles']} trainings, {report['identical']} of them identical to the bit with an uninterrupted one, "
-        f"{len(report['failures'])} failures. Of the soak itself: memory {report['memory_mib'][0]:.0f} -> "
-        f"{report['memory_mib'][1]:.0f} MiB, descriptors {report['descriptors'][0]} -> {report['descriptors'][1]}.",
-        "",
-        "| fault | times | steps fewer to go on from | exit codes | what the user saw last |",
-        "| --- | ---: | ---: | --- | --- |",
-    ]
-    for name, record in sorted(report["faults"].items()):
-        codes = ", ".join(map(str, record["exit_codes"]))
-        seen = record["seen"].replace("|", "/") or "nothing"
-        lines.append(f"| {name} | {record['times']} | {max(record['steps_lost'])} | {codes} | {seen} |")
-    return "\n".join([*lines, "", *(f"```\n{failure}\n```" for failure in report["failures"])]) + "\n"
+def _stop(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -228,41 +233,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("results/soak"))
     options = parser.parse_args()
-    start = time.monotonic()
+    signal.signal(signal.SIGTERM, _stop)
+    report = Report(options.seed, options.output)
+    steps = 10 * max(100, round(40 * options.minutes))
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(options.seed, Path(folder))
-        for setting in SETTINGS:
-            soak.uninterrupted(setting)
-        memory, descriptors = _usage()
-        cycles = 0
-        while time.monotonic() - start < 60 * options.minutes:
-            soak.cycle(soak.random.choice(sorted(SETTINGS)))
-            cycles += 1
-            print(
-                f"{(time.monotonic() - start) / 60:6.1f} min  {cycles} trainings  {len(soak.failures)} failures",
-                flush=True,
-            )
-        memory_after, descriptors_after = _usage()
-    if descriptors_after > descriptors + 4:
-        soak.fail(f"descriptors grew from {descriptors} to {descriptors_after}")
-    if memory_after > 1.3 * memory + 100:
-        soak.fail(f"memory grew from {memory:.0f} to {memory_after:.0f} MiB")
-    report = {
-        "minutes": (time.monotonic() - start) / 60,
-        "seed": options.seed,
-        "cycles": cycles,
-        "identical": soak.completed,
-        "faults": {name: {**each, "exit_codes": sorted(each["exit_codes"])} for name, each in soak.counts.items()},
-        "memory_mib": [memory, memory_after],
-        "descriptors": [descriptors, descriptors_after],
-        "failures": soak.failures,
-        **provenance(),
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_json(options.output / "report.json", report)
-    (options.output / "report.md").write_text(_markdown(report))
+        soak = Soak(options.seed, Path(folder), report)
+        try:
+            soak.prepare()
+            soak.long_training(steps)
+            deadline = report.start + 60 * options.minutes - (time.monotonic() - report.start)
+            while time.monotonic() < deadline:
+                if report.cycles % 5 == 0:
+                    soak.undisturbed()
+                soak.cycle()
+                report.note()
+            soak.long_training(steps)
+        except KeyboardInterrupt:
+            print("stopped; the report is of what has been done", flush=True)
+        report.judge(options.minutes)
+        report.write()
     print((options.output / "report.md").read_text())
-    raise SystemExit(bool(soak.failures))
+    raise SystemExit(bool(report.failures))
 
 
 if __name__ == "__main__":

@@ -32,10 +32,17 @@ KILLS: dict[str, Callable[[], None]] = {
     "half-written": partial(runs.kill_while_writing, 5),
     "between renames": partial(runs.kill_while_writing, 4, "rename"),
     "written": partial(runs.kill_while_writing, 4, "written"),
+    "test": runs.kill_in_test,
     # With a pre-validation, a best and a last checkpoint an epoch, and with the second best no better, or as good.
     "between best and last": partial(runs.kill_while_writing, 2, "written"),
 }
-QUICK = [("ema", "mid-epoch"), ("plain", "validation"), ("workers", "epoch end"), ("plain", "between renames")]
+QUICK = [
+    ("ema", "test"),
+    ("ema", "mid-epoch"),
+    ("plain", "validation"),
+    ("workers", "epoch end"),
+    ("plain", "between renames"),
+]
 
 
 @pytest.fixture(scope="module")

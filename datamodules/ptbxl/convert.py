@@ -65,7 +65,7 @@ def load(folder: Path) -> Converted:
         signals = np.load(folder / "signals.npy", mmap_mode="r", allow_pickle=False)
         if list(signals.shape) != meta["shape"] or signals.dtype != np.int16:
             raise ValueError(f"signals.npy is {signals.dtype} of shape {signals.shape}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except Exception as error:  # whatever a damaged header makes numpy's parser raise
         raise ValueError(f"{folder} is damaged ({error}); delete it, and it is converted again") from error
     return Converted(folder, signals, quarantine, meta)
 
