@@ -19,7 +19,7 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-gpu lint reproduce-table runs choices ablations bench dashboard soak audit lock clean
+.PHONY: help install test test-gpu lint reproduce-table runs choices ablations listops-report bench dashboard soak audit lock clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -161,6 +161,10 @@ lock: $(TOOLS)/pip-tools ## Write requirements.lock: the versions of constraints
 	@$(TOOLS)/pip-tools/bin/pip-compile --quiet --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 		--no-emit-options --no-strip-extras --allow-unsafe --constraint constraints.txt --extra dev \
 		--output-file requirements.lock pyproject.toml
+
+listops-report: $(READY) ## ListOps rows on 20,000 fresh expressions, by operator, depth, length; then in table.html
+	$(BIN)/msssm listops-report --results $(RESULTS) $(OPTIONS)
+	@$(BIN)/msssm table $(RESULTS) > /dev/null
 
 dashboard: $(READY) ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir_spec runs:runs,results:results

@@ -218,9 +218,7 @@ def test_ablations_show_their_paired_difference_to_full(tmp_path: Path, capsys: 
     generator = np.random.default_rng(0)
     right = {"full": generator.random(5000) < 0.5}
     right["s4"] = right["full"].copy()
-    right["s4"][np.flatnonzero(right["full"])[:50]] = (
-        False  # only there do the two differ
-    )
+    right["s4"][np.flatnonzero(right["full"])[:50]] = False  # only there do the two differ
     for row, correct in right.items():
         run = write_run(tmp_path, row, 0, correct.mean())
         np.savez(
