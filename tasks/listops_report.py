@@ -2,8 +2,10 @@
 
 import argparse
 import itertools
+import json
 import sys
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from datamodules.listops import Expressions, generate_arrays
 from datamodules.listops.expressions import CLOSE, OPERATORS, PAD, TOKEN_IDS, join
 from tasks.listops import ListOpsTask
 from tasks.listops_report_plot import report_plot
-from tasks.load import load_run, run_arguments
+from tasks.listops_summary import write_summary
+from tasks.load import LoadedRun, load_run, run_arguments
 from tasks.record import write_json
 from tasks.table.intervals import wilson
 
@@ -26,7 +29,7 @@ TOKENS_PER_BATCH = 100_000
 
 
 def main(args: list[str]) -> None:
-    """Writes listops_report.json, .md and .png into the run's folder, and prints the table.
+    """Writes listops_report.json, .md and .png into the run's folder, and prints the table; --results gathers runs.
 
     The test set has expressions of the run's own distribution, from another seed and without any of the training set.
     Length generalisation: the same trees at lengths of 1 to 2 and 2 to 4 times the longest trained.
@@ -34,35 +37,59 @@ def main(args: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="msssm listops-report", description=main.__doc__)
     run_arguments(parser)
     parser.add_argument("--count", type=int, default=20_000, help="expressions; a tenth of it for each longer range")
+    parser.add_argument("--results", type=Path, help="all complete runs below it instead, such as results/quick")
     options, overrides = parser.parse_known_args(args)
-    run = load_run(options, overrides)
+    if options.count < 10:
+        raise ValueError(f"--count must be at least 10, got {options.count}")
+    if options.results is None:
+        print(markdown(report(load_run(options, overrides), options.count)))
+        return
+    for folder in sorted(path.parent for path in options.results.glob("runs/listops/*/seed*/metrics.json")):
+        if not is_complete(folder, options.count):
+            print(folder, flush=True)
+            one = argparse.Namespace(run_dir=folder, config=None, ckpt_path=None)
+            report(load_run(one, overrides), options.count)
+    print(write_summary(options.results))
+
+
+def is_complete(folder: Path, count: int) -> bool:
+    """Whether a run has a report on so many expressions, of the checkpoint that is there now."""
+    path, checkpoint = folder / "listops_report.json", folder / "checkpoints/best.ckpt"
+    if not path.exists() or (checkpoint.exists() and checkpoint.stat().st_mtime > path.stat().st_mtime):
+        return False
+    return bool(json.loads(path.read_text())["lines"][0]["count"] == count)
+
+
+def report(run: LoadedRun, count: int) -> list[dict[str, Any]]:
+    """The lines of one run, which its folder then has.
+
+    Raises:
+        ValueError: it is not a ListOps run.
+    """
     data, task = run.datamodule, run.task
     if not (isinstance(data, ListOpsDataModule) and isinstance(task, ListOpsTask)):
         raise ValueError(f"asked for a ListOps run, got {type(task).__name__} on {type(data).__name__}")
-    if options.count < 10:
-        raise ValueError(f"--count must be at least 10, got {options.count}")
     data.prepare_data()
     data.setup("validate")
     train = data.train_dataloader().dataset.expressions  # type: ignore[attr-defined]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task.to(device)
-    fresh = fresh_expressions(data, options.count, 1, train)
+    fresh = fresh_expressions(data, count, 1, train)
     right = answers(task, fresh, device) == fresh.labels
     parts = breakdown(fresh, right)
     for factor in (2, 4):
         low, high = data.parameters.max_length * factor // 2, data.parameters.max_length * factor
         try:
-            longer = fresh_expressions(data, max(10, options.count // 10), factor, None)
+            longer = fresh_expressions(data, max(10, count // 10), factor, None)
         except ValueError as error:  # trees of this depth and width do not grow so long
             print(f"msssm: no report on lengths {low} .. {high}: {error}", file=sys.stderr)
             continue
         parts.append(_line("beyond training", f"{low} .. {high}", answers(task, longer, device) == longer.labels))
     result = {"checkpoint": str(run.checkpoint), "seed": data.data_seed + SEED_OFFSET, "lines": parts}
     write_json(run.folder / "listops_report.json", result)
-    text = markdown(parts)
-    (run.folder / "listops_report.md").write_text(text)
+    (run.folder / "listops_report.md").write_text(markdown(parts))
     report_plot(run.folder / "listops_report.png", parts)
-    print(text)
+    return parts
 
 
 def fresh_expressions(data: ListOpsDataModule, count: int, factor: int, train: Expressions | None) -> Expressions:

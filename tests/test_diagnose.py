@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from msssm.diagnostics import Cost, PowerLaw
+from tasks import profile
 from tasks.diagnose import alarms
 from tasks.main import main
 from tests.ptbxl import copy_to
@@ -150,7 +152,7 @@ def test_profile_measures_every_point_and_fits_the_laws(tmp_path: Path, capsys: 
         "--device",
         "cpu",
     ]
-    main(["profile", "--output", str(tmp_path), *sizes])
+    main(["profile", "--output", str(tmp_path), "--rounds", "1", *sizes])
     content = json.loads((tmp_path / "profile.json").read_text())
     keys = {(p["part"], p["levels"], p["length"]) for p in content["points"]}
     assert keys == {(part, s, n) for part in ("layer", "decomposition") for s in (0, 4) for n in (256, 2048)}
@@ -161,7 +163,22 @@ def test_profile_measures_every_point_and_fits_the_laws(tmp_path: Path, capsys: 
 
 
 def test_profile_of_one_length_has_no_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["profile", "--output", str(tmp_path), "--levels", "1", "2", "--lengths", "64", "--d_model", "8"])
+    main(
+        [
+            "profile",
+            "--output",
+            str(tmp_path),
+            "--rounds",
+            "1",
+            "--levels",
+            "1",
+            "2",
+            "--lengths",
+            "64",
+            "--d_model",
+            "8",
+        ]
+    )
     assert "not determined" in capsys.readouterr().out
 
 
@@ -179,3 +196,12 @@ def test_an_ecg_network_is_diagnosed_and_exported(tmp_path: Path) -> None:
     main(["export", "--run_dir", f"{tmp_path}/run", "--output", f"{tmp_path}/out"])
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert f"test/auroc: {metrics['test']['test/auroc']:.4f}" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_law_that_misses_its_points_is_not_trusted() -> None:
+    assert profile.describe(PowerLaw(2.0, 1.0, 1.0, 0.149)).endswith("length^1.00, residual 15 %")
+    assert profile.describe(PowerLaw(2.0, 1.0, 1.0, 0.31)).endswith("not trustworthy: residual 31 %")
+
+
+def test_a_point_is_its_shortest_time_and_its_median_memory() -> None:
+    assert profile.best([Cost(3.0, 10), Cost(1.0, 90), Cost(2.0, 20)]) == Cost(1.0, 20)

@@ -1,6 +1,7 @@
 """The report on fresh ListOps: which expressions, how they are counted, and that its accuracies are the model's."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from datamodules import ListOpsDataModule
 from datamodules.listops import decode, encode, tokenize
 from datamodules.listops.expressions import join
-from tasks.listops_report import answers, breakdown, depths, fresh_expressions
+from tasks.listops_report import answers, breakdown, depths, fresh_expressions, is_complete
 from tasks.load import build
 from tasks.main import main
 from tasks.table.intervals import wilson
 from tests.recipes import fit, write_recipe
+from tests.test_table import write_run
 
 EXPRESSIONS = {
     "[MAX 2 9 [MIN 4 7 ] 0 ]": 2,
@@ -100,3 +102,26 @@ def test_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["listops-report", "--config", "configs/quick/ptbxl/msssm_s6.yaml", f"--run_dir={tmp_path}"])
     assert "asked for a ListOps run, got ECGTask" in capsys.readouterr().err
+
+
+def test_reports_of_several_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seeds are averaged, the best row is first; complete reports are not made again (the runs have no weights)."""
+    right = {("s4d", 0): [True, False, True, True], ("s4d", 1): [False] * 4, ("mamba", 0): [True, False, True, False]}
+    for (row, seed), answered in right.items():
+        run = write_run(tmp_path, row, seed, 0.4)
+        tokens = [encode(tokenize(text)) for text in EXPRESSIONS] * 5
+        lines = breakdown(join(tokens, [9, 3, 5, 3] * 5), np.array(answered * 5))
+        (run / "listops_report.json").write_text(json.dumps({"lines": lines}))
+    main(["listops-report", "--results", str(tmp_path), "--count", "20"])
+    shown = capsys.readouterr().out
+    # sqrt(0.5 0.5 / 20) = 11.2 points, sqrt(0.375 0.625 / 20) = 10.8.
+    assert shown.index("| Mamba | 1 | 50.0 +- 11.2 |") < shown.index("| S4D | 2 | 37.5 +- 10.8 |")
+    main(["table", str(tmp_path)])
+    assert "href='listops_report.md'" in (tmp_path / "table.html").read_text()
+    assert (tmp_path / "listops_report.csv").read_text().count("s4d,1,") == len(lines)
+    assert is_complete(run, 20)
+    assert not is_complete(run, 30), "another count is another report"
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/best.ckpt").touch()
+    os.utime(run / "listops_report.json", (0, 0))
+    assert not is_complete(run, 20), "the checkpoint is newer"

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -211,3 +212,36 @@ def test_the_page_stands_alone_and_shows_every_run(tmp_path: Path, capsys: pytes
     assert text.count("data:image/png;base64,") == 2
     assert "http" not in text
     assert "c" * 40 in text
+
+
+def test_ablations_show_their_paired_difference_to_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    right = {"full": generator.random(5000) < 0.5}
+    right["s4"] = right["full"].copy()
+    right["s4"][np.flatnonzero(right["full"])[:50]] = False  # only there do the two differ
+    for row, correct in right.items():
+        run = write_run(tmp_path, row, 0, correct.mean())
+        np.savez(
+            run / "predictions.npz",
+            sample=np.arange(5000),
+            target=np.ones(5000, dtype=np.int64),
+            prediction=correct.astype(np.int64),
+            metric=np.array("accuracy"),
+        )
+    head, _, full, s4, _ = table(tmp_path, capsys)
+    assert head[3:5] == ["minus full", "its 95 % interval"]
+    assert full[3:5] == ["", ""]
+    assert (s4[0], s4[3], s4[-1]) == ("S4 in place of S6", "-1.0", "62.83")
+    # 50 differing items are Poisson nearly: 1.0 +- 1.96 sqrt(50) / 50; unpaired, it would be +-2.0.
+    low, high = map(float, s4[4].split(" .. "))
+    assert -1.4 <= low <= -1.2
+    assert -0.8 <= high <= -0.6
+
+
+def test_ablations_of_several_seeds_are_paired_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, (full, euler) in enumerate([(0.40, 0.41), (0.50, 0.52), (0.60, 0.63)]):
+        write_run(tmp_path, "full", seed, full)
+        write_run(tmp_path, "euler", seed, euler)
+    *_, euler_row, _ = table(tmp_path, capsys)
+    # Differences 1, 2, 3: Student's half interval is 4.303 / sqrt(3) = 2.5 points.
+    assert euler_row[3:5] == ["+2.0", "-0.5 .. +4.5"]

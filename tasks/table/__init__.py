@@ -34,5 +34,7 @@ def main(args: list[str]) -> None:
         plots[task] = [folder / f"{task}.png", folder / f"{task}_curves.png"]
         bars(plots[task][0], each)
         learning_curves(plots[task][1], each)
+    if (folder / "listops_report.png").exists():
+        plots.get("listops", []).append(folder / "listops_report.png")
     (folder / "table.html").write_text(page(sections, plots))
     print(text)

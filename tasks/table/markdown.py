@@ -27,13 +27,19 @@ def header(section: Section) -> list[str]:
     ]
     if any(row.paper for row in section.rows):
         names.append(f"paper: {subject.measure} on {subject.paper_name(run)}{subject.unit}")
+    if section.ablation:
+        names[3:3] = ["minus full", "its 95 % interval"]
     return names
 
 
 def cells(section: Section) -> list[list[str]]:
     """The rows of a section, best first; the bound of a trivial answer last."""
     width = len(header(section))
-    lines = [_cells(row)[:width] for row in section.ranked]
+    lines = [_cells(row) for row in section.ranked]
+    if section.ablation:
+        for line, row in zip(lines, section.ranked, strict=True):
+            line[3:3] = _difference(row)
+    lines = [line[:width] for line in lines]
     if bound := section.subject.bound(section.first):
         name, value = bound
         lines.append([f"{name} (bound)", section.subject.show(value), *[""] * (width - 2)])
@@ -59,6 +65,11 @@ def remarks(section: Section) -> list[str]:
     ]
     if any(row.paper for row in section.rows) and not section.subject.full_scale(section.first):
         lines[0] += " The paper's column is of other data: not comparable in value."
+    if section.ablation:
+        lines.append(
+            "Minus full: the row less the first one, paired over the same test samples (bootstrap), or by seed "
+            "(Student) where there are several seeds."
+        )
     if section.quoted:
         quoted = "; ".join(f"{label} {number}" for label, number in section.quoted if number)
         lines.append(f"Only quoted, on {section.subject.paper_name(section.first)}: {quoted}.")
@@ -94,6 +105,13 @@ def _cells(row: Row) -> list[str]:
         f"{mean(run.metrics['train_seconds'] for run in row.runs):.0f}",
         row.paper,
     ]
+
+
+def _difference(row: Row) -> list[str]:
+    if row.difference is None:
+        return ["", ""]
+    value, low, high = (("+" if number > 0 else "") + row.subject.show(number) for number in row.difference)
+    return [value, f"{low} .. {high}"]
 
 
 def overview_cells(sections: Sequence[Section]) -> list[list[str]]:

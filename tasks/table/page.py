@@ -23,13 +23,16 @@ dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def page(sections: Sequence[Section], plots: dict[str, list[Path]]) -> str:
-    """HTML without any reference to other files; `plots` are the pictures of each task."""
+    """HTML that holds the pictures of each task, `plots`, and links the tables of the same name beside them."""
     parts = [_table(overview_cells(sections))] if len(sections) > 1 else []
     for section in sections:
         parts.append(f"<h2>{escape(section.title)}</h2>")
         parts += [f"<p>{escape(line)}</p>" for line in about(section)]
         parts.append(_table([header(section), *cells(section)]))
-        parts += [_figure(path) for path in plots[section.subject.task]]
+        for path in plots[section.subject.task]:
+            parts.append(_figure(path))
+            if (table := path.with_suffix(".md")).exists():
+                parts.append(f"<p>Its numbers: <a href='{escape(table.name)}'>{escape(table.name)}</a></p>")
         parts += [f"<p>{escape(line)}</p>" for line in remarks(section)]
     runs = "\n".join(
         f"<details><summary>{escape(str(line['config']))}: {escape(str(line['test']))}</summary><dl>"

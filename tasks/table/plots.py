@@ -45,16 +45,21 @@ def learning_curves(path: Path, section: Section) -> None:
     """Validation metric against training steps, one colour per row, one line per seed."""
     subject = section.subject
     scale = 100 if subject.percent else 1
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    many = len(section.rows) > 10
+    colors = plt.get_cmap("turbo", len(section.rows)) if many else plt.get_cmap("tab10")
+    figure, axes = plt.subplots(figsize=(12, 7) if many else (8, 5), layout="constrained")
     for index, row in enumerate(section.rows):
         for number, run in enumerate(row.runs):
             steps, values = read_curve(run.folder, subject.metric.replace("test/", "val/"))
             label = row.label if number == 0 else None
-            axes.plot(steps, [scale * value for value in values], color=f"C{index}", marker=".", label=label)
+            axes.plot(steps, [scale * value for value in values], color=colors(index), marker=".", label=label)
     axes.set_title(section.title, loc="left")
     axes.set_xlabel("training steps")
     axes.set_ylabel(f"validation {subject.measure}{subject.unit}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    if many:
+        figure.legend(fontsize="small", loc="outside right upper")
+    else:
+        axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -8,6 +8,9 @@ from typing import Any
 from tasks.table.rows import Row, Section
 from tasks.table.runs import Run
 
+# Of an ablation: its row less `full`, and the 95 % interval of that.
+DIFFERENCE = ("minus_full", "minus_full_low", "minus_full_high")
+
 
 def write_csv(path: Path, sections: Sequence[Section]) -> None:
     """Writes the runs of all sections."""
@@ -40,6 +43,8 @@ def _line(section: Section, row: Row, run: Run) -> dict[str, Any]:
         "best_validation": f"{metrics['validation']['best']:.5f}",
         "test_size": run.counts["test"],
         "paper": row.paper,
+        **dict.fromkeys(DIFFERENCE, ""),
+        **dict(zip(DIFFERENCE, (f"{number:.5f}" for number in row.difference or ()), strict=False)),
         "parameters": metrics["parameters"],
         "steps": metrics["steps"],
         "batch_size": run.data["batch_size"],

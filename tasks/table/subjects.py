@@ -76,12 +76,23 @@ class Subject:
         """The paper's rows in its order."""
         if not self.reference:
             return []
-        column = self.paper_column(run)
-        with (REFERENCE / self.reference).open() as file:
-            return [Reference(line["row"], line["label"], line[column]) for line in csv.DictReader(file)]
+        return _read(self.reference, self.paper_column(run))
+
+    def ablations(self, run: Run) -> list[Reference]:
+        """The rows of `make ablations`: the paper's numbers where it has this one, its options by their names."""
+        return _read("ablations.csv", self.task if self.in_papers_ablations(run) else None)
+
+    def in_papers_ablations(self, run: Run) -> bool:
+        """Whether the paper's ablations are of these data, reduced or synthetic ones included."""
+        return False
 
     def paper_column(self, run: Run) -> str:
         return "paper_accuracy"
+
+
+def _read(file: str, column: str | None) -> list[Reference]:
+    with (REFERENCE / file).open() as lines:
+        return [Reference(line["row"], line["label"], line[column] if column else "") for line in csv.DictReader(lines)]
 
 
 class ListOps(Subject):
@@ -104,6 +115,9 @@ class ListOps(Subject):
             f"{run.data['min_length']} < length < {run.data['max_length']}, depth at most {run.data['max_depth']}, "
             f"at most {run.data['max_args']} arguments, mean length {run.metrics['data']['mean_length']['train']:.0f}"
         )
+
+    def in_papers_ablations(self, run: Run) -> bool:
+        return True
 
     def bound(self, run: Run) -> tuple[str, float]:
         """The best answer per root operator, which needs no nesting."""
@@ -132,6 +146,9 @@ class PTBXL(Subject):
 
     def paper_column(self, run: Run) -> str:
         return run.metrics["data"]["label_set"]
+
+    def in_papers_ablations(self, run: Run) -> bool:
+        return bool(run.metrics["data"]["label_set"] == "all")
 
     def describe(self, run: Run) -> str:
         data = run.metrics["data"]
