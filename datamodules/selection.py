@@ -9,8 +9,6 @@ import numpy.typing as npt
 from datamodules.base import Batch
 from datamodules.pixels import PixelDataModule, PixelDataset
 
-GENERATOR_VERSION = 1  # raise it when the same arguments give other data
-
 Bytes = npt.NDArray[np.uint8]
 Kind = Literal["copying", "counting"]
 

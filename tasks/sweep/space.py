@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 # Lines of jsonargparse's messages that only say where it was.
-_FRAME = re.compile(r"Expected a <class 'NoneType'>|Given value|Subtypes:|Errors:|Problem with|Parser key|Does not valid")
+_FRAME = re.compile(
+    r"Expected a <class 'NoneType'>|Given value|Subtypes:|Errors:|Problem with|Parser key|Does not valid"
+)
 
 
 @dataclass(frozen=True)
