@@ -23,7 +23,7 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
-	@echo "  reproduce-table takes PROFILE=quick|medium|paper, TASKS=\"listops digits ptbxl\", SEEDS=\"0 1 2\", JOBS=runs at a time,"
+	@echo "  reproduce-table takes PROFILE=quick|medium|paper, TASKS=\"listops digits ptbxl copying counting\", SEEDS=\"0 1 2\", JOBS=runs at a time,"
 	@echo "  OPTIONS=\"--trainer.devices 2\" for msssm fit"
 
 install: $(READY) ## Create .venv with msssm and its development tools
@@ -48,7 +48,7 @@ lint: $(READY) ## Check style and types
 	$(BIN)/mypy
 
 reproduce-table: $(READY) ## Train every row that is not complete, and print the table
-	@: $(if $(ROWS),,$(error no recipe configs/$(PROFILE)/{$(TASKS)}/*.yaml; PROFILE is quick (TASKS of listops digits ptbxl), medium (listops) or paper (listops scifar ptbxl)))
+	@: $(if $(ROWS),,$(error no recipe configs/$(PROFILE)/{$(TASKS)}/*.yaml; PROFILE is quick (TASKS of listops digits ptbxl copying counting), medium (listops) or paper (listops scifar ptbxl)))
 	-@$(MAKE) --no-print-directory --keep-going $(PARALLEL) runs
 	@$(BIN)/msssm table $(RESULTS)
 	@for run in $(RUNS); do test -f $$run || exit 1; done

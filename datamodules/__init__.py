@@ -6,6 +6,7 @@ from datamodules.digits import DigitsDataModule
 from datamodules.imagenet import ImageNetDataModule
 from datamodules.listops import ListOpsDataModule
 from datamodules.ptbxl import ECGBatch, PTBXLDataModule
+from datamodules.selection import SelectionDataModule
 
 __all__ = [
     "Batch",
@@ -14,5 +15,6 @@ __all__ = [
     "ImageNetDataModule",
     "ListOpsDataModule",
     "PTBXLDataModule",
+    "SelectionDataModule",
     "SequentialCIFARDataModule",
 ]

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from tasks.image import ImageTask
     from tasks.listops import ListOpsTask
     from tasks.nan_guard import NanGuard
+    from tasks.tokens import TokenTask
 
-__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "NanGuard", "SkipBadBatches"]
+__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "NanGuard", "SkipBadBatches", "TokenTask"]
 
 _HOMES = {
     "ECGTask": "tasks.ecg",
@@ -18,6 +19,7 @@ _HOMES = {
     "ListOpsTask": "tasks.listops",
     "NanGuard": "tasks.nan_guard",
     "SkipBadBatches": "tasks.bad_batches",
+    "TokenTask": "tasks.tokens",
 }
 
 

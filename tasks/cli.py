@@ -1,6 +1,7 @@
 """The `msssm` command's Lightning half: fit, validate, test, predict from one recipe."""
 
 import subprocess
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -57,6 +58,9 @@ class MsssmCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/latest", help="Folder of this run.")
+        parser.add_argument(
+            "--skip_test", type=bool, default=False, help="Leave out the test at the end of a training."
+        )
         # Forced here, since a second --config would replace a recipe's list of callbacks.
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -181,9 +185,10 @@ class MsssmCLI(LightningCLI):
         return trainer
 
     def after_fit(self) -> None:
-        """Tests once, at the best validation, and marks the run as complete."""
+        """Tests once, at the best validation, unless told to leave that out, and marks the run as complete."""
         if self._get(self.config, "trainer").fast_dev_run:
             return
+        tested = not self._get(self.config, "skip_test")
         steps, epochs = self.trainer.global_step, self.trainer.current_epoch
         seconds = self.timer.time_elapsed("train")
         checkpoint = self.trainer.checkpoint_callback
@@ -194,15 +199,18 @@ class MsssmCLI(LightningCLI):
                 "no validation ran, so there is no best checkpoint to test: raise max_epochs or max_steps, or lower "
                 "val_check_interval or check_val_every_n_epoch"
             )
-        [test] = self.trainer.test(
-            self.model,
-            datamodule=self.datamodule,
-            ckpt_path=checkpoint.best_model_path,
-            weights_only=True,
-            verbose=False,
-        )
+        test: Mapping[str, float] = {}
+        if tested:
+            [test] = self.trainer.test(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path=checkpoint.best_model_path,
+                weights_only=True,
+                verbose=False,
+            )
         if isinstance(self.trainer.logger, TensorBoardLogger):
-            self.trainer.logger.log_hyperparams(self.model.hparams, dict(test), steps)
+            shown = dict(test) or {str(checkpoint.monitor): best.item()}
+            self.trainer.logger.log_hyperparams(self.model.hparams, shown, steps)
             self.trainer.logger.finalize("success")
         describe = getattr(self.datamodule, "describe", dict)
         if self.trainer.is_global_zero:
@@ -210,7 +218,7 @@ class MsssmCLI(LightningCLI):
                 self.run_dir / "metrics.json",
                 {
                     "test": test,
-                    "report": self.model.report(self.datamodule, self.run_dir),
+                    "report": self.model.report(self.datamodule, self.run_dir) if tested else {},
                     "validation": {"monitor": checkpoint.monitor, "best": best.item()},
                     "seed": self._get(self.config, "seed_everything"),
                     "parameters": sum(p.numel() for p in self.model.parameters()),

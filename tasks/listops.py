@@ -1,25 +1,12 @@
 """ListOps: classify an expression by its value, 0..9."""
 
-from pathlib import Path
-from typing import Any
-
-import torch
-from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
-
-from datamodules import Batch
 from datamodules.listops import num_classes, vocab_size
-from msssm import Backbone, SequenceClassifier
-from tasks.base import SequenceTask
-from tasks.predictions import FILE
+from msssm import Backbone
+from tasks.tokens import TokenTask
 
 
-class ListOpsTask(SequenceTask):
-    """Embedding, backbone, mean over the true positions, linear head; cross-entropy over ten values.
-
-    Logs `{train,val,test}/loss` and `{train,val,test}/accuracy`; accuracy is over samples, exact under DDP.
+class ListOpsTask(TokenTask):
+    """`TokenTask` with ListOps' tokens and its ten values, and the mean over the true positions.
 
     Args:
         backbone: the stack of sequence layers.
@@ -40,56 +27,5 @@ class ListOpsTask(SequenceTask):
         ssm_lr: float | None = None,
         warmup_epochs: float = 1.0,
     ) -> None:
-        super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
+        super().__init__(backbone, vocab_size, num_classes, "mean", lr, weight_decay, ssm_lr, warmup_epochs)
         self.save_hyperparameters()
-        self.model = SequenceClassifier(nn.Embedding(vocab_size, backbone.d_model), backbone, num_classes)
-        accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.train_accuracy, self.val_accuracy = accuracy, accuracy.clone()
-        self.test_accuracy = accuracy.clone()
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x (B, L) token ids, lengths (B,) -> logits (B, 10)."""
-        return self.model(x, lengths)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, _ = self._step(batch, "train", self.train_accuracy)
-        self.log_train_loss(loss, len(batch.y))
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        self.log("train/accuracy", self.train_accuracy)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "val", self.val_accuracy)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        _, logits = self._step(batch, "test", self.test_accuracy)
-        assert batch.sample is not None
-        self.test_predictions.update(batch.sample, batch.y, logits.argmax(-1))
-
-    def _step(self, batch: Batch, stage: str, accuracy: Metric) -> tuple[Tensor, Tensor]:
-        """The loss and the logits."""
-        logits = self(batch.x, batch.lengths)
-        loss = nn.functional.cross_entropy(logits, batch.y)
-        if stage == "train":
-            self.check_loss(loss, batch.x, batch.lengths)
-        accuracy.update(logits, batch.y)
-        if stage != "train":
-            options: dict[str, Any] = {"batch_size": len(batch.y), "prog_bar": True}
-            self.log(f"{stage}/loss", loss, sync_dist=True, **options)
-            self.log(f"{stage}/accuracy", accuracy, **options)
-        return loss, logits
-
-    def report(self, datamodule: LightningDataModule, run_dir: Path) -> dict[str, Any]:
-        """Keeps the test's answers in predictions.npz."""
-        self.test_predictions.save(run_dir / FILE, "accuracy")
-        return {}
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The answers (B,)."""
-        return self(batch.x, batch.lengths).argmax(-1)
-
-    def describe_predictions(self, outputs: list[Tensor]) -> list[str]:
-        """The answer to each expression, in the order of the batches."""
-        return [str(answer) for answer in torch.cat(outputs).tolist()]

@@ -8,6 +8,7 @@ USAGE = """usage: msssm COMMAND ...
 
   fit, validate, test, predict   run a recipe: msssm fit --config configs/listops.yaml [--option value ...]
   table                          gather complete runs into a table and plots: msssm table results/quick
+  sweep                          options of a recipe, searched by Optuna: msssm sweep --config x.yaml --vary ...
   compare                        two runs on the same test samples, by a paired bootstrap: msssm compare runs/a runs/b
   doctor                         what is installed, what each operator runs on, and whether it could be faster
   diagnose                       what a trained model does, as plots and one page: msssm diagnose --run_dir runs/x
@@ -47,6 +48,10 @@ def _dispatch(args: list[str] | None) -> None:
         from tasks.table import main as table
 
         table(words[1:])
+    elif command == "sweep":
+        from tasks.sweep import main as sweep
+
+        sweep(words[1:])
     elif command == "compare":
         from tasks.compare import main as compare
 

@@ -85,7 +85,7 @@ def _section(section: Section) -> str:
         "",
         *about(section),
         "",
-        *_aligned([header(section), *cells(section)]),
+        *aligned([header(section), *cells(section)]),
         "",
         *remarks(section),
     ]
@@ -130,10 +130,10 @@ def _short(row: Row) -> str:
 
 
 def _overview(sections: Sequence[Section]) -> str:
-    return "\n".join(["# All tasks: mean over seeds and 95 % interval", "", *_aligned(overview_cells(sections)), ""])
+    return "\n".join(["# All tasks: mean over seeds and 95 % interval", "", *aligned(overview_cells(sections)), ""])
 
 
-def _aligned(lines: list[list[str]]) -> list[str]:
+def aligned(lines: list[list[str]]) -> list[str]:
     """Labels left, numbers right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = [("-" * width if place == 0 else "-" * (width - 1) + ":") for place, width in enumerate(widths)]

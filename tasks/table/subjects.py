@@ -210,4 +210,34 @@ class ImageNet(Images):
         return "ImageNet-1K"
 
 
-SUBJECTS: tuple[Subject, ...] = (ListOps(), SequentialCIFAR(), Digits(), ImageNet(), PTBXL())
+class Selection(Subject):
+    """A task without hierarchy, which the paper does not have: its rows have labels there, and no numbers."""
+
+    reference = "selection.csv"
+
+    def full_scale(self, run: Run) -> bool:
+        return False
+
+    def describe(self, run: Run) -> str:
+        data = run.data
+        return f"length {data['length']}, {data['items']} of {data['symbols']} symbols to select"
+
+    def bound(self, run: Run) -> tuple[str, float]:
+        return "chance", 1 / run.data["symbols"]
+
+
+class Copying(Selection):
+    task = "copying"
+
+    def data_name(self, run: Run) -> str:
+        return "selective copying"
+
+
+class Counting(Selection):
+    task = "counting"
+
+    def data_name(self, run: Run) -> str:
+        return "marked counting"
+
+
+SUBJECTS: tuple[Subject, ...] = (ListOps(), SequentialCIFAR(), Digits(), ImageNet(), PTBXL(), Copying(), Counting())

@@ -1,0 +1,111 @@
+"""What a sweep varies: `model.lr=log:1e-4..1e-2`, `model.backbone.dropout=0..0.3`, `model.backbone.n_layers=2,3,4`."""
+
+import contextlib
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+
+# Lines of jsonargparse's messages that only say where it was.
+_FRAME = re.compile(
+    r"Expected a <class 'NoneType'>|Given value|Subtypes:|Errors:|Problem with|Parser key|Does not valid"
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a recipe: from `low` to `high`, or one of `choices`.
+
+    Attributes:
+        name: as on the command line of `msssm fit`, without the dashes.
+        text: what the user wrote behind the name.
+        low: least value; a range of two integers has integers alone.
+        high: largest value.
+        log: uniform in the logarithm.
+        choices: words as they are handed to `msssm fit`; empty for a range.
+    """
+
+    name: str
+    text: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    def suggest(self, trial: "Trial") -> str:
+        """A value for this trial, or the one that it has, as a word for the command line."""
+        if self.choices:
+            return trial.suggest_categorical(self.name, self.choices)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return str(trial.suggest_int(self.name, self.low, self.high, log=self.log))
+        return repr(trial.suggest_float(self.name, self.low, self.high, log=self.log))
+
+    @property
+    def extremes(self) -> tuple[str, ...]:
+        """The values that a recipe must accept before anything runs."""
+        return self.choices or (str(self.low), str(self.high))
+
+
+def parse(text: str) -> Option:
+    """Reads one --vary.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    name, equals, values = text.partition("=")
+    name = name.strip().removeprefix("--")
+    if not equals or not name or not values.strip():
+        raise ValueError(f"--vary {text}: expected OPTION=VALUES, such as model.lr=log:1e-4..1e-2")
+    if "," in values:
+        choices = tuple(word.strip() for word in values.split(","))
+        if "" in choices or len(set(choices)) < len(choices):
+            raise ValueError(f"--vary {text}: expected different values between the commas")
+        return Option(name, values, choices=choices)
+    log = values.startswith("log:")
+    low, dots, high = values.removeprefix("log:").partition("..")
+    if not dots:
+        raise ValueError(f"--vary {text}: expected a range low..high, log:low..high, or a choice a,b,c")
+    least, largest = _number(low, text), _number(high, text)
+    if not least < largest or (log and least <= 0):
+        raise ValueError(f"--vary {text}: expected low < high{', low > 0 for log:' if log else ''}")
+    return Option(name, values, least, largest, log)
+
+
+def _number(word: str, text: str) -> float:
+    if re.fullmatch(r"\s*[+-]?\d+\s*", word):
+        return int(word)
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(word)):
+            return number
+    raise ValueError(f"--vary {text}: {word.strip()!r} is not a number")
+
+
+def check(space: Sequence[Option], build: Callable[[str], object]) -> None:
+    """Builds the recipe with each option at its extremes.
+
+    Raises:
+        ValueError: the recipe has no such option, or does not take such a value.
+    """
+    for option in space:
+        for value in option.extremes:
+            complaint = io.StringIO()
+            try:
+                with contextlib.redirect_stderr(complaint):
+                    build(f"--{option.name}={value}")
+            except (SystemExit, ValueError) as error:
+                text = complaint.getvalue() if isinstance(error, SystemExit) else str(error)
+                reason = f"{value!r} is not accepted by the recipe: {_reason(text)}"
+                raise ValueError(f"--vary {option.name}={option.text}: {reason}") from error
+
+
+def _reason(complaint: str) -> str:
+    """Of jsonargparse's message, a tree of what was tried, the innermost cause."""
+    lines = [line.strip().removeprefix("- ") for line in complaint.splitlines()]
+    causes = [line for line in lines if line and not _FRAME.match(line)]
+    return causes[-1] if causes else "see msssm fit --help"
