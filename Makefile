@@ -69,7 +69,8 @@ endef
 $(RESULTS)/runs/%/metrics.json: | $(READY)
 	$(call train,$(call recipe,$*))
 
-# One option changed at a time against the quick MS-SSM(S6) row: the measurements in docs/choices.md.
+# One option changed at a time against the MS-SSM(S6) row of a profile: the measurements in docs/choices.md (quick, three
+# seeds) and docs/results.md (PROFILE=medium CHOICE_SEEDS=0).
 LAYER := --model.backbone.layer
 choice-base :=
 choice-mamba-init := $(LAYER).initialization mamba
@@ -80,16 +81,26 @@ choice-delta-short := $(LAYER).dt_min 0.01 $(LAYER).dt_max 1
 choice-prenorm := --model.backbone.prenorm true
 choice-batch-norm := --model.backbone.norm batch
 choice-slow-ssm := --model.ssm_lr 0.001
-CHOICES := $(patsubst choice-%,%,$(filter choice-%,$(.VARIABLES)))
+choice-levels-5 := $(LAYER).levels 5
+choice-shared-filters := $(LAYER).shared_filters true
+choice-mixer-8-heads := $(LAYER).mixer_heads 8
+choice-long-warmup := --model.warmup_epochs 0.3
+choice-averaged-weights := --trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay=0.999
+both-directions = $(LAYER) '{class_path: msssm.Bidirectional, init_args: {mix: sum, layer: \
+	{class_path: msssm.MultiScaleSSM, init_args: {levels: 3, kernel_size: 4, state_size: 4}}}}'
+choice-bidirectional := $(both-directions)
+choice-bidirectional-batch-norm := $(both-directions) --model.backbone.norm batch
+CHOICES ?= $(patsubst choice-%,%,$(filter choice-%,$(.VARIABLES)))
 CHOICE_SEEDS ?= 0 1 2
+CHOICE_RESULTS := results/$(if $(filter quick,$(PROFILE)),,$(PROFILE)-)choices
 
 choices: $(READY) ## Measure the defaults (docs/choices.md): one option changed at a time, three seeds
 	-@$(MAKE) --no-print-directory --keep-going $(PARALLEL) \
-		$(foreach k,$(CHOICE_SEEDS),$(foreach c,$(CHOICES),results/choices/runs/listops/$(c)/seed$(k)/metrics.json))
-	@$(BIN)/msssm table results/choices
+		$(foreach k,$(CHOICE_SEEDS),$(foreach c,$(CHOICES),$(CHOICE_RESULTS)/runs/listops/$(c)/seed$(k)/metrics.json))
+	@$(BIN)/msssm table $(CHOICE_RESULTS)
 
-results/choices/runs/listops/%/metrics.json: | $(READY)
-	$(call train,configs/quick/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
+$(CHOICE_RESULTS)/runs/listops/%/metrics.json: | $(READY)
+	$(call train,configs/$(PROFILE)/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
 
 # The paper's ablations and the sweeps that it leaves open, each an override of the MS-SSM(S6) recipe of a task: in the
 # quick profile at three quarters of its training on ListOps and half of it on the generated ECGs, 43 rows of 30 s to
