@@ -245,3 +245,10 @@ def test_ablations_of_several_seeds_are_paired_by_seed(tmp_path: Path, capsys: p
     *_, euler_row, _ = table(tmp_path, capsys)
     # Differences 1, 2, 3: Student's half interval is 4.303 / sqrt(3) = 2.5 points.
     assert euler_row[3:5] == ["+2.0", "-0.5 .. +4.5"]
+
+
+def test_a_run_without_a_test_has_no_place_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "msssm_s6", 0, 0.45)
+    write_run(tmp_path, "s4d", 0, 0.47, test={})
+    _, _, *rows = table(tmp_path, capsys)
+    assert [row[0] for row in rows] == ["MS-SSM(S6)", "root operator alone (bound)"]

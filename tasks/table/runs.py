@@ -39,6 +39,8 @@ class Run:
 def read_runs(folder: Path, task: str) -> list[Run]:
     """All complete runs below `<folder>/runs/<task>`, in the order of their names; none is not an error.
 
+    Runs without a test (`--skip_test`) have no place in a table and are left out.
+
     Raises:
         ValueError: one cannot be read, or they differ in what a table holds equal.
     """
@@ -46,6 +48,8 @@ def read_runs(folder: Path, task: str) -> list[Run]:
     for path in sorted(folder.glob(f"runs/{task}/*/seed*/metrics.json")):
         try:
             metrics = json.loads(path.read_text())
+            if not metrics["test"]:
+                continue
             recipe = yaml.safe_load((path.parent / "config.yaml").read_text())
             runs.append(Run(path.parent.parent.name, path.parent, metrics, recipe))
             runs[-1].budget()
