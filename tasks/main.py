@@ -93,14 +93,16 @@ def _dispatch(args: list[str] | None) -> None:
 def _complaint(error: BaseException) -> str | None:
     """The message of an error about the input; None for anything else, a bug included.
 
-    About the input are errors that our own code raised, the outermost of a chain, and those of named files; so is a
-    training that the NaN guard stopped.
+    About the input are errors that our own code raised, the outermost of a chain, those of named files, and what
+    Lightning calls a misconfiguration; so is a training that the NaN guard stopped.
     """
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, ValueError | OSError | FloatingPointError) and _raised_by_us(chain):
             return str(chain)
         if isinstance(chain, OSError) and chain.filename is not None:
+            return str(chain)
+        if type(chain).__name__ == "MisconfigurationException":  # Lightning is not imported here
             return str(chain)
         chain = chain.__cause__
     return None

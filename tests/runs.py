@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -75,16 +76,16 @@ def kill_in_test(signum: int = signal.SIGKILL) -> None:
 
 def kill_at_epoch_end(steps: tuple[int, ...], signum: int = signal.SIGKILL) -> None:
     """A fault: at the end of an epoch that ends after one of these numbers of steps."""
-    from tasks import ListOpsTask
+    from tasks.base import SequenceTask
 
-    original = ListOpsTask.on_train_epoch_end
+    original = SequenceTask.on_train_epoch_end
 
-    def interrupted(self: ListOpsTask) -> None:
+    def interrupted(self: SequenceTask) -> None:
         if self.global_step in steps:
             send(signum)
         original(self)
 
-    ListOpsTask.on_train_epoch_end = interrupted  # type: ignore[method-assign]
+    SequenceTask.on_train_epoch_end = interrupted  # type: ignore[method-assign]
 
 
 def kill_while_writing(count: int, when: str = "write") -> None:
@@ -121,16 +122,18 @@ class Patched:
 
 
 def _interrupt(method: str, here: Callable[[Any, int], bool], signum: int) -> None:
-    from tasks import ListOpsTask
+    from tasks import ECGTask, ImageTask, ListOpsTask
 
-    original = getattr(ListOpsTask, method)
+    def interrupt(original: Callable[..., Any]) -> Callable[..., Any]:
+        def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
+            if here(self, batch_idx):
+                send(signum)
+            return original(self, batch, batch_idx)
 
-    def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
-        if here(self, batch_idx):
-            send(signum)
-        return original(self, batch, batch_idx)
+        return interrupted
 
-    setattr(ListOpsTask, method, interrupted)
+    for task in (ECGTask, ImageTask, ListOpsTask):
+        setattr(task, method, interrupt(getattr(task, method)))
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -151,19 +154,26 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def curve(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar that TensorBoard shows, (step, value) in its order, but for the times."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = set(events.Tags()["scalars"]) - {"train/samples_per_second"}
+    tags = {tag for tag in events.Tags()["scalars"] if not tag.endswith("_per_second")}
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in sorted(tags)}
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """What a complete run measured."""
+    """What a complete run measured, but for its speed."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    return {key: metrics[key] for key in ("test", "validation", "steps", "epochs")}
+    metrics["report"].pop("train_images_per_second", None)
+    return {key: metrics[key] for key in ("test", "report", "validation", "steps", "epochs")}
+
+
+def answers(folder: Path) -> dict[str, Any]:
+    """What it predicted for each sample of the test."""
+    with np.load(folder / "predictions.npz", allow_pickle=False) as content:
+        return {name: content[name].tolist() for name in content}
 
 
 def assert_same(folder: Path, whole: Path) -> None:
-    """Two complete runs are the same, to the bit: weights, optimiser, metrics and every point of every curve."""
-    for what in (weights, numbers, curve):
+    """Two complete runs are the same to the bit: weights, optimiser, metrics, answers, every point of every curve."""
+    for what in (weights, numbers, answers, curve):
         ours, theirs = what(folder), what(whole)
         different = {
             key: (ours.get(key), theirs.get(key))

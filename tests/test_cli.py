@@ -286,6 +286,9 @@ def test_predict_prints_one_answer_per_expression(
         (["--model.backbone.layer.stat_size=3"], "stat_size"),
         (["--model.backbone.layer.mixer=best"], "best"),
         (["--trainer.max_epochs=many"], "many"),
+        (["--trainer.val_check_interval=2.5"], "invalid value 2.5 for val_check_interval, it has to be in [0.0, 1.0]"),
+        (["--checkpoint.monitor=val/nothing"], "monitor='val/nothing'"),
+        (["--data.batch_size=0", "--data.num_workers=-1"], "asked for batch_size=0, eval_batch_size=0"),
     ],
 )
 def test_bad_options_get_a_short_error_that_names_them(
