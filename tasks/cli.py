@@ -26,6 +26,7 @@ from tasks.last_checkpoint import LastCheckpoint
 from tasks.messages import say
 from tasks.record import provenance, write_json
 from tasks.recordings import RecordingOptions, add_arguments, predict_recordings
+from tasks.saved_config import SavedConfig
 
 # What a recipe may build by name. Anything else importable stays closed to a downloaded config.
 ALLOWED = ["msssm", "datamodules", "tasks", "lightning.pytorch", "torch.nn"]
@@ -49,7 +50,8 @@ class MsssmCLI(LightningCLI):
             seed_everything_default=0,
             # Interpolations are resolved after the command line, so that they follow its overrides.
             parser_kwargs={"parser_mode": "omegaconf+"},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SavedConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             # The data modules shard by themselves: every evaluation sample exactly once.
             trainer_defaults={"use_distributed_sampler": False},
             auto_configure_optimizers=False,

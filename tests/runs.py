@@ -111,6 +111,18 @@ def kill_while_writing(count: int, when: str = "write") -> None:
     checkpoint_io.os = Patched(fsync=interrupted_sync, replace=interrupted_replace)  # type: ignore[assignment]
 
 
+def kill_while_saving_config() -> None:
+    """A fault: SIGKILL with config.yaml written, but not yet in its place."""
+    from tasks import record
+
+    def interrupted(source: Any, target: Any) -> None:
+        if Path(target).name == "config.yaml":
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.replace(source, target)
+
+    record.os = Patched(replace=interrupted)  # type: ignore[assignment]
+
+
 class Patched:
     """The module `os` with some functions replaced, for one module alone."""
 

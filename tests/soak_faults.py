@@ -85,6 +85,7 @@ def drawn(draw: random.Random, progress: int, spare: int, best: int, seconds: fl
             "SIGKILL at a step": Fault(partial(runs.kill_at, step), killed),
             "SIGKILL in validation": Fault(partial(runs.kill_in_validation, (EPOCH, STEPS)), killed, again=1),
             "SIGKILL while writing": Fault(writing, killed, sure=False),
+            "SIGKILL while the recipe is saved": Fault(runs.kill_while_saving_config, killed),
             "disk full": Fault(partial(_no_room, draw.randrange(200, 30_000)), 2, unwritten.format("File too large")),
             "read-only": Fault(partial(_refuse, errno.EROFS), 2, unwritten.format("Read-only file system")),
             "permission denied": Fault(partial(_refuse, errno.EACCES), 2, unwritten.format("Permission denied")),

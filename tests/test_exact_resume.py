@@ -173,6 +173,16 @@ def test_every_task_goes_on_exactly(
     runs.assert_same(tmp_path / "cut", expected)
 
 
+def test_a_kill_while_the_recipe_is_saved_leaves_the_one_that_was(tmp_path: Path) -> None:
+    command = ["fit", "--config", str(write_recipe(tmp_path)), f"--run_dir={tmp_path / 'cut'}"]
+    assert runs.run(command, tmp_path / "log", partial(runs.kill_at, 13)) == -signal.SIGKILL
+    saved = (tmp_path / "cut/config.yaml").read_bytes()
+    assert runs.run(command, tmp_path / "log", runs.kill_while_saving_config) == -signal.SIGKILL
+    assert (tmp_path / "cut/config.yaml").read_bytes() == saved
+    assert runs.run(command, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert "last.ckpt, step 10" in (tmp_path / "log").read_text()
+
+
 def _overflow(step: int) -> None:
     """A fault: the embedding leaves the numbers of the precision."""
     from tasks import ListOpsTask
