@@ -108,6 +108,7 @@ def test_tensorboard_shows_training_and_scales(complete: tuple[Path, Path]) -> N
     assert {f"memory/mean/{band}" for band in bands} <= tags
     assert {"mixer/effective_bands/least", "mixer/alarm/collapsed_layers", "mixer/alarm/uniform_layers"} <= tags
     assert {f"mixer/{kind}/{band}" for kind in ("mean", "spread") for band in bands} <= tags
+    assert {f"stability_margin/{band}" for band in bands} <= tags
     assert any(tag.startswith("lr-AdamW") for tag in tags)
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     # The warm-up is half an epoch of 10 steps, the cosine ends near 0.
