@@ -68,7 +68,7 @@ def test_metrics_record_what_it_takes_to_trust_them(complete: tuple[Path, Path])
     assert metrics["hardware"]["threads"] == torch.get_num_threads()
     assert metrics["train_seconds"] > 0
     assert 0 <= metrics["test"]["test/accuracy"] <= 1
-    assert {"commit", "dirty", "parameters", "precision", "processes"} <= metrics.keys()
+    assert {"commit", "dirty", "parameters", "precision", "processes", "processor_joules"} <= metrics.keys()
 
 
 def test_test_from_the_best_checkpoint_repeats_the_recorded_accuracy(
