@@ -147,10 +147,10 @@ ablated-recipe = configs/$(PROFILE)/$(ablated-task)/msssm_s6.yaml
 $(ABLATION_RESULTS)/runs/%/metrics.json: | $(READY)
 	$(call train,$(ablated-recipe),$(short-$(PROFILE)-$(ablated-task)) $(ablation-$(word 2,$(subst /, ,$*))))
 
-# Operators and image models on all cores; data and streaming with one thread of torch.
+# Operators and image models on all cores; data, streaming and diagnostics with one thread of torch.
 bench: $(READY) ## Speed and memory beside peers and the floors of this machine; OPTIONS="--quick --device cuda"
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks $(OPTIONS)
-	for part in listops_generator ptbxl_data image_loaders streaming; do \
+	for part in listops_generator ptbxl_data image_loaders streaming diagnostics; do \
 		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$part || exit 1; done
 	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.images
 

@@ -21,6 +21,7 @@ from tasks.base import SequenceTask
 from tasks.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from tasks.checkpoints import RunCheckpoint, newest_readable
 from tasks.dashboards import Dashboard
+from tasks.energy import EnergyMeter
 from tasks.event_files import EventFiles, rewind
 from tasks.last_checkpoint import LastCheckpoint
 from tasks.messages import say
@@ -174,11 +175,11 @@ class MsssmCLI(LightningCLI):
             # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
             kwargs.update(enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto")
             kwargs["callbacks"] = [c for c in _as_list(config.callbacks) if not isinstance(c, ProgressBar)]
-        self.timer = Timer()
+        self.timer, self.energy = Timer(), EnergyMeter()
         kwargs["plugins"] = _with_durable_checkpoints(config.plugins)
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         if self.subcommand == "fit":
-            extra = [self.timer, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
+            extra = [self.timer, self.energy, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
             last = LastCheckpoint(self.run_dir / "checkpoints")
@@ -227,6 +228,7 @@ class MsssmCLI(LightningCLI):
                     "steps": steps,
                     "epochs": epochs,
                     "train_seconds": seconds,
+                    "processor_joules": self.energy.joules,
                     "processes": self.trainer.world_size,
                     "precision": str(self.trainer.precision),
                     "data": describe(),

@@ -11,10 +11,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from msssm import SequenceLayer
-from msssm.diagnostics import mixer_report
+from msssm.diagnostics import largest_eigenvalue, mixer_report
 from msssm.padding import position_mask
 from msssm.scale_mixer import ScaleMixer
-from msssm.ssm import NoSSM
+from msssm.ssm import S4, S6, NoSSM
 
 
 def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
@@ -30,6 +30,7 @@ def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
         },
         "Scales": {
             "Effective memory (steps), mean over layers": ["Multiline", ["memory/mean/.*"]],
+            "Stability margin, least over layers: 1 - max |Abar|": ["Multiline", ["stability_margin/.*"]],
             "Mixer weight, mean over layers": ["Multiline", ["mixer/mean/.*"]],
             "Mixer weight, spread over positions": ["Multiline", ["mixer/spread/.*"]],
             "Mixer, bands in effect": ["Multiline", ["mixer/effective_bands/.*"]],
@@ -51,16 +52,19 @@ def band_name(band: int, bands: int) -> str:
 
 
 class Dashboard(Callback):
-    """Samples per second; effective memory and mixer weights per band, at every validation.
+    """Samples per second; effective memory, stability margin and mixer weights per band, at every validation.
 
     Layers are those with an `effective_memory` method and the `ScaleMixer`s; values are logged per band as the mean
     over layers, and per layer under `memory/layer_*`. Mixer weights are those of the first validation batch; with them
     the number of bands in effect, and of layers whose mixer collapsed or is uniform (`msssm.diagnostics.mixer_report`).
+    `stability_margin/*` is 1 - max |Abar| over layers, channels, modes and the steps of that batch, per band: the
+    recurrences contract while it is above 0.
     """
 
     def __init__(self) -> None:
         self._samples, self._since = 0, 0.0
         self._mixer_outputs: list[Tensor] = []
+        self._eigenvalues: list[Tensor] = []  # largest of each layer, (M,)
         self._lengths = torch.zeros(0)
         self._hooks: list[Any] = []
 
@@ -82,12 +86,28 @@ class Dashboard(Callback):
             self._samples, self._since = 0, now
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mixer_outputs = []
-        mixers = (m for m in pl_module.modules() if isinstance(m, ScaleMixer))
-        self._hooks = [mixer.register_forward_hook(self._keep) for mixer in mixers]
+        self._mixer_outputs, self._eigenvalues = [], []
+        keep = ((ScaleMixer, self._keep_output), (S6 | S4, self._keep_eigenvalue))
+        self._hooks = [
+            module.register_forward_hook(hook)
+            for module in pl_module.modules()
+            for kind, hook in keep
+            if isinstance(module, kind)
+        ]
 
-    def _keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._hooks:
+            self._lengths = batch.lengths
+
+    def _keep_output(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._mixer_outputs.append(output.detach())
+
+    def _keep_eigenvalue(self, module: S6 | S4, args: Any, output: Tensor) -> None:
+        gates = args[0]
+        true_steps = gates[position_mask(self._lengths, gates.shape[1])]
+        self._eigenvalues.append(largest_eigenvalue(module, true_steps.unsqueeze(0)))
 
     def on_validation_batch_end(
         self,
@@ -98,8 +118,6 @@ class Dashboard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._hooks:
-            self._lengths = batch.lengths
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -115,6 +133,8 @@ class Dashboard(Callback):
             self._log_bands(pl_module, f"memory/layer_{layer:02d}", memory)
         if memories:
             self._log_bands(pl_module, "memory/mean", torch.stack(memories).mean(0))
+        if self._eigenvalues:
+            self._log_bands(pl_module, "stability_margin", 1 - torch.stack(self._eigenvalues).amax(0))
         if self._mixer_outputs:
             true = position_mask(self._lengths, self._mixer_outputs[0].shape[1])
             weights = torch.stack([w[true].float() for w in self._mixer_outputs])  # (layers, positions, M, H)

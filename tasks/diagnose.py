@@ -119,7 +119,8 @@ def validation_rows(run: LoadedRun, rows: int, device: torch.device) -> list[Ten
     loader = run.datamodule.val_dataloader()
     places = torch.linspace(0, min(len(loader), MAX_BATCHES) - 1, rows).round().int().tolist()
     samples = []
-    for place, batch in enumerate(itertools.islice(loader, places[-1] + 1)):
+    for place, given in enumerate(itertools.islice(loader, places[-1] + 1)):
+        batch = run.datamodule.on_after_batch_transfer(given, 0)  # images come as bytes
         count = min(places.count(place), len(batch.x))
         for row in torch.linspace(0, len(batch.x) - 1, count).round().int().tolist():
             length = int(batch.lengths[row]) if len(batch.lengths) == len(batch.x) else None

@@ -160,6 +160,9 @@ def profile_plot(path: Path, points: list[dict[str, Any]], laws: dict[str, dict[
             kind = "time" if value == "seconds" else "peak memory"
             ax.set_title(f"{part}, {kind}: {law}", loc="left", fontsize=10)
             ax.set(xscale="log", yscale="log", xlabel="length", ylabel=unit)
+            ticks = sorted({point["length"] for point in points})
+            ax.set_xticks(ticks, [str(tick) for tick in ticks])
+            ax.xaxis.minorticks_off()
             ax.grid(alpha=0.3, which="both")
     axes[0, 0].legend(fontsize=7, ncols=2)
     _save(figure, path)

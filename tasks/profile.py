@@ -18,7 +18,7 @@ TRUSTED = 0.15  # largest relative residual of a law that is reported without a 
 
 
 def main(args: list[str]) -> None:
-    """Measures forward + backward of the whole layer and of its decomposition; writes profile.json and profile.png.
+    """Measures forward + backward of the whole layer and of its decomposition; writes profile.json, .md and .png.
 
     The law is value = factor * bands^a * length^b, with bands = levels + 2.
     """
@@ -35,6 +35,7 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {options.rounds}")
+    origin = provenance()  # of the code as it was loaded
     device = torch.device(options.device)
     size = (options.d_model, options.kernel_size)
     costs: dict[tuple[str, int, int], list[Cost]] = {}
@@ -57,8 +58,9 @@ def main(args: list[str]) -> None:
     settings = {key: value for key, value in vars(options).items() if key != "output"}
     options.output.mkdir(parents=True, exist_ok=True)
     written = {name: {value: fit and fit._asdict() for value, fit in each.items()} for name, each in laws.items()}
-    content = {"settings": settings, "points": points, "laws": written, **provenance()}
+    content = {"settings": settings, "points": points, "laws": written, **origin}
     write_json(options.output / "profile.json", content)
+    (options.output / "profile.md").write_text(as_markdown(content, laws))
     profile_plot(options.output / "profile.png", points, laws)
     for name, each in laws.items():
         for value, fit in each.items():
@@ -101,3 +103,27 @@ def describe(fit: PowerLaw | None) -> str:
     text = f"{fit.factor:.3g} * bands^{fit.bands_exponent:.2f} * length^{fit.length_exponent:.2f}"
     residual = f"residual {100 * fit.residual:.0f} %"
     return f"{text}, {residual}" if fit.residual <= TRUSTED else f"{text}, not trustworthy: {residual}"
+
+
+def as_markdown(content: dict[str, Any], laws: dict[str, dict[str, PowerLaw | None]]) -> str:
+    """The laws, and the peak memory of every point in MiB."""
+    settings, commit = content["settings"], (content["commit"] or "none")[:12]
+    processor = " + ".join(content["hardware"]["gpus"]) if settings["device"] != "cpu" else None
+    lines = [
+        f"# Memory and time of a multi-scale layer on {processor or content['hardware']['processor']}",
+        "",
+        f"Forward + backward, D = {settings['d_model']}, N = {settings['state_size']} per band, "
+        f"K = {settings['kernel_size']}, {settings['batch_size']} rows; commit {commit}"
+        f"{' with uncommitted changes' if content['dirty'] else ''}. Bands are S + 2. Other programs do not disturb "
+        "the memory of this one; its times they do.",
+        "",
+        *(f"- {name}, {value}: {describe(fit)}" for name, each in laws.items() for value, fit in each.items()),
+    ]
+    lengths = sorted({point["length"] for point in content["points"]})
+    for part in laws:
+        lines += ["", f"## Peak memory of the {part}, MiB", "", f"| S | {' | '.join(f'L = {n}' for n in lengths)} |"]
+        lines.append(f"| ---: |{' ---: |' * len(lengths)}")
+        for levels in sorted({point["levels"] for point in content["points"]}):
+            row = {p["length"]: p["bytes"] for p in content["points"] if (p["part"], p["levels"]) == (part, levels)}
+            lines.append(f"| {levels} | {' | '.join(f'{row[n] / 2**20:.1f}' for n in lengths)} |")
+    return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import floors, model, peers, report, scan
+from benchmarks import diagnostics, floors, model, peers, report, scan
 from benchmarks.compare import BOTH, FORWARD, Case, Row, compare, errors, evaluate
 from benchmarks.floors import Floors
 from benchmarks.layer import SCAN, Decomposition, Layer, Scan, streaming
@@ -209,3 +209,13 @@ def test_memory_counts_what_a_method_allocates() -> None:
     )
     assert eager > 4 * states
     assert blocked < 2 * states
+
+
+@pytest.mark.parametrize(("live", "verdict"), [(10.4, "met"), (10.6, "missed")])
+def test_the_cost_of_the_diagnostics_is_the_median_of_pairs(live: float, verdict: str) -> None:
+    pairs = [{"live": {"cpu": cpu}, "plain": {"cpu": 10.0}} for cpu in (9.0, live, 30.0)]
+    network = {"network": "quick", "parameters": 1234, "layers": 4, "lengths": [2041, 2053], "cpu": 7.0, "wall": 9.0}
+    about = {"machine": report.machine(CPU), "commit": "c" * 40, "dirty": False, "date": "2026-01-01", "load": 2.0}
+    text = diagnostics.as_markdown({**about, "pairs": pairs, "diagnose": [network]})
+    assert f"**{live / 10:.3f}** (median; 0.900 .. 3.000), of 10.0 s. Goal: at most 1.05: {verdict}." in text
+    assert "| quick | 1,234 | 4 | 2041 .. 2053 | 7.0 | 9.0 |" in text

@@ -68,7 +68,7 @@ def test_metrics_record_what_it_takes_to_trust_them(complete: tuple[Path, Path])
     assert metrics["hardware"]["threads"] == torch.get_num_threads()
     assert metrics["train_seconds"] > 0
     assert 0 <= metrics["test"]["test/accuracy"] <= 1
-    assert {"commit", "dirty", "parameters", "precision", "processes"} <= metrics.keys()
+    assert {"commit", "dirty", "parameters", "precision", "processes", "processor_joules"} <= metrics.keys()
 
 
 def test_test_from_the_best_checkpoint_repeats_the_recorded_accuracy(
@@ -108,6 +108,7 @@ def test_tensorboard_shows_training_and_scales(complete: tuple[Path, Path]) -> N
     assert {f"memory/mean/{band}" for band in bands} <= tags
     assert {"mixer/effective_bands/least", "mixer/alarm/collapsed_layers", "mixer/alarm/uniform_layers"} <= tags
     assert {f"mixer/{kind}/{band}" for kind in ("mean", "spread") for band in bands} <= tags
+    assert {f"stability_margin/{band}" for band in bands} <= tags
     assert any(tag.startswith("lr-AdamW") for tag in tags)
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     # The warm-up is half an epoch of 10 steps, the cosine ends near 0.

@@ -13,7 +13,8 @@ from msssm.diagnostics import Cost, PowerLaw
 from tasks import profile
 from tasks.diagnose import alarms
 from tasks.main import main
-from tests.ptbxl import copy_to
+from tests.image_recipe import write_image_recipe
+from tests.images import write_folder
 from tests.recipes import fit, write_recipe
 
 
@@ -137,65 +138,46 @@ def test_a_run_without_a_checkpoint_says_so(copy: Path, capsys: pytest.CaptureFi
     assert "best.ckpt does not exist; name a --ckpt_path" in capsys.readouterr().err
 
 
+def _profile(folder: Path, words: str) -> None:
+    main(["profile", "--output", str(folder), "--rounds", "1", *words.split()])
+
+
 def test_profile_measures_every_point_and_fits_the_laws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = [
-        "--levels",
-        "0",
-        "4",
-        "--lengths",
-        "256",
-        "2048",
-        "--d_model",
-        "32",
-        "--state_size",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    main(["profile", "--output", str(tmp_path), "--rounds", "1", *sizes])
+    _profile(tmp_path, "--levels 0 4 --lengths 256 2048 --d_model 16 --state_size 2 --device cpu")
     content = json.loads((tmp_path / "profile.json").read_text())
     keys = {(p["part"], p["levels"], p["length"]) for p in content["points"]}
     assert keys == {(part, s, n) for part in ("layer", "decomposition") for s in (0, 4) for n in (256, 2048)}
     assert (tmp_path / "profile.png").stat().st_size > 10_000
+    [layer, _] = (tmp_path / "profile.md").read_text().split("## Peak memory of the decomposition")
+    mib = {(p["levels"], p["length"]): p["bytes"] / 2**20 for p in content["points"] if p["part"] == "layer"}
+    assert (
+        f"| S | L = 256 | L = 2048 |\n| ---: | ---: | ---: |\n| 0 | {mib[0, 256]:.1f} | {mib[0, 2048]:.1f} |" in layer
+    )
     # Bands of length x width numbers are what must be there: memory grows about linearly with the length.
     assert 0.6 < content["laws"]["layer"]["bytes"]["length_exponent"] < 1.3
     assert "layer, bytes: " in capsys.readouterr().out
 
 
 def test_profile_of_one_length_has_no_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(
-        [
-            "profile",
-            "--output",
-            str(tmp_path),
-            "--rounds",
-            "1",
-            "--levels",
-            "1",
-            "2",
-            "--lengths",
-            "64",
-            "--d_model",
-            "8",
-        ]
-    )
+    _profile(tmp_path, "--levels 1 2 --lengths 64 --d_model 8")
     assert "not determined" in capsys.readouterr().out
 
 
-def test_an_ecg_network_is_diagnosed_and_exported(tmp_path: Path) -> None:
-    """Another task, another kind of batch: windows of signals."""
-    copy_to(tmp_path / "data")
-    recipe = ["--config", "configs/quick/ptbxl/msssm_s6.yaml", "--data.synthetic=null", f"--data.root={tmp_path}/data"]
-    small = ["--model.backbone.d_model=8", "--model.backbone.n_layers=2", "--data.crop=100", "--data.batch_size=40"]
-    options = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
-    main(["fit", *recipe, *small, *options, f"--run_dir={tmp_path}/run"])
-    result = _diagnose(tmp_path / "run")
-    assert result["network"] == "ECGTask"
-    assert result["lengths"] == [100, 100]
-    assert len(result["layers"]) == 2
-    main(["export", "--run_dir", f"{tmp_path}/run", "--output", f"{tmp_path}/out"])
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert f"test/auroc: {metrics['test']['test/auroc']:.4f}" in (tmp_path / "out/README.md").read_text()
+IMAGENET = "--data=datamodules.ImageNetDataModule --data.source={folder} --data.image_size=16 --data.num_workers=0"
+PATCHES = "--model.image_size=16 --model.patch_size=8 --model.in_channels=3 --model.num_classes=3"
+
+
+@pytest.mark.parametrize(("options", "positions"), [(f"{IMAGENET} {PATCHES}", 4), ("--model.patch_size=1", 64)])
+def test_images_are_diagnosed_too(tmp_path: Path, options: str, positions: int) -> None:
+    """ImageNet's loader gives bytes (B, 3, 16, 16), that of the digits pixels (B, 64, 1)."""
+    folder = write_folder(tmp_path / "images", train=1, val=1)
+    recipe = write_image_recipe(tmp_path)
+    words = ["--config", str(recipe), f"--run_dir={tmp_path}/run", "--rows=2", *options.format(folder=folder).split()]
+    main(["diagnose", *words])
+    result = json.loads((tmp_path / "run/diagnostics.json").read_text())
+    assert result["lengths"] == [positions] * 2
+    assert len(result["layers"]) == 1
+    assert result["alarms"] == []
 
 
 def test_a_law_that_misses_its_points_is_not_trusted() -> None:

@@ -123,6 +123,18 @@ def test_the_line_of_a_validation_shows_what_selects_the_run(run: Path) -> None:
     assert f"val/auroc {best:.3f}" in (run / "printed.txt").read_text()
 
 
+def test_it_is_diagnosed_and_exported(run: Path, tmp_path: Path) -> None:
+    """Windows of signals, and the run's own numbers in its model card."""
+    main(["diagnose", "--run_dir", str(run), "--rows=2"])
+    result = json.loads((run / "diagnostics.json").read_text())
+    assert result["network"] == "ECGTask"
+    assert result["lengths"] == [250, 250]
+    assert len(result["layers"]) == 1
+    main(["export", "--run_dir", str(run), "--output", f"{tmp_path}/out"])
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"test/auroc: {_metrics(run)['test']['test/auroc']:.4f}" in card
+
+
 def test_the_label_sets_of_data_and_model_must_agree(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,13 +114,15 @@ def test_full_scale_is_labelled_so(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_csv_has_the_provenance_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
-        write_run(tmp_path, "s4d", seed, 0.4, dirty=seed == 1)
+        energy = {"processor_joules": 1234.6} if seed else {}  # earlier runs have no such key
+        write_run(tmp_path, "s4d", seed, 0.4, dirty=seed == 1, **energy)
     table(tmp_path, capsys)
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [(line["seed"], line["dirty"], line["full_scale"]) for line in lines] == [
         ("0", "False", "False"),
         ("1", "True", "False"),
     ]
+    assert [line["processor_joules"] for line in lines] == ["", "1235"]
     assert all(line["commit"] == "c" * 40 and line["data_digest"] == "d" * 64 for line in lines)
     assert "with uncommitted changes" in (tmp_path / "table.md").read_text()
 

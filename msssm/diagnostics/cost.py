@@ -53,12 +53,12 @@ def measure_cost(run: Callable[[], object], device: torch.device, repeats: int =
         return Cost(seconds, torch.cuda.max_memory_allocated(device) - before)
     if sys.platform != "linux":
         return Cost(seconds, 0)
+    gc.collect(1)  # what calls before have just left in cycles; all of a large process takes longer than most calls
     # The median, since other threads of the process may take or give back pages meanwhile.
     return Cost(seconds, int(statistics.median(_peak(run) for _ in range(repeats))))
 
 
 def _peak(run: Callable[[], object]) -> int:
-    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else a peak is served from pages that earlier calls left behind
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
     before = _status("VmRSS")

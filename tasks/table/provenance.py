@@ -51,6 +51,7 @@ def _line(section: Section, row: Row, run: Run) -> dict[str, Any]:
         "processes": metrics["processes"],
         "precision": metrics["precision"],
         "train_seconds": f"{metrics['train_seconds']:.1f}",
+        "processor_joules": _whole(metrics.get("processor_joules")),
         "data_digest": metrics["data"]["digest"],
         "commit": metrics["commit"],
         "dirty": metrics["dirty"],
@@ -60,3 +61,8 @@ def _line(section: Section, row: Row, run: Run) -> dict[str, Any]:
         "gpus": " + ".join(hardware["gpus"]),
         "config": Path(*run.folder.parts[-4:]) / "config.yaml",
     }
+
+
+def _whole(value: float | None) -> str:
+    """Nothing where it was not measured."""
+    return "" if value is None else f"{value:.0f}"
