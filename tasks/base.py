@@ -40,18 +40,14 @@ class SequenceTask(lightning.LightningModule):
 
     def __init__(self, lr: float, weight_decay: float, ssm_lr: float | None, warmup_epochs: float) -> None:
         super().__init__()
-        errors = [
-            f"{name} must be {wanted}, got {value}"
-            for name, value, wanted, good in (
-                ("lr", lr, "positive", lr > 0),
-                ("weight_decay", weight_decay, "at least 0", weight_decay >= 0),
-                ("ssm_lr", ssm_lr, "positive", ssm_lr is None or ssm_lr > 0),
-                ("warmup_epochs", warmup_epochs, "at least 0", warmup_epochs >= 0),
-            )
-            if not good
-        ]
-        if errors:
-            raise ValueError("; ".join(errors))
+        for name, value, wanted, good in (
+            ("lr", lr, "positive", lr > 0),
+            ("weight_decay", weight_decay, "at least 0", weight_decay >= 0),
+            ("ssm_lr", ssm_lr, "positive", ssm_lr is None or ssm_lr > 0),
+            ("warmup_epochs", warmup_epochs, "at least 0", warmup_epochs >= 0),
+        ):
+            if not good:
+                raise ValueError(f"{name} must be {wanted}, got {value}")
         self._rank_states: list[dict[str, Any]] = []
         self.lr, self.weight_decay, self.ssm_lr, self.warmup_epochs = lr, weight_decay, ssm_lr, warmup_epochs
         self.train_loss = MeanMetric(nan_strategy="ignore")

@@ -1,18 +1,20 @@
 """The `msssm` command's Lightning half: fit, validate, test, predict from one recipe."""
 
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -25,8 +27,10 @@ from tasks.energy import EnergyMeter
 from tasks.event_files import EventFiles, rewind
 from tasks.last_checkpoint import LastCheckpoint
 from tasks.messages import say
+from tasks.recipe_errors import read_arguments, recipe_errors
 from tasks.record import provenance, write_json
 from tasks.recordings import RecordingOptions, add_arguments, predict_recordings
+from tasks.run_lock import lock_run
 from tasks.saved_config import SavedConfig
 
 # What a recipe may build by name. Anything else importable stays closed to a downloaded config.
@@ -50,7 +54,11 @@ class MsssmCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             # Interpolations are resolved after the command line, so that they follow its overrides.
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "exit_on_error": False,
+                **{subcommand: {"exit_on_error": False} for subcommand in self.subcommands()},
+            },
             save_config_callback=SavedConfig,
             save_config_kwargs={"save_to_log_dir": False},
             # The data modules shard by themselves: every evaluation sample exactly once.
@@ -83,15 +91,42 @@ class MsssmCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.arguments = args
         try:
             super().parse_arguments(parser, args)
-        except Exception as error:  # what the parsers of YAML and of types meet beyond what they expect
-            raise ValueError(f"the recipe or an option cannot be read: {type(error).__name__}: {error}") from error
+        except Exception as error:  # also what the parsers of YAML and of types meet beyond what they expect
+            raise ValueError(self._complaints(args) or f"the recipe or an option cannot be read: {error}") from error
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None and Path(path).name == path and not Path(path).exists():
             return  # one of Lightning's words, such as "last"
         if path is not None:
             read_checkpoint(Path(path))  # before Lightning takes hyperparameters from it
+
+    def _complaints(self, args: ArgsType) -> str:
+        """Everything that is wrong with the options, empty where that is not found again."""
+        subcommand, *words = sys.argv[1:] if args is None else cast("list[str]", args)
+
+        def build(recipe: dict[str, Any]) -> None:
+            parser = self._parser(subcommand)
+            config = parser.parse_object(recipe)
+            _check_trainer(config.trainer)
+            parser.instantiate_classes(config)
+
+        groups = {"trainer": Trainer, "checkpoint": ModelCheckpoint}
+        try:
+            errors = recipe_errors(read_arguments(words), build, groups, ALLOWED)
+        except Exception:  # an option that only the parser understands
+            return ""
+        return "".join(errors) if len(errors) < 2 else "\n  ".join([f"{len(errors)} options are wrong:", *errors])
+
+    def instantiate_classes(self) -> None:
+        try:
+            _check_trainer(self._get(self.config, "trainer"))
+            super().instantiate_classes()
+        except ValueError as error:
+            if complaints := self._complaints(self.arguments):
+                raise ValueError(complaints) from error
+            raise
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -112,9 +147,11 @@ class MsssmCLI(LightningCLI):
             self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
 
     def _claim_run_dir(self) -> None:
-        """Refuses a folder that holds a complete run or another configuration's; resumes an unfinished run."""
+        """Refuses a folder in use or with a complete run or another configuration's; resumes an unfinished run."""
         if (self.run_dir / "metrics.json").exists():
             raise ValueError(f"{self.run_dir} holds a complete run; choose another --run_dir or delete it")
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.lock = lock_run(self.run_dir)
         saved = self.run_dir / "config.yaml"
         if not saved.exists():
             return
@@ -247,6 +284,12 @@ class MsssmCLI(LightningCLI):
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)
+
+
+def _check_trainer(trainer: Namespace) -> None:
+    """What Lightning takes without a word and without an effect."""
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
+        raise ValueError(f"gradient_clip_val must be at least 0, got {trainer.gradient_clip_val}")
 
 
 def _with_durable_checkpoints(plugins: Any) -> list[Any]:

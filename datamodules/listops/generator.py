@@ -46,8 +46,8 @@ class TreeParameters:
     def __post_init__(self) -> None:
         if self.max_depth < 2 or self.max_args < 2:
             raise ValueError(
-                f"asked for trees of max_depth {self.max_depth} with at most {self.max_args} arguments; "
-                "an operator needs max_depth >= 2 and max_args >= 2"
+                f"asked for trees of max_depth={self.max_depth}, max_args={self.max_args}; "
+                "an operator needs at least 2 of each"
             )
         operators = sum(self.max_args**level for level in range(min(self.max_depth - 1, 64)))
         longest = 1 + operators * (self.max_args + 1)

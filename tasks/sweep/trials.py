@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -72,7 +73,7 @@ class Runner:
             self._finish(trial, 0)
             return
         command = [sys.executable, "-m", "tasks.main", "fit", *self.arguments, *values]
-        with (folder / "log.txt").open("ab") as log:
+        with (folder / "log.txt").open("ab") as log, _interrupts_later():
             self.running[trial] = subprocess.Popen(
                 [*command, f"--run_dir={folder}", "--skip_test=true"],
                 stdin=subprocess.DEVNULL,
@@ -109,6 +110,23 @@ class Runner:
             for process in processes:
                 process.kill()
             raise
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Within, a Ctrl-C waits: one between a trial's start and its entry in `running` would leave it behind."""
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if caught:
+        signal.raise_signal(caught[0])
 
 
 def last_line(folder: Path) -> str:

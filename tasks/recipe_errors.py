@@ -1,0 +1,209 @@
+"""Everything that is wrong with a recipe, told together: each option, its value, and what it may be.
+
+The parser and the constructors stop at the first thing that is wrong. When one has, the recipe is gone through again:
+each value against the type in its class's signature, then built, each refused value replaced by its default, until
+nothing more is refused.
+"""
+
+import difflib
+import inspect
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser
+from omegaconf import OmegaConf
+
+Tree = dict[str, Any]
+
+
+def read_arguments(words: list[str]) -> Tree:
+    """The files and options of a command line, later ones over earlier ones, as one nested recipe."""
+    recipe: Tree = {}
+    words = [part for word in words for part in (word.split("=", 1) if re.match(r"--[\w.]+\+?=", word) else [word])]
+    for name, value in pairwise(words):
+        if name in ("-c", "--config"):
+            _merge(recipe, yaml.safe_load(Path(value).read_text()) or {})
+        elif name.startswith("--"):
+            _set(recipe, name[2:].split("."), _scalar(value))
+    resolved = OmegaConf.to_container(OmegaConf.create(recipe), resolve=True)
+    assert isinstance(resolved, dict)
+    return cast(Tree, resolved)
+
+
+def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, type], allowed: list[str]) -> list[str]:
+    """What is wrong with `recipe`, an empty list if nothing is.
+
+    Args:
+        recipe: as `read_arguments` gives it; changed.
+        build: parses and builds it, and raises what it does not accept.
+        groups: classes of the top-level groups that name none, such as the trainer's.
+        allowed: packages whose classes a recipe may name.
+    """
+    errors: list[str] = []
+    for name, group in recipe.items():
+        if isinstance(group, dict) and name in groups:
+            errors += _wrong_types(name, groups[name], group, allowed)
+        else:
+            errors += _wrong_nodes(name, group, allowed)
+    replaced: set[str] = set()
+    while True:
+        try:
+            build(recipe)
+        except ArgumentError as error:
+            plain = re.match(r"(?:Parser key \"|Option ')(\w+)", str(error))
+            if plain is None or isinstance(recipe.get(plain.group(1)), dict | None):
+                return errors or [str(error)]  # long, and about what is already told if anything is
+            errors.append(re.sub(r"\s+", " ", str(error)))
+            del recipe[plain.group(1)]
+        except Exception as error:
+            wrapped = re.search(r"^Errors:\n\s*- (.*)", str(error), re.MULTILINE)  # by the parser, around a callback's
+            message = wrapped.group(1) if wrapped else str(error)
+            places = _named_options(recipe, message)
+            begins = next((p for p in places if message.startswith(f"{p.rpartition('.')[2]} ")), None)
+            errors.append(message if begins is None else begins + message[message.index(" ") :])
+            if wrapped and recipe.get("trainer", {}).pop("callbacks", None):
+                continue
+            if not set(places) - replaced:
+                return list(dict.fromkeys(errors))
+            replaced.update(places)
+            for place in places:
+                _replace(recipe, place, groups)
+        else:
+            return errors
+
+
+def _wrong_nodes(path: str, node: Any, allowed: list[str]) -> Iterator[str]:
+    """What is wrong in a value that may name a class, or several; each wrong option is removed."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _wrong_nodes(path, item, allowed)
+    if not isinstance(node, dict) or "class_path" not in node:
+        return
+    name = str(node["class_path"])
+    if "." in name and not any(name.startswith(f"{package}.") for package in allowed):
+        yield f"{path}: {name} may not be built by name; the classes of {', '.join(allowed)} may"
+    elif (cls := _class(name)) is not None:
+        yield from _wrong_types(path, cls, node.get("init_args") or {}, allowed)
+    elif "." in name:
+        yield f"{path}: there is no class {name}"
+
+
+def _class(name: str) -> type | None:
+    """The class of a path, or of the short name of one of Lightning's callbacks."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(import_module(module or "lightning.pytorch.callbacks"), attribute, None)
+    except ImportError:
+        return None
+
+
+def _wrong_types(path: str, cls: type, values: Tree, allowed: list[str]) -> Iterator[str]:
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    for name, value in list(values.items()):
+        if name not in parameters and takes_any:
+            continue
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=1)
+            yield f"{path}.{name}: {cls.__name__} has no such option" + (f"; did you mean {near[0]}?" if near else "")
+            del values[name]
+        elif isinstance(value, dict | list):
+            yield from _wrong_nodes(f"{path}.{name}", value, allowed)
+        elif name in hints and not _fits(value, hints[name]):
+            yield f"{path}.{name} must be {_spelled(hints[name])}, got {value!r}"
+            del values[name]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, str) and "${" in value:
+        return True
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        parser.parse_object({"value": value})
+    except Exception:
+        return False
+    return True
+
+
+def _spelled(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is Union or type(hint).__name__ == "UnionType":
+        return " or ".join(map(_spelled, get_args(hint)))
+    if hint is type(None):
+        return "null"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _named_options(recipe: Tree, message: str) -> list[str]:
+    """Paths of the options that a message begins with or names as `name=value`."""
+    names = {*re.findall(r"(\w+)=", message), *re.findall(r"^\w+", message)}
+    return [path for path, _ in _leaves(recipe) if path.rpartition(".")[2] in names]
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            inner = path if name == "init_args" else f"{path}.{name}" if path else name
+            yield from _leaves(value, inner)
+    else:
+        yield path, node
+
+
+def _replace(recipe: Tree, place: str, groups: dict[str, type]) -> None:
+    """The option's default in place of its value; 1 where it has none."""
+    *path, name = place.split(".")
+    node, cls = recipe, groups.get(path[0]) if path else None
+    for part in path:
+        node = node[part]
+        if "class_path" in node:
+            cls, node = _class(node["class_path"]), node["init_args"]
+    parameter = inspect.signature(cls).parameters.get(name) if cls is not None else None
+    if parameter is None or parameter.default is parameter.empty:
+        node[name] = 1
+    else:
+        del node[name]
+
+
+def _merge(into: Tree, other: Tree) -> None:
+    for name, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = value
+
+
+def _set(node: Tree, path: list[str], value: Any) -> None:
+    for i, part in enumerate(path):
+        if "class_path" in node and part not in ("class_path", "init_args"):
+            node = node.setdefault("init_args", {})
+        last = i == len(path) - 1
+        if part.endswith("+"):
+            items = node.setdefault(part[:-1], [])
+            items.append({"class_path": value} if isinstance(value, str) else value)
+        elif last and isinstance(node.get(part), dict) and "class_path" in node[part]:
+            node[part] = {"class_path": value} if isinstance(value, str) else value
+        elif last:
+            node[part] = value
+        else:
+            inner = node.get(part)
+            if isinstance(inner, list) and inner and isinstance(inner[-1], dict):
+                inner = inner[-1]
+            if not isinstance(inner, dict):
+                inner = node[part] = {}
+            node = inner
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

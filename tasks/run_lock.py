@@ -1,0 +1,25 @@
+"""One process at a time in a run folder."""
+
+import errno
+import fcntl
+from pathlib import Path
+from typing import IO
+
+
+def lock_run(folder: Path) -> IO[str]:
+    """Claims a run folder until the file that it returns is closed or this process ends, however it ends.
+
+    Raises:
+        ValueError: another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a")
+    try:
+        # A lock of the process, not of the file as flock's: workers that outlive a killed training do not hold it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        raise ValueError(f"another process trains in {folder}; wait for it, or choose another --run_dir") from error
+    return file

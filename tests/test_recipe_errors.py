@@ -1,0 +1,100 @@
+"""Every wrong option of a recipe is told, with its value and what it may be, in one message."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.main import main
+from tests.recipes import write_recipe
+
+
+def complaint(capsys: pytest.CaptureFixture[str], recipe: Path, *options: str) -> list[str]:
+    """The lines that the command leaves, without its name and without their order."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", str(recipe), *options])
+    shown = capsys.readouterr().err
+    lines = [line.strip() for line in shown[shown.index("msssm: ") + len("msssm: ") :].splitlines()]
+    return sorted(lines[1:]) if lines[0] == f"{len(lines) - 1} options are wrong:" else lines
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.max_steps=abc", "trainer.max_steps must be int, got 'abc'"),
+        ("--model.lr=fast", "model.lr must be float, got 'fast'"),
+        ("--model.lr=-1", "model.lr must be positive, got -1.0"),
+        ("--model.backbone.norm=group", "model.backbone.norm must be 'batch' or 'layer', got 'group'"),
+        (
+            "--model.backbone.init_args.layer.init_args.levelz=3",
+            "model.backbone.layer.levelz: MultiScaleSSM has no such option; did you mean levels?",
+        ),
+        ("--data.batchsize=3", "data.batchsize: ListOpsDataModule has no such option; did you mean batch_size?"),
+        ("--trainer.maxsteps=3", "trainer.maxsteps: Trainer has no such option; did you mean max_steps?"),
+        ("--trainer.gradient_clip_val=-2", "trainer.gradient_clip_val must be at least 0, got -2.0"),
+        ("--model.backbone.class_path=msssm.Nope", "model.backbone: there is no class msssm.Nope"),
+        (
+            "--model.backbone.layer.class_path=os.system",
+            "model.backbone.layer: os.system may not be built by name; "
+            "the classes of msssm, datamodules, tasks, lightning.pytorch, torch.nn may",
+        ),
+        ("--nonsense=3", "Option 'nonsense' is not accepted"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value_and_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    assert complaint(capsys, write_recipe(tmp_path), option) == [message]
+
+
+def test_wrong_options_of_every_part_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Types and ranges, in the file and on the command line, of classes inside classes, and of a callback."""
+    path = write_recipe(tmp_path)
+    recipe = yaml.safe_load(path.read_text())
+    recipe["model"]["init_args"]["backbone"]["init_args"]["layer"]["init_args"]["kernel_size"] = 0
+    recipe["data"]["init_args"]["batchsize"] = 3
+    path.write_text(yaml.safe_dump(recipe))
+    options = {
+        "model.lr": "-1",
+        "model.weight_decay": "-3",
+        "model.backbone.layer.levels": "-1",
+        "model.backbone.dropout": "1.5",
+        "data.max_args": "1",
+        "data.eval_batch_size": "0",
+        "trainer.max_steps": "abc",
+        "trainer.gradient_clip_val": "-2",
+        "trainer.callbacks+": "EMAWeightAveraging",
+        "trainer.callbacks.decay": "2",
+        "skip_test": "perhaps",
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    told = complaint(capsys, path, *words)
+    for message in (
+        "model.lr must be positive, got -1.0",
+        "model.weight_decay must be at least 0, got -3.0",
+        "model.backbone.layer.levels must be at least 0, got -1",
+        "model.backbone.layer.kernel_size must be at least 1, got 0",
+        "model.backbone.dropout must be in [0, 1), got 1.5",
+        "data.batchsize: ListOpsDataModule has no such option; did you mean batch_size?",
+        "trainer.max_steps must be int, got 'abc'",
+        "trainer.gradient_clip_val must be at least 0, got -2.0",
+        "Invalid decay value 2.0 provided. Please provide a value in [0,1] range.",
+    ):
+        assert message in told
+        told.remove(message)
+    skip_test, *data = sorted(told, key=lambda line: "skip_test" not in line)
+    assert "perhaps" in skip_test
+    assert len(data) == 2, data
+    assert any("max_args=1" in line for line in data)
+    assert any("eval_batch_size=0" in line for line in data)
+
+
+def test_two_wrong_options_given_apart_from_their_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = complaint(capsys, write_recipe(tmp_path), "--model.lr", "-1", "--trainer.max_steps", "x")
+    assert told == ["model.lr must be positive, got -1.0", "trainer.max_steps must be int, got 'x'"]
+
+
+def test_an_option_without_its_value_keeps_the_parsers_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "run_dir" in complaint(capsys, write_recipe(tmp_path), "--run_dir")[0]
