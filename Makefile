@@ -19,7 +19,7 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-gpu lint reproduce-table runs choices ablations listops-report bench dashboard soak audit lock clean
+.PHONY: help install test test-gpu lint reproduce-table runs choices ablations listops-report bench dashboard soak fuzz audit lock clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -162,6 +162,11 @@ soak: $(READY) ## Kill, starve and corrupt a small run for MINUTES=120, and comp
 TOOLS := .tools
 $(TOOLS)/%:
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet --disable-pip-version-check $*
+
+FUZZ_MINUTES ?= 10
+fuzz: $(READY) ## Search for files that a reader does not survive, by atheris, for FUZZ_MINUTES=10
+	@test -d $(TOOLS)/atheris || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(TOOLS)/atheris atheris
+	PYTHONPATH=$(TOOLS)/atheris $(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
 
 audit: $(TOOLS)/pip-audit ## Look the locked packages up in the published advisories
 	-@$(TOOLS)/pip-audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip \

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import tarfile
 from pathlib import Path
@@ -121,6 +122,17 @@ def test_numpy_is_never_called_by_a_pickle(tmp_path: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(read_batch("data_batch_1", wide).images, pixels[:ROWS].reshape(ROWS, -1))
     with pytest.raises(ValueError, match="its data are not bytes"):
         read_batch("data_batch_1", _swap(batch, b"U\x02u1", b"U\x02O8"))
+
+
+@pytest.mark.parametrize("opcode", [b"r\x00\x00\x00\x7f", b"p2130706432\n"])
+def test_a_pickle_gets_no_memory_that_it_only_announces(opcode: bytes) -> None:
+    """Kept under the number 2^31 - 2^24, a value would cost 32 GiB."""
+    pixels, labels = images()
+    batch = python_batch(pixels[:ROWS], labels[:ROWS])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="under a number beyond its size"):
+        read_batch("data_batch_1", _swap(batch, b"\x80\x02}", b"\x80\x02}" + opcode))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100 * 1024  # KiB
 
 
 @pytest.mark.parametrize(

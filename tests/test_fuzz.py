@@ -115,7 +115,7 @@ def test_tables_of_ptbxl(ptbxl: Path, data: st.DataObject) -> None:
                 read(folder)
 
 
-def _record(folder: Path, fmt: str) -> None:
+def write_record(folder: Path, fmt: str) -> None:
     count = len(LEADS)
     digital = simulate("SR", 0, np.random.default_rng(0)).astype(np.int64) // 20
     options = {"fs": 100, "units": ["mV"] * count, "adc_gain": [1000.0] * count, "baseline": [0] * count}
@@ -126,7 +126,7 @@ def _record(folder: Path, fmt: str) -> None:
 def record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Files of a record: of the format of PTB-XL, and of one that is left to wfdb."""
     folder = tmp_path_factory.mktemp("record")
-    _record(folder, request.param)
+    write_record(folder, request.param)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

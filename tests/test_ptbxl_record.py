@@ -54,6 +54,21 @@ def test_other_gains_baselines_and_formats_become_microvolts(tmp_path: Path) -> 
     assert np.array_equal(record.signal, np.rint((digital - 7) * 5.0).astype(np.int16))
 
 
+def test_a_lead_without_a_name_is_one_that_is_missing(tmp_path: Path) -> None:
+    """wfdb gives None as the name of a lead whose line ends before it."""
+    _write(tmp_path)
+    header = tmp_path / "r.hea"
+    header.write_text(header.read_text().replace(" AVR\n", "\n").replace(" aVR\n", "\n"))
+    with pytest.raises(CorruptRecordError, match="has 12 leads, without AVR"):
+        read_record(tmp_path, "r", 100)
+
+
+def test_a_superscript_is_no_number_of_leads(tmp_path: Path) -> None:
+    (tmp_path / "r.hea").write_text("r \u00b3", encoding="latin-1")
+    with pytest.raises(CorruptRecordError, match=r"r\.hea is not a WFDB header"):
+        read_record(tmp_path, "r", 100)
+
+
 def test_leads_in_another_order_are_put_right(tmp_path: Path) -> None:
     order = np.random.default_rng(1).permutation(12)
     _write(tmp_path, SIGNAL[:, order], tuple(LEADS[i].replace("AV", "aV") for i in order))

@@ -6,8 +6,10 @@ binary version   data_batch_1..5.bin, test_batch.bin: n rows of 1 byte label and
 A row of pixels is a (3, 32, 32) image, planes R, G, B.
 """
 
+import contextlib
 import io
 import pickle
+import pickletools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +62,16 @@ class _DType(_Record):
     """numpy.dtype("u1", 0, 1)."""
 
 
+def _highest_memo(content: bytes) -> int:
+    """The highest number under which a pickle keeps a value: the unpickler takes memory for all numbers up to it."""
+    highest = 0
+    with contextlib.suppress(ValueError):  # malformed, which the unpickler says better
+        for opcode, number, _ in pickletools.genops(content):
+            if opcode.name in ("PUT", "LONG_BINPUT"):
+                highest = max(highest, int(str(number)))
+    return highest
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows the three globals that CIFAR-10's pickles need, as records; every other one is refused."""
 
@@ -96,6 +108,8 @@ def read_batch(name: str, content: bytes) -> Batch:
 
 
 def _read_pickle(content: bytes) -> Batch:
+    if _highest_memo(content) > len(content):
+        raise ValueError("it keeps a value under a number beyond its size")
     fields = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     labels = np.array(fields[b"labels"], dtype=np.int64)
     if labels.ndim != 1 or labels.min(initial=0) < 0 or labels.max(initial=0) > 255:

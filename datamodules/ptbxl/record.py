@@ -153,7 +153,7 @@ def _check_header(path: Path) -> None:
         raise CorruptRecordError(f"{header.name} is missing")
     text = header.read_text("latin-1")
     first, *signals = [line.split() for line in text.splitlines() if line.strip() and line[0] != "#"] or [[]]
-    if len(first) < 2 or not first[1].isdigit():
+    if len(first) < 2 or not first[1].isdecimal():
         raise CorruptRecordError(f"{header.name} is not a WFDB header")
     if int(first[1]) != len(signals):
         raise CorruptRecordError(f"{header.name} announces {first[1]} leads and describes {len(signals)}")
@@ -170,7 +170,7 @@ def _read_with_wfdb(path: Path, units: Collection[str]) -> Raw:
         digital = np.asarray(record.d_signal)
         checksums = list(record.checksum or [])
         physical = np.asarray(record.dac())
-        found, leads, rate = list(map(str, record.units)), list(record.sig_name), float(record.fs)
+        found, leads, rate = list(map(str, record.units)), [name or "" for name in record.sig_name], float(record.fs)
     except Exception as error:  # wfdb meets broken headers with whatever its parsing runs into
         raise CorruptRecordError(f"cannot be read: {str(error) or type(error).__name__}") from error
     if not set(found) <= set(units):
