@@ -118,7 +118,7 @@ def _wrong_types(path: str, cls: type, values: Tree, allowed: list[str]) -> Iter
             yield from _wrong_nodes(f"{path}.{name}", value, allowed)
         elif name in hints and not _fits(value, hints[name]):
             yield f"{path}.{name} must be {_spelled(hints[name])}, got {value!r}"
-            del values[name]
+            _set_default(values, cls, name)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -159,18 +159,23 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _replace(recipe: Tree, place: str, groups: dict[str, type]) -> None:
-    """The option's default in place of its value; 1 where it has none."""
+    """The option's default in place of its value."""
     *path, name = place.split(".")
     node, cls = recipe, groups.get(path[0]) if path else None
     for part in path:
         node = node[part]
         if "class_path" in node:
             cls, node = _class(node["class_path"]), node["init_args"]
+    _set_default(node, cls, name)
+
+
+def _set_default(values: Tree, cls: type | None, name: str) -> None:
+    """Leaves an option to its default; one without gets 1, which any of ours but those that name a class takes."""
     parameter = inspect.signature(cls).parameters.get(name) if cls is not None else None
     if parameter is None or parameter.default is parameter.empty:
-        node[name] = 1
+        values[name] = 1
     else:
-        del node[name]
+        del values[name]
 
 
 def _merge(into: Tree, other: Tree) -> None:
