@@ -11,7 +11,8 @@ from tests.recipes import write_recipe
 
 HOLD = (
     "import os, sys, time; from pathlib import Path; from tasks.run_lock import lock_run; "
-    "lock = lock_run(Path(sys.argv[1])); worker = os.fork(); print('held', flush=True); time.sleep(60 if worker else 3)"
+    "lock = lock_run(Path(sys.argv[1])); worker = os.fork(); worker and print('held', flush=True); "
+    "time.sleep(60 if worker else 3)"
 )
 
 
