@@ -1,5 +1,5 @@
 // The least work of a selective scan (see floors.py), on data that stays in the first-level cache: no method that
-// computes the same can be faster on this processor. One vector of channels, 16 states, 16 steps.
+// does the same operations can be faster on this processor. One vector of channels, 16 states, 16 steps.
 
 #include <cstdint>
 #include <cstring>

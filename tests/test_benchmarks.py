@@ -152,6 +152,9 @@ def test_reports_hold_every_row(tmp_path: Path) -> None:
 def test_a_busy_machine_is_reported() -> None:
     drift = FLOORS.drift(Floors(1e6, 1e6, 1.1e6))
     assert drift == pytest.approx(1)
+    assert FLOORS.best(Floors(2 * FLOORS[0], FLOORS[1] / 2, FLOORS[2])) == FLOORS._replace(
+        forward_steps_per_s=2 * FLOORS[0]
+    )
     assert "**The machine was not quiet**" in report.as_markdown(ROWS, FLOORS, report.machine(CPU), drift)
 
 
