@@ -103,8 +103,8 @@ $(CHOICE_RESULTS)/runs/listops/%/metrics.json: | $(READY)
 	$(call train,configs/$(PROFILE)/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
 
 # The paper's ablations and the sweeps that it leaves open, each an override of the MS-SSM(S6) recipe of a task: in the
-# quick profile at three quarters of its training on ListOps and half of it on the generated ECGs, 43 rows of 30 s to
-# 2 minutes on one thread each, under 40 minutes on two cores. PROFILE=paper trains the full-scale recipes whole.
+# quick profile at three quarters of its training on ListOps and half of it on the generated ECGs, 43 rows on one
+# thread each, about 17 minutes on two cores. PROFILE=paper trains the full-scale recipes whole.
 ABLATION_TASKS ?= listops ptbxl
 ABLATION_SEEDS ?= 0
 ABLATION_RESULTS := results/$(if $(filter quick,$(PROFILE)),,$(PROFILE)-)ablations
