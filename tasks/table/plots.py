@@ -24,7 +24,7 @@ def bars(path: Path, section: Section) -> None:
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     if bound := subject.bound(section.first):
         axes.axvline(scale * bound[1], color="black", linestyle="--", label=bound[0])
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
+        figure.legend(loc="outside lower right")
     axes.set_xlabel(f"test {subject.measure}{subject.unit}; 95 % interval")
     axes.set_title(section.title, loc="left")
     figure.savefig(path, dpi=150)
