@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
+from datamodules.errors import InputError
+
 
 class Batch(NamedTuple):
     """One batch: B sequences padded to the length L of the longest.
@@ -45,7 +47,7 @@ class _BatchSampler(DistributedSampler[list[int]]):
     def __init__(self, lengths: npt.ArrayLike, batch_size: int, *, rank: int, world_size: int, **kwargs: Any) -> None:
         self.lengths = np.asarray(lengths)
         if self.lengths.ndim != 1 or batch_size < 1:
-            raise ValueError(
+            raise InputError(
                 f"asked for batches of {batch_size} from lengths of shape {self.lengths.shape}; "
                 "give batch_size >= 1 and one length per sample"
             )
@@ -103,7 +105,7 @@ class LengthBucketBatchSampler(_BatchSampler):
         whole, rest = divmod(samples, batch_size * world_size)
         self._batches = whole + (not drop_last and rest >= world_size)
         if self._batches < 1:
-            raise ValueError(
+            raise InputError(
                 f"asked for batches of {batch_size} on each of {world_size} processes, got {samples} "
                 "samples, not one batch each; use a smaller batch_size or fewer processes"
             )
@@ -171,7 +173,7 @@ class EvaluationBatchSampler(_BatchSampler):
         super().__init__(lengths, batch_size, rank=rank, world_size=world_size, shuffle=False)
         samples = len(self.lengths)
         if samples < world_size:
-            raise ValueError(f"asked to evaluate on {world_size} processes, got {samples} samples; use fewer processes")
+            raise InputError(f"asked to evaluate on {world_size} processes, got {samples} samples; use fewer processes")
         self.sort = sort
         largest_share, smallest_share = -(-samples // world_size), samples // world_size
         self._batches = min(-(-largest_share // batch_size), smallest_share)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from datamodules.errors import StorageError
+
 
 @contextmanager
 def locked(parent: Path) -> Iterator[None]:
@@ -35,4 +37,4 @@ def remedies(name: str, parent: Path, mebibytes: int) -> Iterator[None]:
         else:
             raise
         reason = f"cannot write the conversion of {name} in {parent}: {error.strerror}; {remedy}"
-        raise OSError(error.errno, reason) from error
+        raise StorageError(error.errno, reason) from error

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import Batch, EvaluationBatchSampler, LengthBucketBatchSampler
+from datamodules.errors import InputError
 from datamodules.loader import ResumableLoader
 
 _PIN_MEMORY = torch.cuda.is_available()
@@ -64,7 +65,7 @@ class PixelDataModule(LightningDataModule):
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         if min(batch_size, eval_batch_size) < 1 or num_workers < 0:
-            raise ValueError(
+            raise InputError(
                 f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, num_workers={num_workers}; "
                 "sizes must be at least 1, num_workers at least 0"
             )
@@ -91,7 +92,7 @@ class PixelDataModule(LightningDataModule):
         dataset = self._split("train")
         rank, world_size = self._shard
         if self.batch_size % world_size:
-            raise ValueError(
+            raise InputError(
                 f"batch_size={self.batch_size} cannot be shared evenly by {world_size} processes; "
                 "choose another --trainer.devices or --data.batch_size"
             )

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import Batch
+from datamodules.errors import InputError
 from datamodules.pixels import PixelDataModule, PixelDataset
 
 Bytes = npt.NDArray[np.uint8]
@@ -109,14 +110,14 @@ class SelectionDataModule(PixelDataModule):
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         room = length - 1 if kind == "copying" else length // 2
         if kind not in GENERATORS or symbols < 2 or symbols + items > 255 or not 1 <= items <= room:
-            raise ValueError(
+            raise InputError(
                 f"asked for kind={kind!r}, length={length}, items={items}, symbols={symbols}; kind is "
                 f"{' or '.join(GENERATORS)}, symbols at least 2, symbols + items at most 255, items 1 to {room} at "
                 "this length"
             )
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         if min(self.sizes.values()) < 1 or data_seed < 0:
-            raise ValueError(f"sizes must be at least 1 and data_seed at least 0, got {self.sizes}, {data_seed}")
+            raise InputError(f"sizes must be at least 1 and data_seed at least 0, got {self.sizes}, {data_seed}")
         self.kind, self.length, self.items, self.num_classes = kind, length, items, symbols
         self.vocab_size = 1 + symbols + (items if kind == "copying" else 0)
         self.data_seed = data_seed

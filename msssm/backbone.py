@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from msssm.block import Block
+from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
 from msssm.pretrained import layer_config, layer_factory, read_pretrained, write_pretrained
@@ -56,9 +57,9 @@ class Backbone(SequenceLayer):
             "checkpoint_blocks": checkpoint_blocks,
         }
         if n_layers < 1:
-            raise ValueError(f"n_layers must be at least 1, got {n_layers}")
+            raise InputError(f"n_layers must be at least 1, got {n_layers}")
         if checkpoint_blocks and norm == "batch":
-            raise ValueError("checkpoint_blocks needs norm='layer': batch norm would count each batch twice")
+            raise InputError("checkpoint_blocks needs norm='layer': batch norm would count each batch twice")
         self.checkpoint_blocks = checkpoint_blocks
         self.blocks = nn.ModuleList(Block(layer(d_model), norm, prenorm, glu, dropout) for _ in range(n_layers))
         self.norm = SequenceNorm(d_model, norm) if prenorm else None
@@ -123,5 +124,5 @@ class Backbone(SequenceLayer):
             backbone = cls(**{**config, "layer": layer_factory(config["layer"])})
             backbone.load_state_dict(own)
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{folder}: the weights do not fit the config ({error}); export it again") from error
+            raise InputError(f"{folder}: the weights do not fit the config ({error}); export it again") from error
         return backbone.eval()

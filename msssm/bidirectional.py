@@ -6,6 +6,7 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 
 
@@ -30,7 +31,7 @@ class Bidirectional(SequenceLayer):
     ) -> None:
         super().__init__(d_model)
         if mix not in ("linear", "sum"):
-            raise ValueError(f"mix must be 'linear' or 'sum', got {mix!r}")
+            raise InputError(f"mix must be 'linear' or 'sum', got {mix!r}")
         self.forward_layer, self.backward_layer = layer(d_model), layer(d_model)
         self.mix = nn.Linear(2 * d_model, d_model) if mix == "linear" else None
 
@@ -53,7 +54,7 @@ class Bidirectional(SequenceLayer):
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise ValueError(
+        raise InputError(
             "Bidirectional sees the future, so it has no state to go on from: give it whole sequences, or take its "
             "layer alone to stream"
         )

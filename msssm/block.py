@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
 
@@ -32,7 +33,7 @@ class Block(SequenceLayer):
     ) -> None:
         super().__init__(layer.d_model)
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+            raise InputError(f"dropout must be in [0, 1), got {dropout}")
         self.layer = layer
         self.norm = SequenceNorm(layer.d_model, norm)
         self.prenorm, self.dropout = prenorm, dropout

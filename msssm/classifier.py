@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msssm.backbone import Backbone
+from msssm.errors import InputError
 from msssm.layer import State
 from msssm.padding import last_position, masked_mean, zero_padding
 
@@ -36,7 +37,7 @@ class SequenceClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, backbone: Backbone, num_classes: int, pooling: Pooling = "mean") -> None:
         super().__init__()
         if pooling not in ("mean", "last"):
-            raise ValueError(f"pooling must be 'mean' or 'last', got {pooling!r}")
+            raise InputError(f"pooling must be 'mean' or 'last', got {pooling!r}")
         self.pooling = pooling
         self.encoder, self.backbone = encoder, backbone
         self.head = nn.Linear(backbone.d_model, num_classes)

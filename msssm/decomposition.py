@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msssm.errors import InputError
 from msssm.native import decomposition as native
 from msssm.native.library import inner_contiguous
 from msssm.padding import last_positions, zero_padding
@@ -71,9 +72,9 @@ class MultiScaleDecomposition(nn.Module):
     ) -> None:
         super().__init__()
         if levels < 0:
-            raise ValueError(f"levels must be at least 0, got {levels}")
+            raise InputError(f"levels must be at least 0, got {levels}")
         if kernel_size < 1:
-            raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
+            raise InputError(f"kernel_size must be at least 1, got {kernel_size}")
         self.d_model, self.levels, self.kernel_size, self.backend = d_model, levels, kernel_size, backend
         start = _initial_filters(1 if shared else levels, kernel_size, d_model, filters)
         self.low, self.high = nn.Parameter(start[0]), nn.Parameter(start[1])
@@ -160,10 +161,10 @@ def _initial_filters(levels: int, kernel_size: int, d_model: int, filters: Filte
         scale = kernel_size**-0.5
         return (torch.rand(shape) * 2 - 1) * scale, (torch.rand(shape) * 2 - 1) * scale
     if filters not in _WAVELETS:
-        raise ValueError(f"filters must be 'uniform', 'haar' or 'db2', got {filters!r}")
+        raise InputError(f"filters must be 'uniform', 'haar' or 'db2', got {filters!r}")
     low = torch.tensor(_WAVELETS[filters])
     if kernel_size < len(low):
-        raise ValueError(f"filters={filters!r} needs kernel_size >= {len(low)}, got {kernel_size}")
+        raise InputError(f"filters={filters!r} needs kernel_size >= {len(low)}, got {kernel_size}")
     high = low.flip(0) * torch.tensor([(-1.0) ** tap for tap in range(len(low))])
     padded = (torch.nn.functional.pad(taps, (0, kernel_size - len(low))) for taps in (low, high))
     first, second = (taps.view(1, -1, 1).expand(shape).clone() for taps in padded)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msssm.decomposition import MultiScaleDecomposition
+from msssm.errors import InputError
 from msssm.native.library import library
 from msssm.scan import Backend, lti_scan, multiscale_scan, selective_scan
 from msssm.scan.dispatch import choose, obstacle
@@ -45,7 +46,7 @@ def main(args: list[str]) -> None:
         SystemExit: with code 1 where an operator disagrees with the reference.
     """
     if args:
-        raise ValueError(f"doctor takes no arguments, got {' '.join(args)}")
+        raise InputError(f"doctor takes no arguments, got {' '.join(args)}")
     for line in environment():
         print(line)
     wrong = False

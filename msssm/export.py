@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 from msssm.ssm import S4
 
@@ -50,7 +51,7 @@ def step_to_onnx(layer: SequenceLayer, path: str | Path, batch_size: int = 1) ->
         ModuleNotFoundError: without `pip install msssm[onnx]`.
     """
     if any(isinstance(module, S4) and module.frequency is not None for module in layer.modules()):
-        raise ValueError("ONNX has no complex exponential: export a layer with diagonal='real'")
+        raise InputError("ONNX has no complex exponential: export a layer with diagonal='real'")
     x, state = _example(layer, batch_size)
     count = len(_leaves(state))
     with torch.no_grad(), _reference_backend():
@@ -73,7 +74,7 @@ def _example(layer: SequenceLayer, batch_size: int) -> tuple[Tensor, State]:
     with torch.no_grad():
         _, following = layer.step(x, state)
     if [leaf.shape for leaf in _leaves(state)] != [leaf.shape for leaf in _leaves(following)]:
-        raise ValueError(f"{type(layer).__name__} has a state that grows with every step (attention): no fixed program")
+        raise InputError(f"{type(layer).__name__} has a state that grows with every step (attention): no fixed program")
     return x, state
 
 

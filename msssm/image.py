@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msssm.errors import InputError
+
 ScanOrder = Literal["raster", "snake"]
 
 
@@ -38,9 +40,9 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         for name, value in (("image_size", image_size), ("patch_size", patch_size), ("in_channels", in_channels)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise InputError(f"{name} must be at least 1, got {value}")
         if scan_order not in ("raster", "snake"):
-            raise ValueError(f"scan_order must be 'raster' or 'snake', got {scan_order!r}")
+            raise InputError(f"scan_order must be 'raster' or 'snake', got {scan_order!r}")
         self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
         self.scan_order = scan_order
         self._check_divides(image_size, image_size)
@@ -55,7 +57,7 @@ class PatchEmbedding(nn.Module):
         if self.position is None:
             return tokens
         if tokens.shape[1] != len(self.position):
-            raise ValueError(
+            raise InputError(
                 f"the position embedding is of {len(self.position)} patches (image_size={self.image_size}), "
                 f"got {tokens.shape[1]}; resize the images, or train without position_embedding"
             )
@@ -68,14 +70,14 @@ class PatchEmbedding(nn.Module):
             if patch == 1 and self.scan_order == "raster":
                 return x
             if x.shape[1] != side**2:
-                raise ValueError(f"an image of image_size={side} has {side**2} pixels, got {x.shape[1]}")
+                raise InputError(f"an image of image_size={side} has {side**2} pixels, got {x.shape[1]}")
             grid = x.unflatten(1, (side, side))
         elif x.ndim == 4 and x.shape[1] == self.in_channels:
             self._check_divides(*x.shape[2:])
             grid = x.permute(0, 2, 3, 1)
         else:
             channels = self.in_channels
-            raise ValueError(
+            raise InputError(
                 f"expected images (B, {channels}, H, W) or pixels (B, H W, {channels}), got shape {tuple(x.shape)}; "
                 "set in_channels to the data's"
             )
@@ -89,7 +91,7 @@ class PatchEmbedding(nn.Module):
     def _check_divides(self, height: int, width: int) -> None:
         patch = self.patch_size
         if height % patch or width % patch:
-            raise ValueError(
+            raise InputError(
                 f"an image of {height} x {width} pixels does not divide into patches of {patch} x {patch}; "
                 f"resize it to a multiple of {patch}, or choose another patch_size"
             )

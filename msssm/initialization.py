@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from msssm.errors import InputError
+
 Initialization = Literal["scale", "mamba"]
 
 
@@ -38,7 +40,7 @@ def initial_A(bands: int, state_size: int, initialization: Initialization) -> Te
         return scale_dependent_A(bands - 2, state_size)
     if initialization == "mamba":
         return -torch.arange(1.0, state_size + 1).repeat(bands, 1)
-    raise ValueError(f"initialization must be 'scale' or 'mamba', got {initialization!r}")
+    raise InputError(f"initialization must be 'scale' or 'mamba', got {initialization!r}")
 
 
 def initial_delta(shape: tuple[int, ...], dt_min: float, dt_max: float, delta_0: float | None) -> Tensor:
@@ -49,10 +51,10 @@ def initial_delta(shape: tuple[int, ...], dt_min: float, dt_max: float, delta_0:
     """
     if delta_0 is not None:
         if delta_0 <= 0:
-            raise ValueError(f"delta_0 must be positive, got {delta_0}")
+            raise InputError(f"delta_0 must be positive, got {delta_0}")
         return torch.full(shape, delta_0)
     if not 0 < dt_min <= dt_max:
-        raise ValueError(f"dt_min and dt_max must satisfy 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+        raise InputError(f"dt_min and dt_max must satisfy 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
     return torch.exp(math.log(dt_min) + torch.rand(shape) * math.log(dt_max / dt_min))
 
 

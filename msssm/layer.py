@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msssm.errors import InputError
+
 # A layer's own nest of tensors with the batch in front; callers only hand it back.
 State = Any
 
@@ -20,7 +22,7 @@ class SequenceLayer(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         if d_model < 1:
-            raise ValueError(f"d_model must be at least 1, got {d_model}")
+            raise InputError(f"d_model must be at least 1, got {d_model}")
         self.d_model = d_model
 
     def forward(
@@ -32,21 +34,21 @@ class SequenceLayer(nn.Module):
     def check_input(self, x: Tensor, lengths: Tensor | None) -> None:
         """Raises ValueError unless x is (B, L, d_model), floating, and lengths (B,) whole numbers in 0..L."""
         if x.ndim != 3 or x.shape[2] != self.d_model or not x.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} takes floating x of shape (B, L, {self.d_model}), "
                 f"got {x.dtype} of shape {tuple(x.shape)}"
             )
         if lengths is None:
             return
         if lengths.shape != x.shape[:1] or lengths.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"lengths must be {len(x)} whole numbers, one per row, "
                 f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
             )
         # Reading values would stall a GPU, and is not possible while tracing.
         readable = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
         if readable and len(lengths) and not 0 <= lengths.min() <= lengths.max() <= x.shape[1]:
-            raise ValueError(f"lengths must lie in 0..{x.shape[1]}, got {lengths.min().item()}..{lengths.max().item()}")
+            raise InputError(f"lengths must lie in 0..{x.shape[1]}, got {lengths.min().item()}..{lengths.max().item()}")
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from msssm.decomposition import ConvolutionBands, FilterInit, MultiScaleDecomposition
+from msssm.errors import InputError
 from msssm.initialization import Initialization
 from msssm.layer import SequenceLayer
 from msssm.native.step import StepParameters, layout_fits, multiscale_step
@@ -85,13 +86,13 @@ class MultiScaleSSM(SequenceLayer):
     ) -> None:
         super().__init__(d_model)
         if state_size < 1:
-            raise ValueError(f"state_size must be at least 1, got {state_size}")
+            raise InputError(f"state_size must be at least 1, got {state_size}")
         if diagonal == "complex" and ssm != "s4":
-            raise ValueError(f"diagonal='complex' needs ssm='s4', got ssm={ssm!r}")
+            raise InputError(f"diagonal='complex' needs ssm='s4', got ssm={ssm!r}")
         if gates not in ("input", "band") or (gates == "band" and ssm != "s6"):
-            raise ValueError(f"gates must be 'input', or 'band' with ssm='s6', got {gates!r} with ssm={ssm!r}")
+            raise InputError(f"gates must be 'input', or 'band' with ssm='s6', got {gates!r} with ssm={ssm!r}")
         if drive not in ("band", "input") or (drive == "input" and ssm == "none"):
-            raise ValueError(f"drive must be 'band', or 'input' with an ssm, got {drive!r} with ssm={ssm!r}")
+            raise InputError(f"drive must be 'band', or 'input' with an ssm, got {drive!r} with ssm={ssm!r}")
         bands = levels + 2
         self.gates, self.drive, self.backend = gates, drive, backend
         self.decomposition: MultiScaleDecomposition | ConvolutionBands
@@ -100,7 +101,7 @@ class MultiScaleSSM(SequenceLayer):
         elif decomposition == "conv":
             self.decomposition = ConvolutionBands(d_model, levels, kernel_size)
         else:
-            raise ValueError(f"decomposition must be 'wavelet' or 'conv', got {decomposition!r}")
+            raise InputError(f"decomposition must be 'wavelet' or 'conv', got {decomposition!r}")
         self.mixer = ScaleMixer(d_model, bands, mixer, mixer_heads, mixer_start)
         self.ssm: S6 | S4 | NoSSM
         if ssm == "s6":
@@ -116,7 +117,7 @@ class MultiScaleSSM(SequenceLayer):
         elif ssm == "none":
             self.ssm = NoSSM()
         else:
-            raise ValueError(f"ssm must be 's6', 's4' or 'none', got {ssm!r}")
+            raise InputError(f"ssm must be 's6', 's4' or 'none', got {ssm!r}")
 
     def forward(
         self,
@@ -197,5 +198,5 @@ class MultiScaleSSM(SequenceLayer):
             ValueError: the layer has no state space models.
         """
         if isinstance(self.ssm, NoSSM):
-            raise ValueError("effective_memory needs state space models, this layer has ssm='none'")
+            raise InputError("effective_memory needs state space models, this layer has ssm='none'")
         return self.ssm.effective_memory()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msssm.errors import NonFiniteError
 from msssm.layer import SequenceLayer
 from msssm.multiscale import MultiScaleSSM
 from msssm.padding import zero_padding
@@ -56,13 +57,13 @@ class _Check:
             return
         with torch.no_grad():
             if (place := _first(zero_padding(x, lengths))) is not None:
-                raise FloatingPointError(
+                raise NonFiniteError(
                     f"the input of layer {self.path} is {place}; look at the data, or at the layer before"
                 )
             name = type(module).__name__
             where = _band(module, x, lengths, state) if isinstance(module, MultiScaleSSM) else None
             where = where or f"its output is {_first(zero_padding(y, lengths))}; {_REMEDY}"
-        raise FloatingPointError(f"layer {self.path} ({name}): {where}")
+        raise NonFiniteError(f"layer {self.path} ({name}): {where}")
 
 
 def _band(layer: MultiScaleSSM, x: Tensor, lengths: Tensor | None, state: Any) -> str | None:

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msssm.errors import InputError
 from msssm.padding import position_mask, zero_padding
 
 Norm = Literal["batch", "layer"]
@@ -25,7 +26,7 @@ class SequenceNorm(nn.Module):
     def __init__(self, d_model: int, norm: Norm = "layer") -> None:
         super().__init__()
         if norm not in ("batch", "layer"):
-            raise ValueError(f"norm must be 'batch' or 'layer', got {norm!r}")
+            raise InputError(f"norm must be 'batch' or 'layer', got {norm!r}")
         self.norm: nn.Module = nn.BatchNorm1d(d_model) if norm == "batch" else nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from msssm.errors import InputError, MissingFileError
 from msssm.layer import SequenceLayer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -39,7 +40,7 @@ def layer_factory(config: Mapping[str, Any]) -> Callable[[int], SequenceLayer]:
     module, _, name = str(config["class_path"]).rpartition(".")
     made = getattr(import_module(module), name, None) if module.split(".")[0] == "msssm" else None
     if not (isinstance(made, type) and issubclass(made, SequenceLayer)):
-        raise ValueError(f"a pretrained network has layers of msssm, got {config['class_path']!r}")
+        raise InputError(f"a pretrained network has layers of msssm, got {config['class_path']!r}")
     return partial(made, **config["init_args"])
 
 
@@ -56,14 +57,14 @@ def write_pretrained(folder: Path, config: Mapping[str, Any], weights: Mapping[s
         ValueError: the backbone was made by something that cannot be written down.
     """
     if config["layer"] is None:
-        raise ValueError(
+        raise InputError(
             "only a backbone whose layer was given as a class, or functools.partial of one, can be saved; "
             "got another function, such as a lambda"
         )
     try:
         text = json.dumps({"format": FORMAT, "prefix": prefix, "backbone": config}, indent=2)
     except TypeError as error:
-        raise ValueError(f"the options of a saved layer must be numbers, strings or booleans: {error}") from error
+        raise InputError(f"the options of a saved layer must be numbers, strings or booleans: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     # Tensors may share storage or lie in any order; the file holds each by itself.
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
@@ -79,12 +80,12 @@ def read_pretrained(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], st
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; name a folder that save_pretrained or msssm export wrote")
+            raise MissingFileError(f"{folder} has no {name}; name a folder that save_pretrained or msssm export wrote")
     try:
         content = json.loads((folder / CONFIG).read_text())
         weights = load_file(folder / WEIGHTS)
     except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged ({error}); export it again") from error
+        raise InputError(f"{folder} is damaged ({error}); export it again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{folder / CONFIG} is not of format {FORMAT}; export it again with this version of msssm")
+        raise InputError(f"{folder / CONFIG} is not of format {FORMAT}; export it again with this version of msssm")
     return content["backbone"], weights, content["prefix"]

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msssm.errors import InputError
+
 Mixer = Literal["input", "fixed", "softmax", "sum"]
 
 
@@ -30,9 +32,9 @@ class ScaleMixer(nn.Module):
     def __init__(self, d_model: int, bands: int, mixer: Mixer = "input", heads: int = 1, start: float = 1.0) -> None:
         super().__init__()
         if mixer not in ("input", "fixed", "softmax", "sum"):
-            raise ValueError(f"mixer must be 'input', 'fixed', 'softmax' or 'sum', got {mixer!r}")
+            raise InputError(f"mixer must be 'input', 'fixed', 'softmax' or 'sum', got {mixer!r}")
         if heads < 1 or d_model % heads:
-            raise ValueError(f"mixer_heads must divide d_model = {d_model}, got {heads}")
+            raise InputError(f"mixer_heads must divide d_model = {d_model}, got {heads}")
         self.bands, self.mixer, self.heads = bands, mixer, heads
         if mixer in ("input", "softmax"):
             self.projection = nn.Linear(d_model, bands * heads)

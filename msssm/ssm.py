@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msssm.errors import InputError
 from msssm.initialization import Initialization, initial_A, initial_delta, inverse_softplus
 from msssm.scan import Backend, Discretization, lti_scan, mix_bands, multiscale_scan
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, step_size
@@ -176,12 +177,12 @@ class S4(nn.Module):
     ) -> None:
         super().__init__()
         if diagonal not in ("real", "complex"):
-            raise ValueError(f"diagonal must be 'real' or 'complex', got {diagonal!r}")
+            raise InputError(f"diagonal must be 'real' or 'complex', got {diagonal!r}")
         self.discretization, self.backend = discretization, backend
         self.frequency: nn.Parameter | None = None
         if diagonal == "complex":
             if state_size % 2:
-                raise ValueError(
+                raise InputError(
                     f"a complex diagonal has state_size / 2 pairs: state_size must be even, got {state_size}"
                 )
             pairs = state_size // 2

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from msssm.block import Block
 from msssm.classifier import ClassifierState, SequenceClassifier
+from msssm.errors import InputError
 from msssm.multiscale import MultiScaleSSM
 from msssm.native.stream import BlockOptions, BlockParameters, PackedClassifier
 from msssm.scan.dispatch import choose
@@ -31,7 +32,7 @@ class StreamingClassifier:
 
     def __init__(self, model: SequenceClassifier) -> None:
         if model.training:
-            raise ValueError("streaming needs a model in eval(), got one in training mode; call model.eval()")
+            raise InputError("streaming needs a model in eval(), got one in training mode; call model.eval()")
         self.model = model
         self.packed = pack(model)
 

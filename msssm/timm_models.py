@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from msssm.backbone import Backbone
 from msssm.bidirectional import Bidirectional
+from msssm.errors import InputError
 from msssm.image import PatchEmbedding, ScanOrder
 from msssm.layer import SequenceLayer
 from msssm.multiscale import MultiScaleSSM
@@ -90,7 +91,7 @@ class TimmImageModel(nn.Module):
         """
         if global_pool is not None:
             if global_pool not in ("avg", "last", ""):
-                raise ValueError(f"global_pool must be 'avg', 'last' or '', got {global_pool!r}")
+                raise InputError(f"global_pool must be 'avg', 'last' or '', got {global_pool!r}")
             self.global_pool = global_pool
         self.num_classes = num_classes
         weight = self.embedding.projection.weight

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from msssm.errors import InputError
 from tasks.messages import say
 
 
@@ -26,7 +27,7 @@ class SkipBadBatches(Callback):
 
     def __init__(self, limit: int = 10) -> None:
         if limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}")
+            raise InputError(f"limit must be at least 1, got {limit}")
         self.limit, self.skipped = limit, 0
         self._buffers: list[Tensor] = []
 
@@ -50,7 +51,7 @@ class SkipBadBatches(Callback):
                 f"the gradients of step {trainer.global_step} are not finite: batch skipped, {self.skipped} so far"
             )
             if self.skipped > self.limit:
-                raise ValueError(
+                raise InputError(
                     f"{message}, more than limit={self.limit}; look at the data, or try a lower lr or ssm_lr"
                 )
             if trainer.is_global_zero:

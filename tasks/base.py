@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from msssm import param_groups
+from msssm.errors import InputError
 from msssm.nan_guard import nan_guard
 from tasks.predictions import Predictions
 from tasks.rank_states import gather_states, restore_state
@@ -47,7 +48,7 @@ class SequenceTask(lightning.LightningModule):
             ("warmup_epochs", warmup_epochs, "at least 0", warmup_epochs >= 0),
         ):
             if not good:
-                raise ValueError(f"{name} must be {wanted}, got {value}")
+                raise InputError(f"{name} must be {wanted}, got {value}")
         self._rank_states: list[dict[str, Any]] = []
         self.lr, self.weight_decay, self.ssm_lr, self.warmup_epochs = lr, weight_decay, ssm_lr, warmup_epochs
         self.train_loss = MeanMetric(nan_strategy="ignore")
@@ -82,7 +83,7 @@ class SequenceTask(lightning.LightningModule):
             place = str(error)
         last = Path(self.trainer.default_root_dir) / "checkpoints/last.ckpt"
         kept = f"; {last} is from before" if last.exists() else ""
-        raise ValueError(f"the training loss is {loss.item()} at step {self.global_step}: {place}{kept}")
+        raise InputError(f"the training loss is {loss.item()} at step {self.global_step}: {place}{kept}")
 
     def log_train_loss(self, loss: Tensor, samples: int) -> None:
         """Logs `train/loss_step`, and `train/loss_epoch` when the epoch ends."""
@@ -96,7 +97,7 @@ class SequenceTask(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         bad = [name for name, value in checkpoint["state_dict"].items() if not torch.isfinite(value).all()]
         if bad:
-            raise ValueError(
+            raise InputError(
                 f"{bad[0]} is not finite at step {self.global_step} ({len(bad)} of the weights); not saved, the "
                 "checkpoint before is kept. Try a lower lr or ssm_lr"
             )

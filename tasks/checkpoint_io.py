@@ -11,16 +11,17 @@ import torch
 from lightning.pytorch.plugins import CheckpointIO
 
 from msssm import __version__
+from msssm.errors import InputError, MissingFileError, StorageError
 
 FORMAT = 1  # raise it when older code would misread what is written; docs/checkpoints.md tells how to migrate
 _KEY = "msssm"
 
 
-class CheckpointFormatError(ValueError):
+class CheckpointFormatError(InputError):
     """A whole checkpoint, of a format that this version does not read."""
 
 
-class DamagedCheckpointError(ValueError):
+class DamagedCheckpointError(InputError):
     """A file that is no checkpoint, or no longer one, or that holds more than tensors and plain values."""
 
 
@@ -38,7 +39,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         DamagedCheckpointError: if it cannot be read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"asked for the checkpoint {path}, got no such file")
+        raise MissingFileError(f"asked for the checkpoint {path}, got no such file")
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself writes checksums and does not compare them
             if (member := archive.testzip()) is not None:
@@ -93,7 +94,7 @@ class DurableCheckpointIO(CheckpointIO):
             kept = f"{path} is as it was" if path.exists() else "there is none yet"
             size = len(content.getbuffer()) / 2**20
             _discard(unfinished)
-            raise OSError(
+            raise StorageError(
                 error.errno,
                 f"cannot write the checkpoint {path} ({size:.1f} MiB): {error.strerror}; {kept}. Free space or "
                 "permit writing there, and run the same command again",

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from msssm.errors import InputError
 from tasks.bad_batches import LossSpikes
 from tasks.base import SequenceTask
 from tasks.checkpoint_io import DurableCheckpointIO, read_checkpoint
@@ -95,7 +96,7 @@ class MsssmCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except Exception as error:  # also what the parsers of YAML and of types meet beyond what they expect
-            raise ValueError(self._complaints(args) or f"the recipe or an option cannot be read: {error}") from error
+            raise InputError(self._complaints(args) or f"the recipe or an option cannot be read: {error}") from error
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None and Path(path).name == path and not Path(path).exists():
             return  # one of Lightning's words, such as "last"
@@ -125,7 +126,7 @@ class MsssmCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             if complaints := self._complaints(self.arguments):
-                raise ValueError(complaints) from error
+                raise InputError(complaints) from error
             raise
 
     def before_instantiate_classes(self) -> None:
@@ -141,7 +142,7 @@ class MsssmCLI(LightningCLI):
                 self.ckpt_path = str(best)
                 say(f"{self.subcommand} from {best}")
             if self.ckpt_path is None:
-                raise ValueError(f"{self.subcommand} needs --ckpt_path, or a --run_dir with checkpoints/best.ckpt")
+                raise InputError(f"{self.subcommand} needs --ckpt_path, or a --run_dir with checkpoints/best.ckpt")
         elif not config.trainer.fast_dev_run:
             self._claim_run_dir()
             self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
@@ -149,7 +150,7 @@ class MsssmCLI(LightningCLI):
     def _claim_run_dir(self) -> None:
         """Refuses a folder in use or with a complete run or another configuration's; resumes an unfinished run."""
         if (self.run_dir / "metrics.json").exists():
-            raise ValueError(f"{self.run_dir} holds a complete run; choose another --run_dir or delete it")
+            raise InputError(f"{self.run_dir} holds a complete run; choose another --run_dir or delete it")
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self.lock = lock_run(self.run_dir)
         saved = self.run_dir / "config.yaml"
@@ -159,11 +160,11 @@ class MsssmCLI(LightningCLI):
         try:
             theirs = _leaves(yaml.safe_load(saved.read_text()) or {})
         except yaml.YAMLError as error:
-            raise ValueError(f"{saved} cannot be read; delete {self.run_dir} or choose another --run_dir") from error
+            raise InputError(f"{saved} cannot be read; delete {self.run_dir} or choose another --run_dir") from error
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         changed = [key for key in changed if key not in ("config", "ckpt_path", "run_dir", "checkpoint.dirpath")]
         if changed:
-            raise ValueError(
+            raise InputError(
                 f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
                 "choose another --run_dir or delete it"
             )
@@ -235,7 +236,7 @@ class MsssmCLI(LightningCLI):
         assert isinstance(checkpoint, RunCheckpoint)
         best = checkpoint.best_model_score
         if best is None:
-            raise ValueError(
+            raise InputError(
                 "no validation ran, so there is no best checkpoint to test: raise max_epochs or max_steps, or lower "
                 "val_check_interval or check_val_every_n_epoch"
             )
@@ -289,7 +290,7 @@ class MsssmCLI(LightningCLI):
 def _check_trainer(trainer: Namespace) -> None:
     """What Lightning takes without a word and without an effect."""
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
-        raise ValueError(f"gradient_clip_val must be at least 0, got {trainer.gradient_clip_val}")
+        raise InputError(f"gradient_clip_val must be at least 0, got {trainer.gradient_clip_val}")
 
 
 def _with_durable_checkpoints(plugins: Any) -> list[Any]:
@@ -302,7 +303,7 @@ def _with_durable_checkpoints(plugins: Any) -> list[Any]:
     for plugin in given:
         if isinstance(plugin, CheckpointIO):
             if getattr(plugin, "checkpoint_io", plugin) is not None:
-                raise ValueError(
+                raise InputError(
                     f"plugin {type(plugin).__name__} would replace the checkpoints that survive a crash; remove it "
                     "from trainer.plugins"
                 )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from msssm.errors import InputError, MissingFileError
 from tasks.bootstrap import RESAMPLES, percentile_interval, resample
 from tasks.ecg_metrics import macro, weighted_auroc
 from tasks.predictions import FILE, Saved, load
@@ -33,7 +34,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     options = parser.parse_args(args)
     if options.resamples < 1:
-        raise ValueError(f"asked for {options.resamples} resamples; take at least 1")
+        raise InputError(f"asked for {options.resamples} resamples; take at least 1")
     a, b = (load(folder / FILE) for folder in options.run)
     check_comparable(options.run, (a, b))
     result = compare(a, b, resamples=options.resamples, seed=options.seed)
@@ -75,13 +76,13 @@ def check_comparable(folders: list[Path], runs: tuple[Saved, Saved]) -> None:
     ]
     for name, ours, theirs in pairs:
         if ours != theirs:
-            raise ValueError(
+            raise InputError(
                 f"{folders[0]} and {folders[1]} have different {name}, {ours} and {theirs}; compare runs of one task "
                 "on the same data"
             )
     for name in ("sample", "target", "group"):
         if not np.array_equal(getattr(a, name), getattr(b, name)):
-            raise ValueError(
+            raise InputError(
                 f"{folders[0]} and {folders[1]} differ in the {name}s of their tests; compare runs on the same data"
             )
 
@@ -93,7 +94,7 @@ def _score(run: Saved, counts: Floats) -> Floats:
         return right @ counts / counts.sum(axis=0)
     if run.metric == "macro_auroc":
         return macro(weighted_auroc(run.target, run.prediction, counts))
-    raise ValueError(
+    raise InputError(
         f"expected the metric accuracy or macro_auroc, got {run.metric!r}; it was saved by another version"
     )
 
@@ -101,5 +102,5 @@ def _score(run: Saved, counts: Floats) -> Floats:
 def _digest(folder: Path) -> str:
     path = folder / "metrics.json"
     if not path.is_file():
-        raise FileNotFoundError(f"expected a complete run in {folder}, got no metrics.json; name the folder of one")
+        raise MissingFileError(f"expected a complete run in {folder}, got no metrics.json; name the folder of one")
     return str(json.loads(path.read_text())["data"].get("digest", ""))[:12]

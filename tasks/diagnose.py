@@ -24,6 +24,7 @@ from msssm.diagnostics import (
     record_calls,
     shift_error,
 )
+from msssm.errors import InputError
 from msssm.scale_mixer import ScaleMixer
 from msssm.ssm import S4, S6
 from tasks import diagnosis_plots
@@ -67,17 +68,17 @@ def diagnose(run: LoadedRun, rows: int, channels: int) -> tuple[dict[str, Any], 
         ValueError: rows or channels below 1, a task without a backbone, or parameters that are not finite.
     """
     if rows < 1 or channels < 1:
-        raise ValueError(f"--rows and --channels must be at least 1, got {rows} and {channels}")
+        raise InputError(f"--rows and --channels must be at least 1, got {rows} and {channels}")
     for name, parameter in run.task.named_parameters():
         if not parameter.isfinite().all():
-            raise ValueError(
+            raise InputError(
                 f"{name} is not finite in {run.checkpoint}: diagnose an earlier checkpoint, or train again"
             )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = cast(nn.Module, run.task.model).to(device)
     backbones = [module for module in network.modules() if isinstance(module, Backbone)]
     if not backbones:
-        raise ValueError(f"{type(run.task).__name__} has no msssm.Backbone to diagnose")
+        raise InputError(f"{type(run.task).__name__} has no msssm.Backbone to diagnose")
     backbone = backbones[0]
     samples = validation_rows(run, rows, device)
     calls: list[list[Call]] = []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datamodules.ptbxl import LABEL_SETS, LEADS, ECGBatch, PTBXLDataModule
 from msssm import Backbone, SequenceClassifier
+from msssm.errors import InputError
 from tasks.base import SequenceTask
 from tasks.bootstrap import RESAMPLES, percentile_interval, resample
 from tasks.ecg_metrics import auroc, f_max, macro, weighted_auroc
@@ -48,7 +49,7 @@ class ECGTask(SequenceTask):
     ) -> None:
         super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
         if label_set not in LABEL_SETS or aggregation not in ("mean", "max"):
-            raise ValueError(
+            raise InputError(
                 f"asked for label_set={label_set!r}, aggregation={aggregation!r}; choose one of "
                 f"{', '.join(LABEL_SETS)}, and 'mean' or 'max'"
             )
@@ -67,7 +68,7 @@ class ECGTask(SequenceTask):
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, PTBXLDataModule):
             if len(datamodule.classes) != LABEL_SETS[self.label_set]:
-                raise ValueError(
+                raise InputError(
                     f"the model's label_set {self.label_set!r} has {LABEL_SETS[self.label_set]} classes, the data's "
                     f"{datamodule.label_set!r} has {len(datamodule.classes)}; give both the same: "
                     "--model.label_set '${data.init_args.label_set}'"

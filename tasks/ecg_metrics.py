@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from msssm.errors import InputError
+
 Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
@@ -40,7 +42,7 @@ def weighted_auroc(target: Array, score: Array, counts: Array) -> Floats:
         ValueError: for scores that are not finite.
     """
     if not np.isfinite(score).all():
-        raise ValueError("expected finite scores to rank, got NaN or infinity; the model has diverged")
+        raise InputError("expected finite scores to rank, got NaN or infinity; the model has diverged")
     result = np.full((target.shape[1], counts.shape[1]), np.nan)
     for k, (is_positive, value) in enumerate(zip(target.T.astype(bool), score.T, strict=True)):
         negative = np.flatnonzero(~is_positive)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from msssm import Backbone
+from msssm.errors import InputError, MissingFileError
 from msssm.export import step_to_onnx
 from msssm.pretrained import WEIGHTS, read_pretrained, write_pretrained
 from tasks.base import SequenceTask
@@ -31,10 +32,10 @@ def main(args: list[str]) -> None:
     parser.add_argument("--onnx", action="store_true", help="also the backbone's streaming step, as step.onnx")
     options, overrides = parser.parse_known_args(args)
     if options.output.exists() and any(options.output.iterdir()):
-        raise ValueError(f"{options.output} is not empty; choose another --output or delete it")
+        raise InputError(f"{options.output} is not empty; choose another --output or delete it")
     run = load_run(options, overrides)
     if run.checkpoint is None:
-        raise ValueError("an export needs trained weights: name a --run_dir with checkpoints/, or a --ckpt_path")
+        raise InputError("an export needs trained weights: name a --run_dir with checkpoints/, or a --ckpt_path")
     network = cast(nn.Module, run.task.model)
     name, backbone = next((name, module) for name, module in network.named_modules() if isinstance(module, Backbone))
     write_pretrained(options.output, backbone.config, network.state_dict(), f"{name}." if name else "")
@@ -68,12 +69,12 @@ def load_exported(folder: str | Path) -> SequenceTask:
     folder = Path(folder)
     read_pretrained(folder)
     if not (folder / RECIPE).is_file():
-        raise FileNotFoundError(f"{folder} has no {RECIPE}; name a folder that msssm export wrote")
+        raise MissingFileError(f"{folder} has no {RECIPE}; name a folder that msssm export wrote")
     task = build(folder / RECIPE, []).model
     try:
         cast(nn.Module, task.model).load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
-        raise ValueError(f"{folder}: the weights do not fit the recipe ({error}); export it again") from error
+        raise InputError(f"{folder}: the weights do not fit the recipe ({error}); export it again") from error
     return cast(SequenceTask, task.eval())
 
 

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from datamodules import Batch
 from msssm import Backbone, PatchEmbedding, SequenceClassifier
 from msssm.classifier import Pooling
+from msssm.errors import InputError
 from msssm.flops import count_flops
 from msssm.image import ScanOrder
 from tasks.base import SequenceTask
@@ -71,11 +72,11 @@ class ImageTask(SequenceTask):
     ) -> None:
         super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+            raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+            raise InputError(f"num_classes must be at least 2, got {num_classes}")
         if base_batch_size is not None and base_batch_size < 1:
-            raise ValueError(f"base_batch_size must be at least 1, got {base_batch_size}")
+            raise InputError(f"base_batch_size must be at least 1, got {base_batch_size}")
         self.save_hyperparameters()
         embedding = PatchEmbedding(
             image_size, patch_size, in_channels, backbone.d_model, scan_order, position_embedding
@@ -103,7 +104,7 @@ class ImageTask(SequenceTask):
     def setup(self, stage: str) -> None:
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if classes not in (None, self.num_classes):
-            raise ValueError(
+            raise InputError(
                 f"the data have {classes} classes, the task num_classes={self.num_classes}: "
                 f"set --model.num_classes {classes}"
             )
@@ -112,7 +113,7 @@ class ImageTask(SequenceTask):
         super().on_load_checkpoint(checkpoint)
         classes = len(checkpoint["state_dict"]["model.head.bias"])
         if classes != self.num_classes:
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint has {classes} classes, the task num_classes={self.num_classes}: "
                 f"set --model.num_classes {classes}, or train anew"
             )

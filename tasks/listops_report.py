@@ -16,6 +16,7 @@ from datamodules import ListOpsDataModule
 from datamodules.base import collate_tokens
 from datamodules.listops import Expressions, generate_arrays
 from datamodules.listops.expressions import CLOSE, OPERATORS, PAD, TOKEN_IDS, join
+from msssm.errors import InputError
 from tasks.listops import ListOpsTask
 from tasks.listops_report_plot import report_plot
 from tasks.listops_summary import write_summary
@@ -40,7 +41,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--results", type=Path, help="all complete runs below it instead, such as results/quick")
     options, overrides = parser.parse_known_args(args)
     if options.count < 10:
-        raise ValueError(f"--count must be at least 10, got {options.count}")
+        raise InputError(f"--count must be at least 10, got {options.count}")
     if options.results is None:
         print(markdown(report(load_run(options, overrides), options.count)))
         return
@@ -68,7 +69,7 @@ def report(run: LoadedRun, count: int) -> list[dict[str, Any]]:
     """
     data, task = run.datamodule, run.task
     if not (isinstance(data, ListOpsDataModule) and isinstance(task, ListOpsTask)):
-        raise ValueError(f"asked for a ListOps run, got {type(task).__name__} on {type(data).__name__}")
+        raise InputError(f"asked for a ListOps run, got {type(task).__name__} on {type(data).__name__}")
     data.prepare_data()
     data.setup("validate")
     train = data.train_dataloader().dataset.expressions  # type: ignore[attr-defined]
@@ -112,7 +113,7 @@ def fresh_expressions(data: ListOpsDataModule, count: int, factor: int, train: E
         if len(new) == count:
             return join([drawn.row(i) for i in new], drawn.labels[new])
         if len(new) < count // 10:
-            raise ValueError(
+            raise InputError(
                 f"of {wanted} fresh expressions only {len(new)} are not in the training set; ask for a smaller --count"
             )
         wanted *= 2

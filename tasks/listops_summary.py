@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 
+from msssm.errors import InputError
 from tasks.table.runs import read_runs
 from tasks.table.subjects import ListOps
 
@@ -26,7 +27,7 @@ def write_summary(folder: Path) -> str:
     """
     runs = read_runs(folder, "listops")
     if not runs:
-        raise ValueError(f"no complete ListOps run below {folder}/runs; run `make reproduce-table` first")
+        raise InputError(f"no complete ListOps run below {folder}/runs; run `make reproduce-table` first")
     labels = {reference.row: reference.label for reference in ListOps().references(runs[0])}
     reports = [(run, json.loads((run.folder / "listops_report.json").read_text())["lines"]) for run in runs]
     expected = [(line["kind"], line["name"], line["count"]) for line in reports[0][1]]
@@ -36,7 +37,7 @@ def write_summary(folder: Path) -> str:
         writer.writeheader()
         for run, lines in reports:
             if [(line["kind"], line["name"], line["count"]) for line in lines] != expected:
-                raise ValueError(
+                raise InputError(
                     f"{run.folder} has a report on other expressions than {runs[0].folder}; delete its "
                     "listops_report.json and run again"
                 )

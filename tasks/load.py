@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
 
+from msssm.errors import InputError, MissingFileError
 from tasks.base import SequenceTask
 from tasks.checkpoint_io import read_checkpoint
 from tasks.cli import MsssmCLI
@@ -68,10 +69,10 @@ def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:
         FileNotFoundError: a file that is not there.
     """
     if options.run_dir is None and options.config is None:
-        raise ValueError("name a run with --run_dir runs/x, or a recipe with --config and perhaps --ckpt_path")
+        raise InputError("name a run with --run_dir runs/x, or a recipe with --config and perhaps --ckpt_path")
     config = options.config or options.run_dir / "config.yaml"
     if not config.exists():
-        raise FileNotFoundError(f"{config} does not exist; name the folder of a run, or a recipe with --config")
+        raise MissingFileError(f"{config} does not exist; name the folder of a run, or a recipe with --config")
     if options.run_dir is not None:
         overrides = [*overrides, f"--run_dir={options.run_dir}"]
     built = build(config, overrides)
@@ -81,7 +82,7 @@ def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:
         if best.exists():
             checkpoint = best
         elif options.config is None:
-            raise ValueError(f"{best} does not exist; name a --ckpt_path")
+            raise InputError(f"{best} does not exist; name a --ckpt_path")
     if checkpoint is not None:
         built.model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
     return LoadedRun(built.model.eval(), built.datamodule, built.run_dir, checkpoint, built.recipe)

@@ -2,7 +2,6 @@
 
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 USAGE = """usage: msssm COMMAND ...
 
@@ -19,8 +18,6 @@ USAGE = """usage: msssm COMMAND ...
   --version
 
 `msssm fit --help` lists the options of a recipe."""
-
-OUR_CODE = {Path(__file__).parent.parent / package for package in ("msssm", "datamodules", "tasks")}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -87,32 +84,27 @@ def _dispatch(args: list[str] | None) -> None:
     elif command in ("-h", "--help"):
         print(USAGE)
     else:
-        raise ValueError(f"no command {command!r}\n{USAGE}")
+        print(f"msssm: no command {command!r}\n{USAGE}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def _complaint(error: BaseException) -> str | None:
     """The message of an error about the input; None for anything else, a bug included.
 
-    About the input are errors that our own code raised, the outermost of a chain, those of named files, and what
-    Lightning calls a misconfiguration; so is a training that the NaN guard stopped.
+    About the input are the errors that our code raises as such, the outermost of a chain, those of named files, and
+    what Lightning calls a misconfiguration; so is a training that the NaN guard stopped.
     """
+    # Whoever raised one of these has loaded its module; an error must not cost the seconds of importing torch.
+    modules = [sys.modules.get(name) for name in ("msssm.errors", "datamodules.errors")]
+    ours = tuple(module.InputError for module in modules if module is not None)
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, ValueError | OSError | FloatingPointError) and _raised_by_us(chain):
-            return str(chain)
-        if isinstance(chain, OSError) and chain.filename is not None:
-            return str(chain)
-        if type(chain).__name__ == "MisconfigurationException":  # Lightning is not imported here
+        named_file = isinstance(chain, OSError) and chain.filename is not None
+        # Lightning is not imported here.
+        if named_file or isinstance(chain, ours) or type(chain).__name__ == "MisconfigurationException":
             return str(chain)
         chain = chain.__cause__
     return None
-
-
-def _raised_by_us(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and bool(OUR_CODE & set(Path(trace.tb_frame.f_code.co_filename).parents))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from msssm.errors import InputError, MissingFileError
 from tasks.record import atomic_file
 
 FILE = "predictions.npz"
@@ -53,7 +54,7 @@ class Predictions(Metric):
         """
         sample, order = dim_zero_cat(self.sample).sort()
         if (repeated := sample[1:][sample.diff() == 0]).numel():
-            raise ValueError(
+            raise InputError(
                 f"expected every sample once, got {len(repeated)} more than once, {repeated[0].item()} for one; leave "
                 "--trainer.use_distributed_sampler at false"
             )
@@ -92,7 +93,7 @@ def load(path: Path) -> Saved:
         ValueError: if the file is damaged or of another kind.
     """
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"expected predictions in {path}, got no such file; a complete run of msssm fit writes it"
         )
     try:
@@ -101,5 +102,5 @@ def load(path: Path) -> Saved:
             metric = str(arrays.pop("metric"))
             saved = Saved(metric=metric, group=arrays.pop("group", None), **arrays)
     except Exception as error:  # whatever a damaged archive makes zipfile and numpy raise
-        raise ValueError(f"{path} cannot be read as predictions ({error}); run the training again") from error
+        raise InputError(f"{path} cannot be read as predictions ({error}); run the training again") from error
     return saved

@@ -11,6 +11,7 @@ from torch import nn
 from msssm import MultiScaleSSM
 from msssm.decomposition import MultiScaleDecomposition
 from msssm.diagnostics import Cost, PowerLaw, fit_power_law, measure_cost
+from msssm.errors import InputError
 from tasks.diagnosis_plots import profile_plot
 from tasks.record import provenance, write_json
 
@@ -34,7 +35,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(args)
     if options.rounds < 1:
-        raise ValueError(f"--rounds must be at least 1, got {options.rounds}")
+        raise InputError(f"--rounds must be at least 1, got {options.rounds}")
     origin = provenance()  # of the code as it was loaded
     device = torch.device(options.device)
     size = (options.d_model, options.kernel_size)

@@ -18,6 +18,7 @@ from datamodules.ptbxl.datamodule import window_starts
 from datamodules.ptbxl.recording import FillMissing
 from datamodules.ptbxl.statements import scp_statements
 from msssm import SequenceClassifier, StreamingClassifier
+from msssm.errors import InputError
 from tasks.base import SequenceTask
 from tasks.checkpoint_io import read_checkpoint
 from tasks.ecg import ECGTask, aggregate
@@ -67,7 +68,7 @@ class Windows:
         """Samples per window, and where the windows of a recording begin; the last ends with it."""
         window = length if self.crop is None else self.crop
         if length < window:
-            raise ValueError(
+            raise InputError(
                 f"the recording has {length} samples at the model's rate, fewer than its window of {window}; "
                 "give a longer recording"
             )
@@ -85,7 +86,7 @@ def predict_recordings(
         FileNotFoundError: no such recording.
     """
     if not isinstance(task, ECGTask) or not isinstance(data, PTBXLDataModule):
-        raise ValueError("--record needs a recipe with tasks.ECGTask and datamodules.PTBXLDataModule")
+        raise InputError("--record needs a recipe with tasks.ECGTask and datamodules.PTBXLDataModule")
     source, output = Path(options.record or ""), Path(options.output)
     scaling = load(task, checkpoint)
     windows = Windows(data.crop, data.stride, task.aggregation)
@@ -139,7 +140,7 @@ def predict_recordings(
         print(f"written to {output}")
     if failures:
         more = f"; {len(rows)} of {len(files)} recordings were predicted" if len(files) > 1 else ""
-        raise ValueError("\n".join(failures) + more)
+        raise InputError("\n".join(failures) + more)
 
 
 def load(task: ECGTask, checkpoint: str) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def load(task: ECGTask, checkpoint: str) -> dict[str, Any]:
         scaling: dict[str, Any] = state[PTBXLDataModule.__name__]
     except (RuntimeError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"the checkpoint {checkpoint} does not fit this recipe ({reason}); name its own") from error
+        raise InputError(f"the checkpoint {checkpoint} does not fit this recipe ({reason}); name its own") from error
     task.eval()
     return scaling
 

@@ -5,6 +5,8 @@ import fcntl
 from pathlib import Path
 from typing import IO
 
+from msssm.errors import InputError
+
 
 def lock_run(folder: Path) -> IO[str]:
     """Claims a run folder until the file that it returns is closed or this process ends, however it ends.
@@ -21,5 +23,5 @@ def lock_run(folder: Path) -> IO[str]:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
-        raise ValueError(f"another process trains in {folder}; wait for it, or choose another --run_dir") from error
+        raise InputError(f"another process trains in {folder}; wait for it, or choose another --run_dir") from error
     return file

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from datamodules import Batch
 from msssm import Backbone, SequenceClassifier
 from msssm.classifier import Pooling
+from msssm.errors import InputError
 from tasks.base import SequenceTask
 from tasks.predictions import FILE
 
@@ -63,7 +64,7 @@ class TokenTask(SequenceTask):
         for name in ("vocab_size", "num_classes"):
             wanted = getattr(data, name, None)
             if wanted not in (None, getattr(self, name)):
-                raise ValueError(
+                raise InputError(
                     f"the data have {name}={wanted}, the task {name}={getattr(self, name)}: set --model.{name} {wanted}"
                 )
 

@@ -138,5 +138,5 @@ def test_bad_requests_and_a_data_set_that_is_there_are_refused(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"at \(250,\) Hz; .* at 100 or 500 Hz"):
         generate(tmp_path, 200, sampling_rates=(250,))
     copy_to(tmp_path)
-    with pytest.raises(FileExistsError, match="holds a data set already"):
+    with pytest.raises(ValueError, match="holds a data set already"):
         generate(tmp_path, 200)

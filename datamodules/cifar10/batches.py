@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.errors import InputError
+
 SIDE, CLASSES = 32, 10
 _ROW = 3 * SIDE * SIDE
 _PICKLE_ERRORS = (
@@ -54,7 +56,7 @@ class _Array(_Record):
     def array(self) -> npt.NDArray[np.uint8]:
         _, shape, dtype, fortran, content = self.state
         if not isinstance(dtype, _DType) or dtype.arguments[0] not in (b"u1", "u1") or fortran:
-            raise ValueError("its data are not bytes in C order")
+            raise InputError("its data are not bytes in C order")
         return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
@@ -97,11 +99,11 @@ def read_batch(name: str, content: bytes) -> Batch:
     try:
         batch = _read_binary(content) if name.endswith(".bin") else _read_pickle(content)
         if batch.images.shape != (len(batch.labels), _ROW) or len(batch.labels) == 0:
-            raise ValueError(f"{len(batch.labels)} labels for images of shape {batch.images.shape}")
+            raise InputError(f"{len(batch.labels)} labels for images of shape {batch.images.shape}")
         if batch.labels.max() >= CLASSES:
-            raise ValueError(f"class {batch.labels.max()} of {CLASSES}")
+            raise InputError(f"class {batch.labels.max()} of {CLASSES}")
     except _PICKLE_ERRORS as error:
-        raise ValueError(
+        raise InputError(
             f"{name} is not a batch of CIFAR-10 ({error}); take the files of the published archive"
         ) from error
     return batch
@@ -109,17 +111,17 @@ def read_batch(name: str, content: bytes) -> Batch:
 
 def _read_pickle(content: bytes) -> Batch:
     if _highest_memo(content) > len(content):
-        raise ValueError("it keeps a value under a number beyond its size")
+        raise InputError("it keeps a value under a number beyond its size")
     fields = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     labels = np.array(fields[b"labels"], dtype=np.int64)
     if labels.ndim != 1 or labels.min(initial=0) < 0 or labels.max(initial=0) > 255:
-        raise ValueError("its labels are not a list of classes")
+        raise InputError("its labels are not a list of classes")
     return Batch(fields[b"data"].array(), labels.astype(np.uint8))
 
 
 def _read_binary(content: bytes) -> Batch:
     rows = np.frombuffer(content, dtype=np.uint8)
     if len(rows) % (1 + _ROW):
-        raise ValueError(f"{len(rows)} bytes are not rows of {1 + _ROW}")
+        raise InputError(f"{len(rows)} bytes are not rows of {1 + _ROW}")
     rows = rows.reshape(-1, 1 + _ROW)
     return Batch(rows[:, 1:], rows[:, 0])

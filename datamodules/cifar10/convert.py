@@ -20,6 +20,7 @@ import numpy.typing as npt
 from datamodules.cifar10 import files
 from datamodules.cifar10.batches import CLASSES, SIDE, read_batch
 from datamodules.disk import locked, remedies
+from datamodules.errors import InputError, MissingFileError
 
 FORMAT_VERSION = 1  # part of the key: raise it when the same files give another map
 ROWS = 10_000  # of a batch file
@@ -55,20 +56,18 @@ def load(folder: Path, *, verify: bool = False) -> Converted:
         ValueError: if it is damaged.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"expected CIFAR-10's pixels in {folder}, got no such folder; call prepare_data() first"
-        )
+        raise MissingFileError(f"expected CIFAR-10's pixels in {folder}, got no such folder; call prepare_data() first")
     try:
         meta = json.loads((folder / "meta.json").read_text())
         pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if pixels.shape != (len(labels), SIDE * SIDE, 3) or pixels.dtype != np.uint8 or labels.dtype != np.uint8:
-            raise ValueError(f"pixels.npy is {pixels.dtype} of shape {pixels.shape} for {len(labels)} labels")
+            raise InputError(f"pixels.npy is {pixels.dtype} of shape {pixels.shape} for {len(labels)} labels")
         if verify and _digest(pixels, labels) != meta["digest"]:
-            raise ValueError("wrong sha256 of the contents")
+            raise InputError("wrong sha256 of the contents")
         return Converted(pixels, labels, int(meta["train"]), str(meta["digest"]))
     except Exception as error:  # whatever a damaged header makes numpy's parser raise
-        raise ValueError(f"{folder} is damaged ({error}); delete it, and it is made again") from error
+        raise InputError(f"{folder} is damaged ({error}); delete it, and it is made again") from error
 
 
 def convert(source: Path, parent: Path) -> Path:
@@ -94,13 +93,13 @@ def convert(source: Path, parent: Path) -> Path:
 def _build(source: Path, folder: Path) -> None:
     batches = [read_batch(name, content) for name, content in files.read(source)]
     if wrong := [len(batch.labels) for batch in batches if len(batch.labels) != ROWS]:
-        raise ValueError(f"{source}: a batch of CIFAR-10 has {ROWS} images, one of these has {wrong[0]}")
+        raise InputError(f"{source}: a batch of CIFAR-10 has {ROWS} images, one of these has {wrong[0]}")
     labels = np.concatenate([batch.labels for batch in batches])
     train = len(labels) - ROWS
     for name, part in (("training", labels[:train]), ("test", labels[train:])):
         counts = np.bincount(part, minlength=CLASSES)
         if counts.min() != counts.max():
-            raise ValueError(f"{source}: classes of CIFAR-10 have equal counts, {name} images have {counts.tolist()}")
+            raise InputError(f"{source}: classes of CIFAR-10 have equal counts, {name} images have {counts.tolist()}")
     planes = np.concatenate([batch.images for batch in batches]).reshape(-1, 3, SIDE * SIDE)
     pixels = np.ascontiguousarray(planes.transpose(0, 2, 1))
     work = folder.with_name(f".{folder.name}.unfinished")

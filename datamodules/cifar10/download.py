@@ -12,6 +12,7 @@ import pooch
 import requests
 
 from datamodules.cifar10.files import ARCHIVES
+from datamodules.errors import StorageError
 from datamodules.transfer import transfer
 
 NAME = "cifar-10-python.tar.gz"
@@ -41,7 +42,7 @@ def download(folder: Path, mirrors: Sequence[str] = MIRRORS) -> Path:
             return Path(source.fetch(NAME, downloader=_resuming(folder / f".{NAME}.part")))
         except (requests.exceptions.RequestException, ValueError) as error:
             answers.append(f"{url}: {error}")
-    raise OSError(
+    raise StorageError(
         f"could not fetch {NAME} from any mirror; run it again to go on, or name a local archive or folder as "
         f"source. {'; '.join(answers)}"
     )

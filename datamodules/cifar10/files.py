@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath
 
+from datamodules.errors import InputError, MissingFileError
+
 ARCHIVES = {  # md5 as published
     "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
     "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
@@ -38,7 +40,7 @@ def find(source: Path) -> Path:
     for archive in (source / name for name in ARCHIVES):
         if archive.is_file():
             return archive
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"expected CIFAR-10 in {source}, got neither {' nor '.join(ARCHIVES)} nor a folder of its batches; "
         "put one there, name it as source, or let it be fetched: --data.download true"
     )
@@ -58,7 +60,7 @@ def digest(source: Path) -> str:
     with source.open("rb") as file:
         found = file_digest(file, "md5").hexdigest()
     if found not in ARCHIVES.values():
-        raise ValueError(
+        raise InputError(
             f"{source} has the md5 {found}, which is not that of {' or '.join(ARCHIVES)}: it is damaged, cut short, or "
             "something else; fetch it again"
         )
@@ -75,7 +77,7 @@ def read(source: Path) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         names = next(names for names in BATCHES if (source / names[0]).is_file())
         if missing := [name for name in names if not (source / name).is_file()]:
-            raise FileNotFoundError(f"{source} lacks {', '.join(missing)}; take all files of the published archive")
+            raise MissingFileError(f"{source} lacks {', '.join(missing)}; take all files of the published archive")
         for name in names:
             yield name, (source / name).read_bytes()
         return
@@ -83,7 +85,7 @@ def read(source: Path) -> Iterator[tuple[str, bytes]]:
     complete = [names for names in BATCHES if set(names) <= set(found)]
     if not complete:
         missing = [name for name in BATCHES[0] if name not in found and f"{name}.bin" not in found]
-        raise ValueError(f"{source} lacks {', '.join(missing)}; it is not CIFAR-10, fetch it again")
+        raise InputError(f"{source} lacks {', '.join(missing)}; it is not CIFAR-10, fetch it again")
     for name in complete[0]:
         yield name, found[name]
 
@@ -101,5 +103,5 @@ def _read_archive(source: Path) -> dict[str, bytes]:
                     assert content is not None  # a file
                     found[name] = content.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{source} is damaged ({error}); fetch it again") from error
+        raise InputError(f"{source} is damaged ({error}); fetch it again") from error
     return found

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules.base import Batch, EvaluationBatchSampler
+from datamodules.errors import InputError
 from datamodules.imagenet import readers
 from datamodules.imagenet.dataset import (
     ImageBytes,
@@ -111,7 +112,7 @@ class ImageNetDataModule(LightningDataModule):
             if wrong
         ]
         if errors:
-            raise ValueError("; ".join(errors))
+            raise InputError("; ".join(errors))
         self.source = Path(root) / "imagenet" if source is None else Path(source)
         self.dataset, self.train_split, self.val_split, self.holdout = dataset, train_split, val_split, holdout
         self.image_size, self.crop_pct, self.rand_augment = image_size, crop_pct, rand_augment
@@ -121,7 +122,7 @@ class ImageNetDataModule(LightningDataModule):
         self.num_classes = num_classes
         self._files: dict[str, ImageFiles] = {}
         if self._mixes and batch_size % 2:
-            raise ValueError(f"Mixup and CutMix pair the images of a batch: batch_size must be even, got {batch_size}")
+            raise InputError(f"Mixup and CutMix pair the images of a batch: batch_size must be even, got {batch_size}")
 
     def setup(self, stage: str) -> None:
         """Lists the images, and compares the classes; nothing is decoded."""
@@ -131,18 +132,18 @@ class ImageNetDataModule(LightningDataModule):
         val = readers.open_map(self.dataset, self.source, self.val_split)
         names, own = readers.class_names(train), readers.class_names(val)
         if unknown := sorted(set(own) - set(names)):
-            raise ValueError(
+            raise InputError(
                 f"{len(unknown)} classes of the {self.val_split} images are not among the {len(names)} of the "
                 f"{self.train_split} images, {unknown[0]!r} for one; both need the same class folders"
             )
         found = len(names) or self.num_classes
         if found is None or (self.num_classes is not None and self.num_classes != found):
-            raise ValueError(
+            raise InputError(
                 f"asked for {self.num_classes or 'a number of'} classes, got {len(names) or 'no'} names of classes in "
                 f"{self.dataset or self.source}; set num_classes, or complete the class folders"
             )
         if not self.holdout < len(train):
-            raise ValueError(
+            raise InputError(
                 f"asked to hold out {self.holdout} of {len(train)} training images; leave some to train on"
             )
         self.num_classes = found
@@ -162,7 +163,7 @@ class ImageNetDataModule(LightningDataModule):
         rank, world_size = self._shard
         share, rest = divmod(self.batch_size, world_size)
         if rest or (self._mixes and share % 2):
-            raise ValueError(
+            raise InputError(
                 f"batch_size={self.batch_size} cannot be shared by {world_size} processes in equal parts"
                 f"{', even ones for Mixup and CutMix' * self._mixes}; choose another --trainer.devices or "
                 "--data.batch_size"
@@ -258,7 +259,7 @@ class ImageNetDataModule(LightningDataModule):
                 crop_pct=self.crop_pct,
             )
         except (AssertionError, KeyError, ValueError) as error:
-            raise ValueError(f"rand_augment={self.rand_augment!r} is not a policy of timm: {error}") from error
+            raise InputError(f"rand_augment={self.rand_augment!r} is not a policy of timm: {error}") from error
         return transform
 
     def _open_stream(self, split: str, batch_size: int, *, training: bool) -> Any:
@@ -299,7 +300,7 @@ class ImageNetDataModule(LightningDataModule):
     def _check_damage(self) -> None:
         for split, data in self._files.items():
             if (count := data.count_damaged) > self.max_corrupt:
-                raise ValueError(
+                raise InputError(
                     f"{count} damaged files among the {split} images met so far: {data.first_damage()}. Replace "
                     f"them, or go on with what can be had of them: --data.max_corrupt {count}"
                 )

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageFile
 
+from datamodules.errors import InputError
+
 MEAN_COLOUR = (124, 116, 104)  # of ImageNet
 _DAMAGE = (
     OSError,
@@ -33,10 +35,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"grey values from {values.min()} to {values.max()} are not those of 16 bits")
+            raise InputError(f"grey values from {values.min()} to {values.max()} are not those of 16 bits")
         return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its grey values are floats of no known white")
+        raise InputError("its grey values are floats of no known white")
     return image.convert("RGB")
 
 

@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import InputError, MissingFileError
+
 _SYNONYMS = {"val": ("val", "validation"), "train": ("train",)}
 
 
@@ -41,11 +43,11 @@ def open_map(dataset: str, source: Path, split: str) -> Any:
     try:
         reader = create_reader("", root=str(path), **options)
     except (RuntimeError, ValueError, tarfile.TarError) as error:
-        raise ValueError(
+        raise InputError(
             f"got no images in {path}; expected one folder per class: {path.name}/<class>/<image>.JPEG"
         ) from error
     if "" in class_names(reader):
-        raise ValueError(f"{path} has images outside of any folder; expected one folder per class")
+        raise InputError(f"{path} has images outside of any folder; expected one folder per class")
     return reader
 
 
@@ -76,10 +78,10 @@ def open_stream(dataset: str, source: Path, split: str, *, batch_size: int, trai
             input_img_mode="",  # as stored: timm's conversion clips 16 bits
         )
     except (RuntimeError, KeyError) as error:
-        raise ValueError(f"cannot read {split!r} of {dataset} in {source}: {error}") from error
+        raise InputError(f"cannot read {split!r} of {dataset} in {source}: {error}") from error
     for shard in _shards(reader):
         if not shard.is_file():
-            raise FileNotFoundError(f"expected the shard {shard}, got no such file; name the folder of all as source")
+            raise MissingFileError(f"expected the shard {shard}, got no such file; name the folder of all as source")
         _check_end(shard)
     return reader
 
@@ -121,7 +123,7 @@ def _check_end(path: Path) -> None:
     with path.open("rb") as file:
         file.seek(max(0, size - 1024))
         if size % 512 or file.read() != bytes(1024):
-            raise ValueError(f"{path} is not a whole tar (it ends early, after {size} bytes); copy it again")
+            raise InputError(f"{path} is not a whole tar (it ends early, after {size} bytes); copy it again")
 
 
 def _find(source: Path, split: str) -> Path:
@@ -130,7 +132,7 @@ def _find(source: Path, split: str) -> Path:
         for path in (source / name, source / f"{name}.tar"):
             if path.exists():
                 return path
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"expected the {split} images in {source / split} or {source / split}.tar, got neither; "
         "name the folder of both splits as source"
     )

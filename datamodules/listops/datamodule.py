@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import Batch, EvaluationBatchSampler, LengthBucketBatchSampler, collate_tokens
+from datamodules.errors import InputError
 from datamodules.listops import official, store
 from datamodules.listops.expressions import PAD, Expressions
 from datamodules.listops.generator import GENERATOR_VERSION, TreeParameters, generate_arrays
@@ -87,7 +88,7 @@ class ListOpsDataModule(LightningDataModule):
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         if min(batch_size, eval_batch_size, *self.sizes.values()) < 1 or num_workers < 0:
-            raise ValueError(
+            raise InputError(
                 f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, sizes {self.sizes}, "
                 f"num_workers={num_workers}; sizes must be at least 1, num_workers at least 0"
             )
@@ -116,7 +117,7 @@ class ListOpsDataModule(LightningDataModule):
         lengths = self._split("train").lengths
         rank, world_size = self._shard
         if self.batch_size % world_size:
-            raise ValueError(
+            raise InputError(
                 f"batch_size={self.batch_size} cannot be shared evenly by {world_size} processes; "
                 "choose another --trainer.devices or --data.batch_size"
             )

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.errors import InputError
+
 OPERATORS: dict[str, Callable[[list[int]], int]] = {
     "[MIN": min,
     "[MAX": max,
@@ -79,10 +81,10 @@ def tokenize(expression: str) -> list[str]:
     """
     tokens = expression.translate(_WRITTEN).split()
     if not tokens:
-        raise ValueError("expected an expression such as '[MAX 2 9 ]', got nothing")
+        raise InputError("expected an expression such as '[MAX 2 9 ]', got nothing")
     for position, token in enumerate(tokens, start=1):
         if token not in OPERATORS and token not in DIGITS and token != CLOSE:
-            raise ValueError(
+            raise InputError(
                 f"expected one of {' '.join(OPERATORS)} {CLOSE} or a digit 0-9, got {token[:40]!r} as token {position}"
             )
     return tokens
@@ -115,23 +117,23 @@ def evaluate(tokens: Iterable[str]) -> int:
     arguments: list[list[int]] = [[]]
     for position, token in enumerate(tokens, start=1):
         if not operators and arguments[0]:
-            raise ValueError(f"expected one expression, got {token!r} behind its end as token {position}")
+            raise InputError(f"expected one expression, got {token!r} behind its end as token {position}")
         if token in OPERATORS:
             operators.append(token)
             arguments.append([])
         elif token in DIGITS:
             arguments[-1].append(int(token))
         elif token != CLOSE:
-            raise ValueError(f"expected an operator, a digit or {CLOSE!r}, got {token!r} as token {position}")
+            raise InputError(f"expected an operator, a digit or {CLOSE!r}, got {token!r} as token {position}")
         elif not operators:
-            raise ValueError(f"expected an operator before {CLOSE!r}, got {CLOSE!r} as token {position}")
+            raise InputError(f"expected an operator before {CLOSE!r}, got {CLOSE!r} as token {position}")
         elif not arguments[-1]:
-            raise ValueError(f"expected arguments, got {operators[-1]!r} closed without any at token {position}")
+            raise InputError(f"expected arguments, got {operators[-1]!r} closed without any at token {position}")
         else:
             value = OPERATORS[operators.pop()](arguments.pop())
             arguments[-1].append(value)
     if operators:
-        raise ValueError(f"expected {len(operators)} more {CLOSE!r}, got the end of the expression")
+        raise InputError(f"expected {len(operators)} more {CLOSE!r}, got the end of the expression")
     if not arguments[0]:
-        raise ValueError("expected an expression, got no tokens")
+        raise InputError("expected an expression, got no tokens")
     return arguments[0][0]

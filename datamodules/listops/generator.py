@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from datamodules.errors import InputError
 from datamodules.listops.expressions import CLOSE, DIGITS, OPERATORS, TOKEN_IDS, Expressions, decode
 
 GENERATOR_VERSION = 1  # part of every cache key: raise it when the same seed gives other data
@@ -45,7 +46,7 @@ class TreeParameters:
 
     def __post_init__(self) -> None:
         if self.max_depth < 2 or self.max_args < 2:
-            raise ValueError(
+            raise InputError(
                 f"asked for trees of max_depth={self.max_depth}, max_args={self.max_args}; "
                 "an operator needs at least 2 of each"
             )
@@ -53,7 +54,7 @@ class TreeParameters:
         longest = 1 + operators * (self.max_args + 1)
         shortest = 4
         if max(self.min_length + 1, shortest) > min(self.max_length - 1, longest):
-            raise ValueError(
+            raise InputError(
                 f"asked for {self.min_length} < length < {self.max_length}, got trees of length "
                 f"{shortest} to {longest} with max_depth={self.max_depth}, max_args={self.max_args}; "
                 "lower min_length, or raise max_length, max_depth or max_args"
@@ -212,7 +213,7 @@ def generate_arrays(
         ValueError: for parameters that no tree, or fewer than `count` distinct expressions, can satisfy.
     """
     if count < 0 or seed < 0:
-        raise ValueError(
+        raise InputError(
             f"asked for count >= 0 and seed >= 0, got count={count}, seed={seed}; use non-negative integers"
         )
     parameters = TreeParameters(min_length, max_length, max_depth, max_args)
@@ -225,7 +226,7 @@ def generate_arrays(
             part = _distinct(_draw_batch(draws, parameters), seen)
             idle = 0 if part.samples else idle + parameters.trees_per_batch
             if idle >= _PATIENCE:
-                raise ValueError(
+                raise InputError(
                     f"asked for {count} distinct expressions with {parameters}, got {found}, then none in "
                     f"{idle} trees; ask for fewer or widen the range of lengths"
                 )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions, encode, evaluate, join, tokenize
 from datamodules.listops.store import SPLITS
 
@@ -26,7 +27,7 @@ def paths(folder: str | Path) -> dict[str, Path]:
     found = {split: Path(folder) / f"basic_{split}.tsv" for split in SPLITS}
     missing = [path.name for path in found.values() if not path.is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"expected Long Range Arena's ListOps files in {folder}, got no {', '.join(missing)}; "
             "copy them there from lra_release/listops-1000, or leave tsv_dir unset to generate data"
         )
@@ -75,14 +76,14 @@ def read_split(path: Path) -> Expressions:
 def _read_row(line: str) -> tuple[npt.NDArray[np.uint8], int]:
     columns = line.split("\t")
     if len(columns) != 2:
-        raise ValueError(f"expected an expression, a tab and its value, got {len(columns)} column(s)")
+        raise InputError(f"expected an expression, a tab and its value, got {len(columns)} column(s)")
     source, target = columns
     tokens = tokenize(source)
     value = evaluate(tokens)
     if target != str(value):
-        raise ValueError(f"expected the value {value} that the expression has, got {target[:40]!r}")
+        raise InputError(f"expected the value {value} that the expression has, got {target[:40]!r}")
     return encode(tokens), value
 
 
-def _error(path: Path, line: int, reason: str) -> ValueError:
-    return ValueError(f"{path}, line {line}: {reason}; copy the file from the release again or correct the line")
+def _error(path: Path, line: int, reason: str) -> InputError:
+    return InputError(f"{path}, line {line}: {reason}; copy the file from the release again or correct the line")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions, encode, evaluate, join, tokenize
 
 
@@ -16,10 +17,10 @@ def read_expressions(file: str | None) -> Expressions:
         ValueError: if no file is given, a line is no expression, or there is none at all.
     """
     if file is None:
-        raise ValueError("asked to predict, got predict_file=None; name a text file with one expression per line")
+        raise InputError("asked to predict, got predict_file=None; name a text file with one expression per line")
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"asked to predict the expressions in {path}, got no such file; check predict_file")
+        raise MissingFileError(f"asked to predict the expressions in {path}, got no such file; check predict_file")
     rows: list[npt.NDArray[np.uint8]] = []
     labels: list[int] = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
@@ -28,8 +29,8 @@ def read_expressions(file: str | None) -> Expressions:
                 tokens = tokenize(line)
                 labels.append(evaluate(tokens))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}; correct or remove the line") from error
+                raise InputError(f"{path}, line {number}: {error}; correct or remove the line") from error
             rows.append(encode(tokens))
     if not rows:
-        raise ValueError(f"asked to predict the expressions in {path}, got no line; write one expression per line")
+        raise InputError(f"asked to predict the expressions in {path}, got no line; write one expression per line")
     return join(rows, labels)

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions
 
 SPLITS = ("train", "val", "test")
 _DTYPES = {"tokens": "u1", "offsets": "<i8", "labels": "u1"}
 
 
-class BrokenStoreError(ValueError):
+class BrokenStoreError(InputError):
     """The folder exists but is not what was written."""
 
 
@@ -51,7 +52,7 @@ def load(folder: Path, *, verify: bool = False) -> tuple[dict[str, Expressions],
         BrokenStoreError: if a file is missing, has the wrong size, or the digest differs.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"expected ListOps data in {folder}, got no such folder; call prepare_data() first")
+        raise MissingFileError(f"expected ListOps data in {folder}, got no such folder; call prepare_data() first")
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
         splits = {}
@@ -60,9 +61,9 @@ def load(folder: Path, *, verify: bool = False) -> tuple[dict[str, Expressions],
             splits[split] = data = Expressions(*arrays)
             counts = (len(data.offsets) - 1, len(data.labels), len(data.tokens))
             if counts != (meta["counts"][split], meta["counts"][split], int(data.offsets[-1])):
-                raise ValueError(f"wrong size of split {split}")
+                raise InputError(f"wrong size of split {split}")
         if verify and content_digest(splits) != meta["digest"]:
-            raise ValueError("wrong sha256 of the contents")
+            raise InputError("wrong sha256 of the contents")
     except Exception as error:  # whatever a damaged header makes numpy's parser raise, tokenize.TokenError too
         raise BrokenStoreError(f"{folder} is damaged ({error})") from error
     return splits, meta

@@ -23,6 +23,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from datamodules.disk import locked, remedies
+from datamodules.errors import InputError, MissingFileError
 from datamodules.ptbxl import files
 from datamodules.ptbxl.record import LEADS, SECONDS, CorruptRecordError, Signal, read_record
 
@@ -58,15 +59,15 @@ def load(folder: Path) -> Converted:
         ValueError: if it is damaged.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"expected PTB-XL's signals in {folder}, got no such folder; call prepare_data() first")
+        raise MissingFileError(f"expected PTB-XL's signals in {folder}, got no such folder; call prepare_data() first")
     try:
         meta = json.loads((folder / "meta.json").read_text())
         quarantine = json.loads((folder / "quarantine.json").read_text())
         signals = np.load(folder / "signals.npy", mmap_mode="r", allow_pickle=False)
         if list(signals.shape) != meta["shape"] or signals.dtype != np.int16:
-            raise ValueError(f"signals.npy is {signals.dtype} of shape {signals.shape}")
+            raise InputError(f"signals.npy is {signals.dtype} of shape {signals.shape}")
     except Exception as error:  # whatever a damaged header makes numpy's parser raise
-        raise ValueError(f"{folder} is damaged ({error}); delete it, and it is converted again") from error
+        raise InputError(f"{folder} is damaged ({error}); delete it, and it is converted again") from error
     return Converted(folder, signals, quarantine, meta)
 
 

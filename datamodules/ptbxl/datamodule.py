@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import Batch, EvaluationBatchSampler, LengthBucketBatchSampler
 from datamodules.disk import locked
+from datamodules.errors import InputError
 from datamodules.loader import ResumableLoader
 from datamodules.ptbxl import convert, files
 from datamodules.ptbxl.download import download
@@ -165,24 +166,24 @@ class PTBXLDataModule(LightningDataModule):
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         if label_set not in LABEL_SETS or sampling_rate not in files.FILENAME:
-            raise ValueError(
+            raise InputError(
                 f"asked for label_set={label_set!r}, sampling_rate={sampling_rate}; "
                 f"choose one of {', '.join(LABEL_SETS)}, and 100 or 500 Hz"
             )
         samples = SECONDS * sampling_rate
         if (crop is not None and not 1 <= crop <= samples) or (stride is not None and (crop is None or stride < 1)):
-            raise ValueError(
+            raise InputError(
                 f"asked for crop={crop}, stride={stride}; a crop is 1 to {samples} samples at {sampling_rate} Hz, "
                 "and a stride of at least 1 goes with a crop"
             )
         if synthetic is not None and (synthetic < MIN_RECORDS or synthetic_seed < 0 or source or download):
-            raise ValueError(
+            raise InputError(
                 f"asked for synthetic={synthetic}, synthetic_seed={synthetic_seed}, source={source}, "
                 f"download={download}; generate at least {MIN_RECORDS} records with a seed of at least 0, and name no "
                 "other data"
             )
         if min(batch_size, eval_batch_size) < 1 or min(num_workers, max_corrupt) < 0:
-            raise ValueError(
+            raise InputError(
                 f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, num_workers={num_workers}, "
                 f"max_corrupt={max_corrupt}; sizes must be at least 1, the others at least 0"
             )
@@ -229,7 +230,7 @@ class PTBXLDataModule(LightningDataModule):
         folds = table["strat_fold"]
         self._rows = {name: np.flatnonzero(labelled & ~corrupt & folds.isin(fold)) for name, fold in _FOLDS.items()}
         if empty := [name for name, rows in self._rows.items() if len(rows) == 0]:
-            raise ValueError(
+            raise InputError(
                 f"asked for {self.label_set} labels of {source}, got no record of the {', '.join(empty)} folds that "
                 "has one; choose another label_set, or lower likelihood"
             )
@@ -256,7 +257,7 @@ class PTBXLDataModule(LightningDataModule):
             self._restored = state
             return
         if state["classes"] != self.classes or state["sampling_rate"] != self.sampling_rate:
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint is for {len(state['classes'])} classes at {state['sampling_rate']} Hz, the data "
                 f"has the {len(self.classes)} of {self.label_set} at {self.sampling_rate} Hz; choose the label_set and "
                 "sampling_rate that it was trained with"
@@ -266,7 +267,7 @@ class PTBXLDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self._shard
         if self.batch_size % world_size:
-            raise ValueError(
+            raise InputError(
                 f"batch_size={self.batch_size} cannot be shared evenly by {world_size} processes; "
                 "choose another --trainer.devices or --data.batch_size"
             )
@@ -352,7 +353,7 @@ class PTBXLDataModule(LightningDataModule):
             f"{bad[0]['reason']}; all are listed in {converted.folder / 'quarantine.json'}"
         )
         if len(bad) > self.max_corrupt:
-            raise ValueError(
+            raise InputError(
                 f"{found}. Replace them (what is good by then is taken), or go on without them: "
                 f"--data.max_corrupt {len(bad)}"
             )

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
+from datamodules.errors import InputError, StorageError
 from datamodules.ptbxl import files
 from datamodules.transfer import transfer
 
@@ -39,7 +40,7 @@ def download(folder: Path, sampling_rate: int, version: str = "1.0.3", url: str 
         ValueError: for an unknown version.
     """
     if version not in VERSIONS:
-        raise ValueError(f"asked to download PTB-XL {version!r}; choose one of {', '.join(VERSIONS)}")
+        raise InputError(f"asked to download PTB-XL {version!r}; choose one of {', '.join(VERSIONS)}")
     base = url.format(version=version)
     folder.mkdir(parents=True, exist_ok=True)
     _fetch(base + files.DIGESTS, folder / files.DIGESTS, None)
@@ -81,7 +82,7 @@ def _fetch(url: str, target: Path, digest: str | None) -> None:
             return
         part.unlink()
         reason = "its SHA-256 is not that of SHA256SUMS.txt"
-    raise OSError(
+    raise StorageError(
         f"could not download {url} in {TRIES} tries: {reason}; run it again to go on, or name a folder as source"
     )
 

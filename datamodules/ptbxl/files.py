@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from tqdm.auto import tqdm
 
+from datamodules.errors import InputError, MissingFileError
+
 DATABASE, STATEMENTS, DIGESTS, SYNTHETIC = "ptbxl_database.csv", "scp_statements.csv", "SHA256SUMS.txt", "SYNTHETIC"
 FILENAME = {100: "filename_lr", 500: "filename_hr"}
 TRAIN_FOLDS, VAL_FOLD, TEST_FOLD = range(1, 9), 9, 10
@@ -28,7 +30,7 @@ def find(folder: Path) -> Path:
     found = [path.parent for path in (folder / DATABASE, *sorted(folder.glob(f"[!.]*/{DATABASE}"))) if path.is_file()]
     if len(found) == 1 or (found and found[0] == folder):
         return found[0]
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"expected PTB-XL with its {DATABASE} in {folder}, got {len(found) or 'no'} such file"
         f"{'s' if len(found) > 1 else ''}; unpack the data set there, name its folder or zip as source, "
         "or generate one: msssm data generate ptbxl"
@@ -43,12 +45,12 @@ def unpack(archive: Path, folder: Path, sampling_rate: int) -> None:
         ValueError: if it is not a whole zip, or does not hold PTB-XL.
     """
     if not archive.is_file():
-        raise FileNotFoundError(f"asked for PTB-XL from {archive}, got no such file; name a folder or a zip as source")
+        raise MissingFileError(f"asked for PTB-XL from {archive}, got no such file; name a folder or a zip as source")
     try:
         with zipfile.ZipFile(archive) as file:
             tables = [PurePosixPath(name) for name in file.namelist() if PurePosixPath(name).name == DATABASE]
             if len(tables) != 1:
-                raise ValueError(f"{archive} does not hold PTB-XL: {len(tables)} files called {DATABASE}")
+                raise InputError(f"{archive} does not hold PTB-XL: {len(tables)} files called {DATABASE}")
             top = tables[0].parent
             records = f"records{sampling_rate}"
             for member in tqdm(file.infolist(), desc=f"unpacking {archive.name}", unit="file", disable=None):
@@ -59,7 +61,7 @@ def unpack(archive: Path, folder: Path, sampling_rate: int) -> None:
                 if len(inside.parts) == 1 or inside.parts[0] == records:
                     _unpack_member(file, member, folder / inside)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{archive} is damaged ({error}); download it again") from error
+        raise InputError(f"{archive} is damaged ({error}); download it again") from error
 
 
 def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
@@ -81,19 +83,19 @@ def read_database(folder: Path) -> pd.DataFrame:
     """
     table = _read(folder / DATABASE)
     if missing := [column for column in _NEEDED if column not in table.columns]:
-        raise ValueError(
+        raise InputError(
             f"{folder / DATABASE} has no column {', '.join(missing)}; take the file that PhysioNet publishes"
         )
     if table.empty:
-        raise ValueError(f"{folder / DATABASE} has no records; take the file that PhysioNet publishes")
+        raise InputError(f"{folder / DATABASE} has no records; take the file that PhysioNet publishes")
     if not table["ecg_id"].is_unique:
         twice = table["ecg_id"][table["ecg_id"].duplicated()].iloc[0]
-        raise ValueError(
+        raise InputError(
             f"{folder / DATABASE} has ecg_id {twice} more than once; take the file that PhysioNet publishes"
         )
     table = table.set_index("ecg_id")
     if not table["strat_fold"].isin(range(1, 11)).all() or table["patient_id"].isna().any():
-        raise ValueError(f"{folder / DATABASE}: every record needs a patient_id and a strat_fold of 1..10")
+        raise InputError(f"{folder / DATABASE}: every record needs a patient_id and a strat_fold of 1..10")
     table["patient_id"] = table["patient_id"].astype(int)  # written as 15709.0
     codes = {ecg_id: _codes(text, ecg_id) for ecg_id, text in table["scp_codes"].items()}
     table["scp_codes"] = pd.Series(codes)
@@ -109,7 +111,7 @@ def read_statements(folder: Path) -> pd.DataFrame:
     """
     table = _read(folder / STATEMENTS)
     if table.empty:
-        raise ValueError(f"{folder / STATEMENTS} has no rows; take the file that PhysioNet publishes")
+        raise InputError(f"{folder / STATEMENTS} has no rows; take the file that PhysioNet publishes")
     return table.set_index(table.columns[0])
 
 
@@ -124,11 +126,11 @@ def read_digests(folder: Path) -> dict[str, str]:
 
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise FileNotFoundError(f"expected {path}, got no such file; it is part of PTB-XL as PhysioNet publishes it")
+        raise MissingFileError(f"expected {path}, got no such file; it is part of PTB-XL as PhysioNet publishes it")
     try:
         return pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a table ({error}); take the file that PhysioNet publishes") from error
+        raise InputError(f"{path} is not a table ({error}); take the file that PhysioNet publishes") from error
 
 
 def _codes(text: object, ecg_id: object) -> dict[str, float]:
@@ -136,6 +138,6 @@ def _codes(text: object, ecg_id: object) -> dict[str, float]:
         codes = ast.literal_eval(str(text))
         return {str(code): float(likelihood) for code, likelihood in codes.items()}
     except (ValueError, SyntaxError, AttributeError, TypeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{DATABASE}, ecg_id {ecg_id}: expected scp_codes like {{'NORM': 100.0}}, got {str(text)[:60]!r}"
         ) from error

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from datamodules.errors import InputError
+
 # Each with its number of classes.
 LABEL_SETS = {"all": 71, "diagnostic": 44, "subdiagnostic": 23, "superdiagnostic": 5, "form": 19, "rhythm": 12}
 _COLUMNS = ("diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass")
@@ -66,7 +68,7 @@ def _aggregate(
     likelihood: float | None,
 ) -> list[str]:
     if unknown := sorted(set(scp_codes) - known):
-        raise ValueError(
+        raise InputError(
             f"got the SCP codes {', '.join(unknown)}, which scp_statements.csv does not have; "
             "take ptbxl_database.csv and scp_statements.csv from the same release"
         )
@@ -82,9 +84,9 @@ def _aggregate(
 def _class_of(label_set: str, statements: pd.DataFrame) -> dict[str, str]:
     """Class of each code that belongs to the label set."""
     if label_set not in LABEL_SETS:
-        raise ValueError(f"asked for the label set {label_set!r}; choose one of {', '.join(LABEL_SETS)}")
+        raise InputError(f"asked for the label set {label_set!r}; choose one of {', '.join(LABEL_SETS)}")
     if missing := [column for column in _COLUMNS if column not in statements.columns]:
-        raise ValueError(
+        raise InputError(
             f"scp_statements.csv has no column {', '.join(missing)}; take the file that PhysioNet publishes"
         )
     if label_set == "all":

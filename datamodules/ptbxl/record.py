@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import wfdb
 
+from datamodules.errors import InputError
+
 LEADS = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
 UNITS_PER_MILLIVOLT = 1000
 MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}  # of one unit
@@ -24,7 +26,7 @@ _SIGNAL_LINE = re.compile(r"(\S+) 16 1000(?:\.0)?(?:\(0\))?/mV 16 0 -?\d+ (-?\d+
 Signal = npt.NDArray[np.int16]
 
 
-class CorruptRecordError(ValueError):
+class CorruptRecordError(InputError):
     """A record that is not what its header, or the data set, says; the message is the reason alone."""
 
 

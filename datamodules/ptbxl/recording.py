@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.signal import resample_poly
 
+from datamodules.errors import InputError, MissingFileError
 from datamodules.ptbxl.record import (
     LEADS,
     MILLIVOLTS,
@@ -62,15 +63,15 @@ def find_recordings(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
         if not found:
-            raise FileNotFoundError(f"asked for the recordings in {path}, got none; it has no .hea, .csv or .npy")
+            raise MissingFileError(f"asked for the recordings in {path}, got none; it has no .hea, .csv or .npy")
         if outside := [file for file in found if not file.resolve().is_relative_to(path.resolve())]:
-            raise ValueError(f"{outside[0]} lies outside the folder; name the record itself, or copy it there")
+            raise InputError(f"{outside[0]} lies outside the folder; name the record itself, or copy it there")
         return found
     candidates = [path] if path.suffix.lower() in ENDINGS else [path.with_suffix(".hea"), Path(f"{path}.hea")]
     for file in candidates:
         if file.is_file():
             return [file]
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"asked for the recording {path}, got no such file; name a WFDB header, a .csv, a .npy, or a folder of them"
     )
 
@@ -103,7 +104,7 @@ def read_recording(
         missing = np.isnan(values)
         _check(values, rate, fill_missing)
     except CorruptRecordError as error:
-        raise ValueError(f"the recording {path} {error}") from error
+        raise InputError(f"the recording {path} {error}") from error
     ratio = Fraction(sampling_rate) / Fraction(str(rate)).limit_denominator(1000)
     signal, notes = np.where(missing, 0.0, values), []
     if ratio != 1:

@@ -30,6 +30,7 @@ import pandas as pd
 import wfdb
 from tqdm.auto import tqdm
 
+from datamodules.errors import InputError
 from datamodules.ptbxl import files
 from datamodules.ptbxl.record import LEADS, SECONDS, UNITS_PER_MILLIVOLT
 from datamodules.ptbxl.statements import scp_statements
@@ -178,16 +179,16 @@ def generate(
 
     Raises:
         ValueError: for fewer records or another sampling rate.
-        FileExistsError: if `<root>/ptbxl` holds a data set.
+        InputError: if `<root>/ptbxl` holds a data set.
     """
     if count < MIN_RECORDS or not set(sampling_rates) <= set(files.FILENAME) or not sampling_rates:
-        raise ValueError(
+        raise InputError(
             f"asked for {count} records at {sampling_rates} Hz; take at least {MIN_RECORDS}, so that every fold has "
             "every class, at 100 or 500 Hz"
         )
     folder = Path(root) / "ptbxl"
     if (folder / files.DATABASE).exists():
-        raise FileExistsError(f"{folder} holds a data set already; choose another root, or delete it")
+        raise InputError(f"{folder} holds a data set already; choose another root, or delete it")
     unfinished = Path(root) / ".ptbxl.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msssm.errors import InputError
 from msssm.layer import SequenceLayer
 from msssm.padding import position_mask, zero_padding
 
@@ -36,7 +37,7 @@ class CausalAttention(SequenceLayer):
     def __init__(self, d_model: int, heads: int = 4) -> None:
         super().__init__(d_model)
         if heads < 1 or d_model % (2 * heads):
-            raise ValueError(f"2 * heads must divide d_model = {d_model}, got heads = {heads}")
+            raise InputError(f"2 * heads must divide d_model = {d_model}, got heads = {heads}")
         self.heads = heads
         self.input = nn.Linear(d_model, 3 * d_model)
         self.output = nn.Linear(d_model, d_model)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from msssm.errors import InputError
+
 
 class Cost(NamedTuple):
     """Of one call."""
@@ -90,12 +92,12 @@ def fit_power_law(bands: Sequence[int], lengths: Sequence[int], values: Sequence
         ValueError: points that do not determine the law, or a value that is not positive.
     """
     if min(values, default=0) <= 0:
-        raise ValueError(f"a power law needs positive values, got {list(values)}")
+        raise InputError(f"a power law needs positive values, got {list(values)}")
     rows = [[1.0, math.log(b), math.log(n)] for b, n in zip(bands, lengths, strict=True)]
     design = torch.tensor(rows, dtype=torch.float64)
     target = torch.tensor(values, dtype=torch.float64).log()
     if torch.linalg.matrix_rank(design) < 3:
-        raise ValueError("a power law in bands and length needs two of each, and three points")
+        raise InputError("a power law in bands and length needs two of each, and three points")
     solution: Tensor = torch.linalg.lstsq(design, target).solution
     residual = (target - design @ solution).abs().max().expm1().item()
     constant, in_bands, in_length = solution.tolist()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from msssm.errors import InputError
 from msssm.ssm import S4, S6
 
 
@@ -43,7 +44,7 @@ def impulse_response(ssm: S6 | S4, x: Tensor, position: int = 0) -> Tensor:
     """
     batch, length, channels = x.shape[0], x.shape[1], x.shape[-1]
     if not 0 <= position < length:
-        raise ValueError(f"position must lie in 0..{length - 1}, got {position}")
+        raise InputError(f"position must lie in 0..{length - 1}, got {position}")
     bands = len(ssm.diagonal())
     responses = []
     for band in range(bands):

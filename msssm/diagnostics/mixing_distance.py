@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from msssm.errors import InputError
+
 
 class Mixing(NamedTuple):
     """Of the chosen output channels, C of them.
@@ -47,9 +49,9 @@ def mixing_distance(
         ValueError: an x of another shape, or `inputs` unknown.
     """
     if x.ndim != 2:
-        raise ValueError(f"x must be one input of shape (L, D), got shape {tuple(x.shape)}")
+        raise InputError(f"x must be one input of shape (L, D), got shape {tuple(x.shape)}")
     if inputs not in ("all", "same"):
-        raise ValueError(f"inputs must be 'all' or 'same', got {inputs!r}")
+        raise InputError(f"inputs must be 'all' or 'same', got {inputs!r}")
     length, width = x.shape
     chosen = torch.arange(width) if channels is None else torch.as_tensor(channels)
     lags = torch.arange(length - 1, -1, -1, device=x.device)

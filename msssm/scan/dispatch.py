@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from msssm.errors import InputError
 from msssm.native.library import library
 from msssm.scan import gpu
 
@@ -27,11 +28,11 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     if backend == "auto":
         backend = os.environ.get("MSSSM_BACKEND", "auto")
     if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend in ("cpu", "triton"):
         missing = obstacle(backend, device, dtype)
         if missing is not None:
-            raise ValueError(f"backend {backend!r} {missing}")
+            raise InputError(f"backend {backend!r} {missing}")
     if backend != "auto":
         return backend
     fastest = "triton" if device.type == "cuda" else "cpu"

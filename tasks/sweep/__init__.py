@@ -5,6 +5,7 @@ import logging
 import signal
 from pathlib import Path
 
+from msssm.errors import InputError
 from tasks.load import build
 from tasks.messages import say
 from tasks.sweep.space import Option, check, parse
@@ -42,7 +43,7 @@ def main(args: list[str]) -> None:
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
-        raise ValueError("msssm sweep needs Optuna: pip install 'msssm[sweep]'") from error
+        raise InputError("msssm sweep needs Optuna: pip install 'msssm[sweep]'") from error
     from tasks.sweep.table import write_table
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # of what is built only to see that it can be
@@ -63,11 +64,11 @@ def main(args: list[str]) -> None:
 
 def _check_numbers(options: argparse.Namespace, overrides: list[str], space: list[Option]) -> None:
     if options.trials < 1 or options.jobs < 1:
-        raise ValueError(f"--trials and --jobs must be at least 1, got {options.trials} and {options.jobs}")
+        raise InputError(f"--trials and --jobs must be at least 1, got {options.trials} and {options.jobs}")
     names = [option.name for option in space]
     given = [word.removeprefix("--").split("=")[0] for word in overrides if word.startswith("--")]
     for name in names:
         if names.count(name) > 1 or name in given:
-            raise ValueError(f"{name} is given twice; vary it once, and do not set it besides")
+            raise InputError(f"{name} is given twice; vary it once, and do not set it besides")
     if own := {"run_dir", "config", "ckpt_path", "skip_test"} & {*given, *names}:
-        raise ValueError(f"--{own.pop()} belongs to the sweep, which sets it for each trial; leave it out")
+        raise InputError(f"--{own.pop()} belongs to the sweep, which sets it for each trial; leave it out")

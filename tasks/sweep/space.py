@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msssm.errors import InputError
+
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
@@ -54,19 +56,19 @@ def parse(text: str) -> Option:
     name, equals, values = text.partition("=")
     name = name.strip().removeprefix("--")
     if not equals or not name or not values.strip():
-        raise ValueError(f"--vary {text}: expected OPTION=VALUES, such as model.lr=log:1e-4..1e-2")
+        raise InputError(f"--vary {text}: expected OPTION=VALUES, such as model.lr=log:1e-4..1e-2")
     if "," in values:
         choices = tuple(word.strip() for word in values.split(","))
         if "" in choices or len(set(choices)) < len(choices):
-            raise ValueError(f"--vary {text}: expected different values between the commas")
+            raise InputError(f"--vary {text}: expected different values between the commas")
         return Option(name, values, choices=choices)
     log = values.startswith("log:")
     low, dots, high = values.removeprefix("log:").partition("..")
     if not dots:
-        raise ValueError(f"--vary {text}: expected a range low..high, log:low..high, or a choice a,b,c")
+        raise InputError(f"--vary {text}: expected a range low..high, log:low..high, or a choice a,b,c")
     least, largest = _number(low, text), _number(high, text)
     if not least < largest or (log and least <= 0):
-        raise ValueError(f"--vary {text}: expected low < high{', low > 0 for log:' if log else ''}")
+        raise InputError(f"--vary {text}: expected low < high{', low > 0 for log:' if log else ''}")
     return Option(name, values, least, largest, log)
 
 
@@ -76,7 +78,7 @@ def _number(word: str, text: str) -> float:
     with contextlib.suppress(ValueError):
         if math.isfinite(number := float(word)):
             return number
-    raise ValueError(f"--vary {text}: {word.strip()!r} is not a number")
+    raise InputError(f"--vary {text}: {word.strip()!r} is not a number")
 
 
 def check(space: Sequence[Option], build: Callable[[str], object]) -> None:
@@ -91,4 +93,4 @@ def check(space: Sequence[Option], build: Callable[[str], object]) -> None:
                 build(f"--{option.name}={value}")
             except ValueError as error:
                 reason = f"{value!r} is not accepted by the recipe: {error}"
-                raise ValueError(f"--vary {option.name}={option.text}: {reason}") from error
+                raise InputError(f"--vary {option.name}={option.text}: {reason}") from error

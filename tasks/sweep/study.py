@@ -11,6 +11,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from msssm.errors import InputError
 from tasks.sweep.space import Option
 
 
@@ -33,7 +34,7 @@ def open_study(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = f"{folder} is in use by another sweep, or by a trial that it left; wait until it has ended"
-            raise ValueError(message) from error
+            raise InputError(message) from error
         yield _load(folder, {"recipe": recipe, **{f"--vary {o.name}": o.text for o in space}}, mode), lock
     finally:
         os.close(lock)
@@ -54,7 +55,7 @@ def _load(folder: Path, question: dict[str, str], mode: Literal["min", "max"]) -
         study.set_user_attr("question", question)
     elif asked != question:
         changed = sorted(key for key in question.keys() | asked.keys() if question.get(key) != asked.get(key))
-        raise ValueError(
+        raise InputError(
             f"{folder} holds a sweep that differs in: {', '.join(changed)}; choose another --sweep_dir or delete it"
         )
     return study

@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import Trial, TrialState
 
+from msssm.errors import InputError
 from tasks.sweep.space import Option
 
 POLL = 0.1  # seconds
@@ -57,7 +58,7 @@ class Runner:
         finally:
             self._stop()
         if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            raise ValueError(f"no trial came to its end: the first one says, {last_line(self.folder / 'trial0')}")
+            raise InputError(f"no trial came to its end: the first one says, {last_line(self.folder / 'trial0')}")
 
     def _ask(self) -> Trial:
         # Seeded by the trial's number: a sweep that was interrupted asks what it would have asked.
@@ -96,7 +97,7 @@ class Runner:
         else:
             number = -code if code < 0 else code - 128
             name = signal.Signals(number).name if number in set(signal.Signals) else f"code {code}"
-            raise ValueError(f"{folder} was ended by {name}; the same command goes on from its checkpoint")
+            raise InputError(f"{folder} was ended by {name}; the same command goes on from its checkpoint")
 
     def _stop(self) -> None:
         """Ends what runs, each with a checkpoint; at a second Ctrl-C without."""

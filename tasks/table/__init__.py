@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from msssm.errors import InputError
 from tasks.table.markdown import document
 from tasks.table.page import page
 from tasks.table.plots import bars, learning_curves
@@ -24,7 +25,7 @@ def main(args: list[str]) -> None:
     found = [(subject, read_runs(folder, subject.task)) for subject in SUBJECTS]
     sections = [section(subject, runs) for subject, runs in found if runs]
     if not sections:
-        raise ValueError(f"no complete run below {folder}/runs; run `make reproduce-table` first")
+        raise InputError(f"no complete run below {folder}/runs; run `make reproduce-table` first")
     text = document(sections)
     (folder / "table.md").write_text(text)
     write_csv(folder / "table.csv", sections)

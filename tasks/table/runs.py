@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from msssm.errors import InputError
+
 
 @dataclass(frozen=True)
 class Run:
@@ -54,10 +56,10 @@ def read_runs(folder: Path, task: str) -> list[Run]:
             runs.append(Run(path.parent.parent.name, path.parent, metrics, recipe))
             runs[-1].budget()
         except (ValueError, KeyError, TypeError, yaml.YAMLError, OSError) as error:
-            raise ValueError(f"the run {path.parent} is damaged ({error!r}); delete it and train it again") from error
+            raise InputError(f"the run {path.parent} is damaged ({error!r}); delete it and train it again") from error
     for run in runs:
         if run.budget() != runs[0].budget():
-            raise ValueError(
+            raise InputError(
                 f"runs of one table must agree in {', '.join(runs[0].budget())}; {run.folder} has {run.budget()}, "
                 f"{runs[0].folder} has {runs[0].budget()}: delete the one of the older recipe"
             )
