@@ -9,13 +9,13 @@ class InputError(ValueError):
     """
 
 
-class MissingFileError(InputError, FileNotFoundError):
+class MissingFileError(FileNotFoundError, InputError):
     """A file or folder that was named and is not there."""
 
 
-class StorageError(InputError, OSError):
+class StorageError(OSError, InputError):
     """A disk or a server that did not take or give what was asked of it, and what to do."""
 
 
-class NonFiniteError(InputError, FloatingPointError):
+class NonFiniteError(FloatingPointError, InputError):
     """Inputs, weights or states that left the finite numbers, with the place where they first did."""
