@@ -61,7 +61,7 @@ def cifar10(root: Path) -> list[dict[str, Any]]:
     data = SequentialCIFARDataModule(root=str(root), batch_size=BATCH)
     data.prepare_data()
     data.setup("fit")
-    loader, train = data.train_dataloader(), data._split("train")
+    loader, train = data.train_dataloader(), data.split("train")
     peer = DataLoader(_ImageByImage(train.pixels, train.labels), batch_size=BATCH, shuffle=True)
     methods: dict[str, tuple[int, Callable[[], object]]] = {
         "msssm, bytes": (len(train), lambda: [None for _ in loader]),

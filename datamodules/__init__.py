@@ -1,6 +1,6 @@
 """Data modules; they know nothing of models and tasks."""
 
-from datamodules.base import Batch
+from datamodules.batching import Batch
 from datamodules.cifar10 import SequentialCIFARDataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.imagenet import ImageNetDataModule

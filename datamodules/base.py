@@ -1,187 +1,125 @@
-"""What every data module hands to a task (`Batch`), and batches of sequences of unequal length."""
+"""What the data modules share: loaders of their splits, divided over the processes, and what is said of the data."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.utils.data.distributed import DistributedSampler
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
 
+from datamodules.batching import Batch, EvaluationBatchSampler, LengthBucketBatchSampler
 from datamodules.errors import InputError
+from datamodules.loader import Loader, ResumableLoader, worker_options
+
+SPLITS = ("train", "val", "test")
 
 
-class Batch(NamedTuple):
-    """One batch: B sequences padded to the length L of the longest.
+class DataModule(LightningDataModule):
+    """Batches of the splits `train`, `val` and `test`, shared by all processes of a training.
 
-    Attributes:
-        x: (B, L) int64 token ids, or (B, L, C) float32 signals.
-        y: (B,) int64 classes, or (B, K) float32 multi-hot labels.
-        lengths: (B,) int64 number of valid positions; what lies behind is padding.
-        sample: (B,) int64 row of each sample in its split, where the data module tells it.
-    """
-
-    x: Tensor
-    y: Tensor
-    lengths: Tensor
-    sample: Tensor | None = None
-
-
-def collate_tokens(rows: Sequence[npt.NDArray[np.uint8]], labels: npt.ArrayLike, pad: int = 0) -> Batch:
-    """Pads rows of token ids on the right with `pad` to the longest of them."""
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    x = np.full((len(rows), lengths.max()), pad, dtype=np.int64)
-    for target, row in zip(x, rows, strict=True):
-        target[: len(row)] = row
-    return Batch(torch.from_numpy(x), torch.tensor(labels, dtype=torch.int64), torch.from_numpy(lengths))
-
-
-class _BatchSampler(DistributedSampler[list[int]]):
-    """Yields lists of indices; use it as `DataLoader(dataset, sampler=..., batch_size=None)`.
-
-    It shards over ranks by itself. Lightning recognises that by the base class and leaves it in place, and
-    it calls `set_epoch` on a `sampler` but not on a `batch_sampler`.
-    """
-
-    def __init__(self, lengths: npt.ArrayLike, batch_size: int, *, rank: int, world_size: int, **kwargs: Any) -> None:
-        self.lengths = np.asarray(lengths)
-        if self.lengths.ndim != 1 or batch_size < 1:
-            raise InputError(
-                f"asked for batches of {batch_size} from lengths of shape {self.lengths.shape}; "
-                "give batch_size >= 1 and one length per sample"
-            )
-        super().__init__(self.lengths, num_replicas=world_size, rank=rank, **kwargs)  # type: ignore[arg-type]
-        self.batch_size, self.world_size = batch_size, world_size
-
-
-class LengthBucketBatchSampler(_BatchSampler):
-    """Training batches of similar length, in an order that is a pure function of (seed, epoch).
-
-    The shuffled samples are divided into pools of `pool_batches` batches; each pool is sorted by length and
-    cut into batches, and the batches are shuffled. A batch is shared evenly by all ranks, so it holds the
-    same samples whatever their number; the at most `world_size - 1` samples of an epoch that do not divide
-    evenly are left out.
+    The order of training is a function of (shuffle_seed, epoch) for any number of processes and workers, and continues
+    exactly from a checkpoint; every sample is evaluated once, in the same order. A subclass says what the splits are
+    (`split`), and where it matters how long their samples are (`lengths`) and how training draws from them
+    (`training_sampler`).
 
     Args:
-        lengths: (samples,) length of each sample.
-        batch_size: samples per batch and rank.
-        seed: of the order, together with the epoch.
-        shuffle: without it samples are pooled in their own order and batches stay sorted within a pool.
-        pool_batches: batches per pool: more means less padding and less random batches. Samples that fill
-            only one pool meet almost the same neighbours in every epoch.
-        rank: of this process.
-        world_size: number of processes.
-        drop_last: leave out the one batch that is smaller than the others.
+        batch_size: training samples per step, over all processes.
+        eval_batch_size: samples per step of validate, test and predict; default `batch_size`.
+        num_workers: loader processes.
+        shuffle_seed: the order of training batches is a function of it and of the epoch.
 
     Raises:
-        ValueError: if there is no batch for every rank.
+        ValueError: for sizes below 1.
     """
 
-    def __init__(
-        self,
-        lengths: npt.ArrayLike,
-        batch_size: int,
-        *,
-        seed: int,
-        shuffle: bool = True,
-        pool_batches: int = 50,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-    ) -> None:
-        super().__init__(
-            lengths,
-            batch_size,
-            rank=rank,
-            world_size=world_size,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-        )
-        self.pool_batches = pool_batches
-        self._resume = (0, 0)
-        samples = len(self.lengths)
-        whole, rest = divmod(samples, batch_size * world_size)
-        self._batches = whole + (not drop_last and rest >= world_size)
-        if self._batches < 1:
+    def __init__(self, batch_size: int, eval_batch_size: int | None, num_workers: int, shuffle_seed: int) -> None:
+        super().__init__()
+        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        if min(batch_size, eval_batch_size) < 1 or num_workers < 0:
             raise InputError(
-                f"asked for batches of {batch_size} on each of {world_size} processes, got {samples} "
-                "samples, not one batch each; use a smaller batch_size or fewer processes"
+                f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, num_workers={num_workers}; "
+                "sizes must be at least 1, num_workers at least 0"
             )
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.shuffle_seed = num_workers, shuffle_seed
 
-    def __len__(self) -> int:
-        return self._batches
+    def split(self, name: str) -> Dataset[Any]:
+        """The data of a split: gives a whole batch for a list of indices.
 
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from self._order()[self.done_before :]
+        Raises:
+            RuntimeError: before `setup`.
+        """
+        raise NotImplementedError
+
+    def lengths(self, split: str) -> npt.ArrayLike:
+        """(samples,) length of each sample of a split; here they are all alike."""
+        return np.ones(len(self.split(split)))  # type: ignore[arg-type]
+
+    def counts(self) -> dict[str, int]:
+        """Samples of each split."""
+        return {name: len(self.split(name)) for name in SPLITS}  # type: ignore[arg-type]
+
+    def training_sampler(self, batch_size: int, rank: int, world_size: int) -> LengthBucketBatchSampler:
+        """The training batches of one of `world_size` processes, `batch_size` samples each."""
+        return LengthBucketBatchSampler(
+            self.lengths("train"), batch_size, seed=self.shuffle_seed, rank=rank, world_size=world_size
+        )
 
     @property
-    def done_before(self) -> int:
-        """Batches of the present epoch that are passed over because a run that is continued had them."""
-        epoch, done = self._resume
-        return done if self.epoch == epoch else 0
+    def digest(self) -> str:
+        """sha256 of what is learned from and evaluated on."""
+        raise NotImplementedError
 
-    def resume(self, epoch: int, done: int) -> None:
-        """Continues a run: in `epoch` the first `done` batches of this rank are passed over. `len` stays."""
-        self.set_epoch(epoch)
-        self._resume = (epoch, done)
+    def describe(self) -> dict[str, Any]:
+        """Counts and digest; with more of what makes the data in each data module."""
+        return {"counts": self.counts(), "digest": self.digest}
 
-    def _order(self) -> list[list[int]]:
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
-        samples = len(self.lengths)
-        order = generator.permutation(samples) if self.shuffle else np.arange(samples)
-        whole = self.batch_size * self.world_size
-        batches: list[npt.NDArray[np.int64]] = []
-        for start in range(0, samples, self.pool_batches * whole):
-            indices = order[start : start + self.pool_batches * whole]
-            indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-            batches += [indices[cut : cut + whole] for cut in range(0, len(indices), whole)]
-        batches = batches[: self._batches]  # only the last can be smaller
-        chosen = generator.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
-        shares = (batch[: len(batch) - len(batch) % self.world_size] for batch in (batches[i] for i in chosen))
-        return [share[self.rank :: self.world_size].tolist() for share in shares]
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rank, world_size = self.shard
+        sampler = self.training_sampler(self.share_of_batch, rank, world_size)
+        return ResumableLoader(self.split("train"), sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, split: str, *, sort: bool = True) -> DataLoader[Batch]:
+        """Every sample of a split once over all processes, by length or, without `sort`, in the split's own order."""
+        rank, world_size = self.shard
+        sampler = EvaluationBatchSampler(
+            self.lengths(split), self.eval_batch_size, rank=rank, world_size=world_size, sort=sort
+        )
+        return Loader(
+            self.split(split),
+            batch_size=None,  # the sampler makes the batches
+            sampler=sampler,
+            persistent_workers=self.num_workers > 0,
+            **worker_options(self.num_workers),
+        )
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Rank of this process, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    @property
+    def share_of_batch(self) -> int:
+        """Training samples per step of each process.
+
+        Raises:
+            ValueError: if the batch cannot be shared evenly.
+        """
+        _, world_size = self.shard
+        if self.batch_size % world_size:
+            raise InputError(
+                f"batch_size={self.batch_size} cannot be shared evenly by {world_size} processes; "
+                "choose another --trainer.devices or --data.batch_size"
+            )
+        return self.batch_size // world_size
 
 
-class EvaluationBatchSampler(_BatchSampler):
-    """Every sample exactly once over all ranks, always in the same order.
-
-    A rank takes each `world_size`-th sample of the length-sorted order. All ranks make the same number of
-    batches, so that a collective operation per batch cannot hang; their sizes differ by at most one, and
-    the largest is `batch_size` (one more only where a rank has fewer samples than another has batches).
-
-    Args:
-        lengths: (samples,) length of each sample.
-        batch_size: largest batch.
-        rank: of this process.
-        world_size: number of processes.
-        sort: by length, for little padding; without it, the samples' own order.
-
-    Raises:
-        ValueError: if there are fewer samples than processes.
-    """
-
-    def __init__(
-        self,
-        lengths: npt.ArrayLike,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        sort: bool = True,
-    ) -> None:
-        super().__init__(lengths, batch_size, rank=rank, world_size=world_size, shuffle=False)
-        samples = len(self.lengths)
-        if samples < world_size:
-            raise InputError(f"asked to evaluate on {world_size} processes, got {samples} samples; use fewer processes")
-        self.sort = sort
-        largest_share, smallest_share = -(-samples // world_size), samples // world_size
-        self._batches = min(-(-largest_share // batch_size), smallest_share)
-
-    def __len__(self) -> int:
-        return self._batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = np.argsort(self.lengths, kind="stable") if self.sort else np.arange(len(self.lengths))
-        for batch in np.array_split(order[self.rank :: self.world_size], self._batches):
-            yield batch.tolist()
+def not_set_up(what: str) -> RuntimeError:
+    """The error of a data module that is asked for data before it has any."""
+    return RuntimeError(f"asked for {what}, got none; call prepare_data() and setup() first")

@@ -1,17 +1,44 @@
-"""A training loader whose position is part of a checkpoint."""
+"""Loaders: one whose position is part of a checkpoint, and what every loader does about its worker processes."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.base import Batch, LengthBucketBatchSampler
+from datamodules.batching import Batch, LengthBucketBatchSampler
+from datamodules.errors import InputError, WorkerError, lost_worker
 
 # A worker that cannot hand a batch over, as when shared memory is full, is otherwise waited for without end.
 WORKER_TIMEOUT = 300  # seconds
 
 
-class ResumableLoader(DataLoader[Batch]):
+def worker_options(num_workers: int) -> dict[str, Any]:
+    """What every loader is given besides its data."""
+    return {
+        "num_workers": num_workers,
+        "timeout": WORKER_TIMEOUT if num_workers else 0,
+        "pin_memory": torch.cuda.is_available(),
+        # Its own: the seed that a DataLoader draws at each start must not shift the model's random numbers.
+        "generator": torch.Generator(),
+    }
+
+
+class Loader(DataLoader[Any]):
+    """A `DataLoader` that says in one line when a worker process died, did not answer, or met bad input.
+
+    Raises:
+        WorkerError: for a worker that died or did not answer.
+        InputError: that a worker raised, without the worker's traceback.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        with _told():
+            yield from super().__iter__()
+
+
+class ResumableLoader(Loader):
     """Training loader that continues exactly where a checkpoint was written, within an epoch or at its end.
 
     Lightning stores and restores its state because it has `state_dict` and `load_state_dict`. The order is
@@ -22,27 +49,15 @@ class ResumableLoader(DataLoader[Batch]):
         dataset: returns a `Batch` for a list of indices.
         sampler: of the batches of this process.
         num_workers: loader processes.
-        pin_memory: as in `DataLoader`.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Batch],
-        sampler: LengthBucketBatchSampler,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
+    def __init__(self, dataset: Dataset[Batch], sampler: LengthBucketBatchSampler, *, num_workers: int = 0) -> None:
         super().__init__(
             dataset,
             batch_size=None,
             sampler=sampler,
-            num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            timeout=WORKER_TIMEOUT if num_workers else 0,
-            pin_memory=pin_memory,
-            # Its own: the seed that a DataLoader draws at each start must not shift the model's random numbers.
-            generator=torch.Generator(),
+            **worker_options(num_workers),
         )
         self._position = (0, 0)
 
@@ -64,3 +79,17 @@ class ResumableLoader(DataLoader[Batch]):
     def _batches(self) -> LengthBucketBatchSampler:
         assert isinstance(self.sampler, LengthBucketBatchSampler)
         return self.sampler
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        # A worker's error comes as a text: its traceback, and at the end the name of the class and the message.
+        _, _, message = str(error).rpartition(f".{type(error).__name__}: ")
+        raise type(error)(message.strip()) from error
+    except RuntimeError as error:
+        if (reason := lost_worker(error)) is None:
+            raise
+        raise WorkerError(reason) from error

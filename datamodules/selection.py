@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.base import Batch
+from datamodules.batching import Batch
 from datamodules.errors import InputError
 from datamodules.pixels import PixelDataModule, PixelDataset
 

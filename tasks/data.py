@@ -17,6 +17,7 @@ def main(args: list[str]) -> None:
     for command, choices in ((check, ["ptbxl", "cifar10"]), (make, ["ptbxl"])):
         command.add_argument("dataset", choices=choices)
         command.add_argument("--root", type=Path, default=Path("data"), help="folder for data sets")
+    check.add_argument("--verbose", action="store_true", help="every fault, where a folder has many")
     check.add_argument("--source", type=Path, help="folder or archive of the data set, if not <root>/<dataset>")
     make.add_argument("--count", type=int, default=400, help="records")
     make.add_argument("--seed", type=int, default=0)
@@ -36,6 +37,8 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from datamodules.faults import summary
+
     folder = options.root / options.dataset
     converted = sorted(folder.glob("converted-*"))
     if options.dataset == "ptbxl":
@@ -48,8 +51,10 @@ def _verify(options: argparse.Namespace) -> None:
 
         source = cifar10.files.find(options.source or folder)
         faults = cifar10.verify(source, converted)
-    for fault in faults:
-        print(fault)
-    print(f"{source}: {len(faults)} faults" if faults else f"{source}: whole")
+    lines = [str(fault) for fault in faults]
+    short = lines if options.verbose else summary(faults)
+    print(*short, sep="\n", end="\n" if short else "")
+    told = " (--verbose lists them all)" if len(short) < len(lines) else ""
+    print(f"{source}: {len(faults)} faults{told}" if faults else f"{source}: whole")
     if faults:
         raise SystemExit(1)

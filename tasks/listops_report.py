@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from datamodules import ListOpsDataModule
-from datamodules.base import collate_tokens
+from datamodules.batching import collate_tokens
 from datamodules.listops import Expressions, generate_arrays
 from datamodules.listops.expressions import CLOSE, OPERATORS, PAD, TOKEN_IDS, join
 from msssm.errors import InputError

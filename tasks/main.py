@@ -97,12 +97,15 @@ def _complaint(error: BaseException) -> str | None:
     # Whoever raised one of these has loaded its module; an error must not cost the seconds of importing torch.
     modules = [sys.modules.get(name) for name in ("msssm.errors", "datamodules.errors")]
     ours = tuple(module.InputError for module in modules if module is not None)
+    errors = sys.modules.get("datamodules.errors")
     chain: BaseException | None = error
     while chain is not None:
         named_file = isinstance(chain, OSError) and chain.filename is not None
         # Lightning is not imported here.
         if named_file or isinstance(chain, ours) or type(chain).__name__ == "MisconfigurationException":
             return str(chain)
+        if errors is not None and (reason := errors.lost_worker(chain)) is not None:
+            return str(reason)
         chain = chain.__cause__
     return None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.base import Batch, EvaluationBatchSampler, LengthBucketBatchSampler, collate_tokens
+from datamodules.batching import Batch, EvaluationBatchSampler, LengthBucketBatchSampler, collate_tokens
 
 LENGTHS = np.random.default_rng(0).integers(500, 2000, size=1037)
 

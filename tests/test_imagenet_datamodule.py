@@ -199,7 +199,7 @@ def test_random_erasing_erases_with_noise(folder: Path) -> None:
 def test_holdout_validates_on_training_images(folder: Path) -> None:
     data = _data(folder, holdout=5)
     assert data.describe()["counts"] == {"train": 13, "val": 5, "test": 9}
-    train, val = data._split("train"), data._split("val")
+    train, val = data.split("train"), data.split("val")
     assert sorted([*train.rows, *val.rows]) == list(range(18))
     assert _keys(_batches(data, "test")) == _keys(_batches(_data(folder), "val"))
     with pytest.raises(ValueError, match="asked to hold out 18 of 18 training images"):
@@ -324,7 +324,8 @@ def test_a_truncated_tar_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_bad_options_say_what_to_do(folder: Path) -> None:
     for options, complaint in (
-        ({"batch_size": 0}, "sizes and repeats must be at least 1"),
+        ({"batch_size": 0}, "sizes must be at least 1, num_workers at least 0"),
+        ({"repeats": 0}, "image_size and repeats must be at least 1"),
         ({"mixup": 0.8, "batch_size": 5}, "pair the images of a batch: batch_size must be even, got 5"),
         ({"crop_pct": 0.0}, "crop_pct is in 0..1, got 0.0"),
         ({"dataset": "tfds/imagenet2012"}, "got dataset 'tfds/imagenet2012', not wds/, hfds/"),
@@ -335,7 +336,10 @@ def test_bad_options_say_what_to_do(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match=complaint):
             _data(folder, **options)
-    for world_size, complaint in ((3, "cannot be shared by 3 processes in equal parts;"), (4, "even ones for Mixup")):
+    for world_size, complaint in (
+        (3, "cannot be shared evenly by 3 processes;"),
+        (4, "processes 1 images, and Mixup and"),
+    ):
         with pytest.raises(ValueError, match=complaint):
             _on(_data(folder, mixup=0.8 * (world_size == 4)), 0, world_size).train_dataloader()
     with pytest.raises(ValueError, match="asked for batches of 40"):

@@ -96,9 +96,9 @@ def test_the_split_is_that_of_torchs_random_split_with_seed_42(root: Path) -> No
     data = _cifar(root)
     generator = torch.Generator().manual_seed(42)
     train, val = torch.utils.data.random_split(range(100), [90, 10], generator=generator)  # type: ignore[arg-type]
-    assert data._split("train").rows.tolist() == list(train)
-    assert data._split("val").rows.tolist() == list(val)
-    assert data._split("test").rows.tolist() == list(range(100, 120))
+    assert data.split("train").rows.tolist() == list(train)
+    assert data.split("val").rows.tolist() == list(val)
+    assert data.split("test").rows.tolist() == list(range(100, 120))
     generator = torch.Generator().manual_seed(42)
     assert [len(part) for part in torch.utils.data.random_split(range(50_000), [45_000, 5_000], generator)] == [
         50_000 - 50_000 // 10,
@@ -141,7 +141,7 @@ def test_the_digits_split_is_stratified_and_fixed() -> None:
     data.setup("fit")
     counts = {name: len(part) for name, part in data._splits.items()}
     assert counts == {"train": 1197, "val": 200, "test": 400}
-    everything = np.bincount(data._split("train").labels)
+    everything = np.bincount(data.split("train").labels)
     for name, part in data._splits.items():
         own = np.bincount(part.labels[part.rows], minlength=10)
         assert np.abs(own - everything * counts[name] / 1797).max() < 2
@@ -162,13 +162,13 @@ def test_every_process_has_its_share(processes: int, root: Path) -> None:
             batches = _batches(_on(data, rank, processes), split, epoch=4)
             lengths.add(len(batches))
             assert max(len(batch.y) for batch in batches) <= size
-            part = data._split(split)
+            part = data.split(split)
             for batch in batches:
                 rows = part.rows[_samples(batch)]
                 assert torch.equal(batch.x, data.to_float(torch.from_numpy(part.pixels[rows])))
                 keys.update(x.numpy().tobytes() for x in batch.x)
         assert len(lengths) == 1, "a collective operation per batch cannot hang"
-        part = data._split(split)
+        part = data.split(split)
         whole = Counter(
             data.to_float(torch.from_numpy(part.pixels[part.rows])).numpy().tobytes()[i * 256 : i * 256 + 256]
             for i in range(len(part))

@@ -368,7 +368,7 @@ def test_data_is_asked_for_before_it_is_there(tmp_path: Path) -> None:
         ({"stride": 5}, "a stride of at least 1 goes with a crop"),
         ({"crop": 5, "stride": 0}, "a stride of at least 1"),
         ({"batch_size": 0}, "sizes must be at least 1"),
-        ({"max_corrupt": -1}, "the others at least 0"),
+        ({"max_corrupt": -1}, "max_corrupt=-1; it must be at least 0"),
         ({"synthetic": 199}, "generate at least 200 records"),
         ({"synthetic": 200, "source": "x"}, "source=x, download=None; .* name no other data"),
     ],

@@ -2,7 +2,7 @@
 
     <folder>/pixels.npy   (60000, 1024, 3) uint8 in raster order, the training images before the test images
     <folder>/labels.npy   (60000,) uint8
-    <folder>/meta.json    number of training images, digest of the source, sha256 of pixels and labels
+    <folder>/meta.json    number of training images, form and digest of the source, sha256 of pixels and labels
 
 It is made in a hidden folder and renamed, so it is whole or absent; what a killed process left is made anew.
 """
@@ -17,24 +17,30 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.cifar10 import files
+from datamodules.cifar10 import files, images
 from datamodules.cifar10.batches import CLASSES, SIDE, read_batch
 from datamodules.disk import locked, remedies
 from datamodules.errors import InputError, MissingFileError
+from datamodules.faults import Fault
 
 FORMAT_VERSION = 1  # part of the key: raise it when the same files give another map
-ROWS = 10_000  # of a batch file
+ROWS = 10_000  # of a batch file; there are five for training and one for the test
+BATCH_FILES = "batch files"
 _PREFIX = "converted-"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The memory-mapped images (N, 1024, 3) uint8, their classes (N,) uint8; the first `train` are the training set."""
+    """The memory-mapped images (N, 1024, 3) uint8, their classes (N,) uint8; the first `train` are the training set.
+
+    `form` says what they came in: "batch files", "PNG", or "JPEG (lossy)".
+    """
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
     train: int
     digest: str
+    form: str
 
 
 def locate(source: Path, parent: Path) -> Path:
@@ -65,7 +71,8 @@ def load(folder: Path, *, verify: bool = False) -> Converted:
             raise InputError(f"pixels.npy is {pixels.dtype} of shape {pixels.shape} for {len(labels)} labels")
         if verify and _digest(pixels, labels) != meta["digest"]:
             raise InputError("wrong sha256 of the contents")
-        return Converted(pixels, labels, int(meta["train"]), str(meta["digest"]))
+        form = str(meta.get("form", BATCH_FILES))
+        return Converted(pixels, labels, int(meta["train"]), str(meta["digest"]), form)
     except Exception as error:  # whatever a damaged header makes numpy's parser raise
         raise InputError(f"{folder} is damaged ({error}); delete it, and it is made again") from error
 
@@ -90,24 +97,47 @@ def convert(source: Path, parent: Path) -> Path:
     return folder
 
 
-def _build(source: Path, folder: Path) -> None:
+def list_images(source: Path) -> images.Listing:
+    """The images of class folders, counted."""
+    return images.listing(source, 5 * ROWS // CLASSES, ROWS // CLASSES)
+
+
+def _read_batches(source: Path) -> images.Images:
     batches = [read_batch(name, content) for name, content in files.read(source)]
     if wrong := [len(batch.labels) for batch in batches if len(batch.labels) != ROWS]:
         raise InputError(f"{source}: a batch of CIFAR-10 has {ROWS} images, one of these has {wrong[0]}")
     labels = np.concatenate([batch.labels for batch in batches])
-    train = len(labels) - ROWS
-    for name, part in (("training", labels[:train]), ("test", labels[train:])):
+    for name, part in (("training", labels[:-ROWS]), ("test", labels[-ROWS:])):
         counts = np.bincount(part, minlength=CLASSES)
         if counts.min() != counts.max():
             raise InputError(f"{source}: classes of CIFAR-10 have equal counts, {name} images have {counts.tolist()}")
     planes = np.concatenate([batch.images for batch in batches]).reshape(-1, 3, SIDE * SIDE)
-    pixels = np.ascontiguousarray(planes.transpose(0, 2, 1))
+    return images.Images(np.ascontiguousarray(planes.transpose(0, 2, 1)), labels, BATCH_FILES)
+
+
+def _read_images(source: Path) -> images.Images:
+    listed = list_images(source)
+    _refuse(source, listed.faults)
+    found, faults = images.read(source, listed)
+    _refuse(source, faults)
+    return found
+
+
+def _refuse(source: Path, faults: list[Fault]) -> None:
+    if faults:
+        rest = f"; {len(faults):,} faults in all: msssm data verify cifar10 --source {source}" * (len(faults) > 1)
+        raise InputError(f"{source} is not CIFAR-10: {faults[0]}{rest}")
+
+
+def _build(source: Path, folder: Path) -> None:
+    pixels, labels, form = _read_images(source) if files.holds_images(source) else _read_batches(source)
     work = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     np.save(work / "pixels.npy", pixels)
     np.save(work / "labels.npy", labels)
-    meta = {"train": train, "source": files.digest(source), "digest": _digest(pixels, labels)}
+    about = {"train": len(labels) - ROWS, "form": form, "source": files.digest(source)}
+    meta = {**about, "digest": _digest(pixels, labels)}
     (work / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     for path in work.iterdir():  # a rename may reach the disk before the contents do
         with path.open("rb") as file:

@@ -23,11 +23,14 @@ class SequentialCIFARDataModule(PixelDataModule):
 
     Batches are `Batch(x (B, 1024, C), y (B,), lengths, sample)`, x float32 in raster order, normalised. The validation
     images are the last tenth of torch's permutation of the training images with seed 42, as in S4 and its followers.
+    That is a permutation of their order: of class folders, which are read class by class and by file name, other images
+    are held out than of the batch files, so their validation figures are not comparable; their test figures are, unless
+    the images are JPEG, which is lossy (`describe()` says what they came in).
 
     Args:
         root: folder for data sets; CIFAR-10 is looked for in `<root>/cifar10`, and its conversion is kept there.
-        source: `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz`, or a folder that holds one or its files, if it is
-            elsewhere; only read.
+        source: `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz`, a folder that holds one or its files, or one with
+            images as train/<class>/*.png and test/<class>/*.png (PNG or JPEG), if it is elsewhere; only read.
         download: fetch the archive into `<root>/cifar10` if it is not there.
         greyscale: one channel instead of three: 0.299 R + 0.587 G + 0.114 B, not rounded, normalised by S4's mean
             122.6 / 255 and standard deviation 61 / 255.
@@ -63,6 +66,7 @@ class SequentialCIFARDataModule(PixelDataModule):
         )
         self._luma = torch.tensor(LUMA)
         self._order: Tensor | None = None
+        self._form = ""
         if permutation_seed is not None:
             order = np.random.default_rng(permutation_seed).permutation(SIDE * SIDE)
             self._order = torch.from_numpy(order)
@@ -80,6 +84,7 @@ class SequentialCIFARDataModule(PixelDataModule):
 
     def load(self) -> dict[str, PixelDataset]:
         data = convert.load(convert.locate(self.source, self.folder))
+        self._form = data.form
         generator = torch.Generator().manual_seed(SPLIT_SEED)
         order = torch.randperm(data.train, generator=generator).numpy()
         train = data.train - data.train // 10
@@ -98,5 +103,10 @@ class SequentialCIFARDataModule(PixelDataModule):
         return (pixels - self._mean) / self._std
 
     def describe(self) -> dict[str, Any]:
-        """Counts, digest, and what is done to the pixels."""
-        return {**super().describe(), "greyscale": self.greyscale, "permutation_seed": self.permutation_seed}
+        """Counts, digest, the form that the images came in, and what is done to the pixels."""
+        return {
+            **super().describe(),
+            "form": self._form,
+            "greyscale": self.greyscale,
+            "permutation_seed": self.permutation_seed,
+        }

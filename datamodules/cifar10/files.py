@@ -1,4 +1,4 @@
-"""Where CIFAR-10's files lie: a published archive, or a folder of its files. Nothing is ever unpacked to disk."""
+"""Where CIFAR-10 lies: a published archive, a folder of its files, or folders of images. Nothing is unpacked to disk."""
 
 import tarfile
 import zlib
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath
 
+from datamodules.cifar10 import images
 from datamodules.errors import InputError, MissingFileError
 
 ARCHIVES = {  # md5 as published
@@ -27,7 +28,7 @@ _LARGEST = 64 << 20  # bytes; a batch has 31 MB
 
 
 def find(source: Path) -> Path:
-    """The archive or the folder of batch files that `source` is or holds.
+    """The archive, the folder of batch files, or the folder of class folders of images that `source` is or holds.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -40,18 +41,27 @@ def find(source: Path) -> Path:
     for archive in (source / name for name in ARCHIVES):
         if archive.is_file():
             return archive
+    if (folder := images.find(source)) is not None:
+        return folder
     raise MissingFileError(
-        f"expected CIFAR-10 in {source}, got neither {' nor '.join(ARCHIVES)} nor a folder of its batches; "
-        "put one there, name it as source, or let it be fetched: --data.download true"
+        f"expected CIFAR-10 in {source}, got neither {' nor '.join(ARCHIVES)} nor a folder of its batches, "
+        "nor images as train/<class>/*.png and test/<class>/*.png; put one there, name it as source, or let it be fetched: --data.download true"
     )
 
 
+def holds_images(source: Path) -> bool:
+    """Whether what `find` found is class folders of images, not batches."""
+    return source.is_dir() and not any((source / names[0]).is_file() for names in BATCHES)
+
+
 def digest(source: Path) -> str:
-    """md5 of an archive, sha256 of the files of a folder.
+    """md5 of an archive, sha256 of the files of a folder; of images, of their names, sizes and times of change.
 
     Raises:
         ValueError: if the archive is not one that was published.
     """
+    if holds_images(source):
+        return images.listing_digest(source)
     if source.is_dir():
         key = sha256()
         for name, content in read(source):
@@ -62,7 +72,7 @@ def digest(source: Path) -> str:
     if found not in ARCHIVES.values():
         raise InputError(
             f"{source} has the md5 {found}, which is not that of {' or '.join(ARCHIVES)}: it is damaged, cut short, or "
-            "something else; fetch it again"
+            "something else; fetch it again, or, if it holds folders of images, unpack it and name the folder"
         )
     return found
 

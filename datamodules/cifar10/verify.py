@@ -1,18 +1,19 @@
 """What is missing or corrupt in a CIFAR-10 on disk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import md5
 from pathlib import Path
 
-from datamodules.cifar10 import convert, files
+from datamodules.cifar10 import convert, files, images
 from datamodules.cifar10.batches import read_batch
+from datamodules.faults import Fault
 
 
-def verify(source: Path, converted: Iterable[Path] = ()) -> list[str]:
-    """One line per fault, and none for a whole data set.
+def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
+    """Every fault, and none for a whole data set.
 
-    Compares the md5 of an archive, or of the files of a folder of the python version; reads every batch; compares
-    conversions with the sha256 that was taken when they were written.
+    Compares the md5 of an archive, or of the files of a folder of the python version; reads every batch; of class
+    folders counts and reads every image; compares conversions with the sha256 that was taken when they were written.
 
     Args:
         source: archive or folder of `files.find`; only read.
@@ -20,22 +21,32 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[str]:
     """
     faults = []
     try:
-        files.digest(source)
-        for name, content in files.read(source):
-            try:
-                rows = len(read_batch(name, content).labels)
-            except ValueError as error:
-                faults.append(str(error))
-                continue
-            if rows != convert.ROWS:
-                faults.append(f"{name} has {rows} images, not {convert.ROWS}")
-            elif md5(content).hexdigest() != files.BATCH_MD5.get(name, md5(content).hexdigest()):
-                faults.append(f"{name}: its md5 is not the published one")
+        faults += _images(source) if files.holds_images(source) else _batches(source)
     except (OSError, ValueError) as error:
-        faults.append(str(error))
+        faults.append(Fault(str(source), str(error)))
     for folder in converted:
         try:
             convert.load(folder, verify=True)
         except ValueError as error:
-            faults.append(str(error))
+            faults.append(Fault(folder.name, str(error)))
     return faults
+
+
+def _images(source: Path) -> list[Fault]:
+    listed = convert.list_images(source)
+    _, faults = images.read(source, listed)
+    return listed.faults + faults
+
+
+def _batches(source: Path) -> Iterator[Fault]:
+    files.digest(source)
+    for name, content in files.read(source):
+        try:
+            rows = len(read_batch(name, content).labels)
+        except ValueError as error:
+            yield Fault(str(source), str(error))
+            continue
+        if rows != convert.ROWS:
+            yield Fault(str(source), f"{name} has {rows} images, not {convert.ROWS}")
+        elif md5(content).hexdigest() != files.BATCH_MD5.get(name, md5(content).hexdigest()):
+            yield Fault(str(source), f"{name}: its md5 is not the published one")

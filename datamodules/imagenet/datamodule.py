@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from datamodules.base import Batch, EvaluationBatchSampler
+from datamodules.base import DataModule, not_set_up
+from datamodules.batching import Batch
 from datamodules.errors import InputError
 from datamodules.imagenet import readers
 from datamodules.imagenet.dataset import (
@@ -23,13 +23,11 @@ from datamodules.imagenet.dataset import (
     Transform,
 )
 from datamodules.imagenet.seeding import seeded
-from datamodules.loader import ResumableLoader
 
-_PIN_MEMORY = torch.cuda.is_available()
 HOLDOUT_SEED = 42
 
 
-class ImageNetDataModule(LightningDataModule):
+class ImageNetDataModule(DataModule):
     """ImageNet-1K (Russakovsky et al. 2015), or any data set that timm's readers take.
 
     Batches are `Batch(x (B, 3, H, W), y, lengths, sample)`: x float32, normalised by ImageNet's mean and standard
@@ -92,14 +90,13 @@ class ImageNetDataModule(LightningDataModule):
         num_workers: int = 8,
         shuffle_seed: int = 0,
     ) -> None:
-        super().__init__()
-        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         stream = readers.is_stream(dataset)
         errors = [
             message
             for wrong, message in (
-                (min(batch_size, eval_batch_size, image_size, repeats) < 1, "sizes and repeats must be at least 1"),
-                (min(num_workers, max_corrupt, holdout) < 0, "num_workers, max_corrupt, holdout at least 0"),
+                (min(image_size, repeats) < 1, "image_size and repeats must be at least 1"),
+                (min(max_corrupt, holdout) < 0, "max_corrupt and holdout at least 0"),
                 (min(mixup, cutmix) < 0 or not 0 <= random_erasing <= 1, "alphas at least 0, random_erasing in 0..1"),
                 (not 0 < crop_pct <= 1, f"crop_pct is in 0..1, got {crop_pct}"),
                 (
@@ -117,9 +114,7 @@ class ImageNetDataModule(LightningDataModule):
         self.dataset, self.train_split, self.val_split, self.holdout = dataset, train_split, val_split, holdout
         self.image_size, self.crop_pct, self.rand_augment = image_size, crop_pct, rand_augment
         self.random_erasing, self.mixup, self.cutmix, self.repeats = random_erasing, mixup, cutmix, repeats
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.max_corrupt, self.num_workers, self.shuffle_seed = max_corrupt, num_workers, shuffle_seed
-        self.num_classes = num_classes
+        self.max_corrupt, self.num_classes = max_corrupt, num_classes
         self._files: dict[str, ImageFiles] = {}
         if self._mixes and batch_size % 2:
             raise InputError(f"Mixup and CutMix pair the images of a batch: batch_size must be even, got {batch_size}")
@@ -159,30 +154,47 @@ class ImageNetDataModule(LightningDataModule):
             "test": test,
         }
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world_size = self._shard
-        share, rest = divmod(self.batch_size, world_size)
-        if rest or (self._mixes and share % 2):
-            raise InputError(
-                f"batch_size={self.batch_size} cannot be shared by {world_size} processes in equal parts"
-                f"{', even ones for Mixup and CutMix' * self._mixes}; choose another --trainer.devices or "
-                "--data.batch_size"
-            )
-        if readers.is_stream(self.dataset):
-            reader = self._open_stream(self.train_split, share, training=True)
-            stream = TrainingStream(reader, self._transform(training=True), self.shuffle_seed, rank)
-            return self._stream_loader(stream, share)
-        dataset = self._split("train")
-        sampler = ImageSampler(
-            len(dataset), share, repeats=self.repeats, seed=self.shuffle_seed, rank=rank, world_size=world_size
+    def split(self, name: str) -> ImageFiles:
+        if name not in self._files:
+            raise not_set_up(f"the {name} images")
+        return self._files[name]
+
+    def training_sampler(self, batch_size: int, rank: int, world_size: int) -> ImageSampler:
+        return ImageSampler(
+            len(self.split("train")),
+            batch_size,
+            repeats=self.repeats,
+            seed=self.shuffle_seed,
+            rank=rank,
+            world_size=world_size,
         )
-        return ResumableLoader(dataset, sampler, num_workers=self.num_workers, pin_memory=_PIN_MEMORY)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("val")
+    def train_dataloader(self) -> DataLoader[Batch]:
+        if not readers.is_stream(self.dataset):
+            return super().train_dataloader()
+        reader = self._open_stream(self.train_split, self.share_of_batch, training=True)
+        stream = TrainingStream(reader, self._transform(training=True), self.shuffle_seed, self.shard[0])
+        return self._stream_loader(stream, self.share_of_batch)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("test")
+    def evaluation_loader(self, split: str, *, sort: bool = True) -> DataLoader[Batch]:
+        if not readers.is_stream(self.dataset):
+            return super().evaluation_loader(split, sort=sort)
+        reader = self._open_stream(self.val_split, self.eval_batch_size, training=False)
+        stream = ImageStream(reader, self._transform(training=False), *self.shard)
+        return self._stream_loader(stream, self.eval_batch_size)
+
+    def counts(self) -> dict[str, int]:
+        return {name: len(data) for name, data in self._files.items()}  # none of a stream
+
+    @property
+    def share_of_batch(self) -> int:
+        share = super().share_of_batch
+        if self._mixes and share % 2:
+            raise InputError(
+                f"batch_size={self.batch_size} gives each of {self.shard[1]} processes {share} images, and Mixup and "
+                "CutMix pair them; choose another --trainer.devices or --data.batch_size"
+            )
+        return share
 
     def on_after_batch_transfer(self, batch: ImageBytes, dataloader_idx: int) -> Batch:
         """Bytes to numbers; in training, erases and mixes.
@@ -218,9 +230,8 @@ class ImageNetDataModule(LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """Counts, classes, digest, what is done to the images, and the damaged files that this process has met."""
         return {
-            "counts": {name: len(data) for name, data in self._files.items()},
+            **super().describe(),
             "classes": self.num_classes,
-            "digest": self.digest,
             "image_size": self.image_size,
             "crop_pct": self.crop_pct,
             "damaged": {name: data.damaged() for name, data in self._files.items()},
@@ -231,19 +242,10 @@ class ImageNetDataModule(LightningDataModule):
         return self.mixup > 0 or self.cutmix > 0
 
     @property
-    def _shard(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-    @property
     def _readers(self) -> dict[str, Any]:
         if readers.is_stream(self.dataset):
             return {split: self._open_stream(split, 1, training=False) for split in (self.train_split, self.val_split)}
-        return {name: self._split(name).reader for name in ("train", "test")}
-
-    def _split(self, name: str) -> ImageFiles:
-        if name not in self._files:
-            raise RuntimeError(f"asked for the {name} images, got none; call setup() first")
-        return self._files[name]
+        return {name: self.split(name).reader for name in ("train", "test")}
 
     def _transform(self, *, training: bool) -> Transform:
         from timm.data.transforms_factory import create_transform
@@ -275,26 +277,6 @@ class ImageNetDataModule(LightningDataModule):
             num_workers=self.num_workers,
             seed=self.shuffle_seed,
             epoch=lambda: trainer.current_epoch if trainer is not None else 0,
-            pin_memory=_PIN_MEMORY,
-        )
-
-    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        rank, world_size = self._shard
-        if readers.is_stream(self.dataset):
-            reader = self._open_stream(self.val_split, self.eval_batch_size, training=False)
-            stream = ImageStream(reader, self._transform(training=False), rank, world_size)
-            return self._stream_loader(stream, self.eval_batch_size)
-        dataset = self._split(split)
-        sampler = EvaluationBatchSampler(
-            np.ones(len(dataset)), self.eval_batch_size, rank=rank, world_size=world_size, sort=False
-        )
-        return DataLoader(
-            dataset,
-            batch_size=None,  # the sampler makes the batches
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=_PIN_MEMORY,
         )
 
     def _check_damage(self) -> None:

@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from datamodules.base import LengthBucketBatchSampler
+from datamodules.batching import LengthBucketBatchSampler
 from datamodules.imagenet.decode import decode, to_rgb
 from datamodules.imagenet.seeding import seeded
+from datamodules.loader import Loader, worker_options
 
 Transform = Callable[[Image.Image], Tensor]
 _SEEDS = 2**31
@@ -182,7 +183,7 @@ class TrainingStream(IterableDataset[Any]):
                 yield self.transform(to_rgb(picture)), y, number * worker.num_workers + worker.id, seed
 
 
-class StreamLoader(DataLoader[Any]):
+class StreamLoader(Loader):
     """Loader of a stream whose order is a function of (seed, epoch, processes, workers).
 
     Its workers begin anew with each epoch, from a seed of that epoch. A run that is continued within an epoch meets
@@ -194,7 +195,6 @@ class StreamLoader(DataLoader[Any]):
         num_workers: at least one is used.
         seed: of the order.
         epoch: tells the present one.
-        pin_memory: as in `DataLoader`.
     """
 
     def __init__(
@@ -205,15 +205,12 @@ class StreamLoader(DataLoader[Any]):
         num_workers: int,
         seed: int,
         epoch: Callable[[], int],
-        pin_memory: bool,
     ) -> None:
         super().__init__(
             dataset,
             batch_size=batch_size,
-            num_workers=max(1, num_workers),
             collate_fn=_collate,
-            generator=torch.Generator(),
-            pin_memory=pin_memory,
+            **worker_options(max(1, num_workers)),
         )
         self._key, self._epoch = (seed, dataset.rank), epoch
         dataset.reader.set_loader_cfg(num_workers=self.num_workers)

@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.base import Batch, EvaluationBatchSampler, LengthBucketBatchSampler, collate_tokens
+from datamodules.base import SPLITS, DataModule, not_set_up
+from datamodules.batching import Batch, collate_tokens
 from datamodules.errors import InputError
 from datamodules.listops import official, store
 from datamodules.listops.expressions import PAD, Expressions
 from datamodules.listops.generator import GENERATOR_VERSION, TreeParameters, generate_arrays
 from datamodules.listops.predict_file import read_expressions
 from datamodules.listops.statistics import root_operator_accuracy, shared_between_splits
-from datamodules.loader import WORKER_TIMEOUT, ResumableLoader
-
-_PIN_MEMORY = torch.cuda.is_available()
 
 
 class ExpressionDataset(Dataset[Batch]):
@@ -39,7 +37,7 @@ class ExpressionDataset(Dataset[Batch]):
         return batch._replace(sample=torch.from_numpy(chosen))
 
 
-class ListOpsDataModule(LightningDataModule):
+class ListOpsDataModule(DataModule):
     """ListOps (Nangia & Bowman 2018) as in Long Range Arena (Tay et al. 2021).
 
     Batches are `Batch(x, y, lengths, sample)` with x (B, L) int64 token ids padded with 0, y (B,) int64 values 0..9.
@@ -83,18 +81,12 @@ class ListOpsDataModule(LightningDataModule):
         shuffle_seed: int = 0,
         eval_batch_size: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         self.parameters = TreeParameters(min_length, max_length, max_depth, max_args)
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
-        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        if min(batch_size, eval_batch_size, *self.sizes.values()) < 1 or num_workers < 0:
-            raise InputError(
-                f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, sizes {self.sizes}, "
-                f"num_workers={num_workers}; sizes must be at least 1, num_workers at least 0"
-            )
-        self.root, self.tsv_dir, self.predict_file = root, tsv_dir, predict_file
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.data_seed, self.shuffle_seed, self.num_workers = data_seed, shuffle_seed, num_workers
+        if min(self.sizes.values()) < 1:
+            raise InputError(f"asked for {self.sizes} samples; sizes must be at least 1")
+        self.root, self.tsv_dir, self.predict_file, self.data_seed = root, tsv_dir, predict_file, data_seed
         self._splits: dict[str, Expressions] = {}
         self._meta: dict[str, Any] = {}
 
@@ -113,33 +105,15 @@ class ListOpsDataModule(LightningDataModule):
             splits, self._meta = store.load(self._folder(self._about()))
             self._splits.update(splits)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        lengths = self._split("train").lengths
-        rank, world_size = self._shard
-        if self.batch_size % world_size:
-            raise InputError(
-                f"batch_size={self.batch_size} cannot be shared evenly by {world_size} processes; "
-                "choose another --trainer.devices or --data.batch_size"
-            )
-        sampler = LengthBucketBatchSampler(
-            lengths, self.batch_size // world_size, seed=self.shuffle_seed, rank=rank, world_size=world_size
-        )
-        return ResumableLoader(
-            ExpressionDataset(self._split("train")),
-            sampler,
-            num_workers=self.num_workers,
-            pin_memory=_PIN_MEMORY,
-        )
+    def split(self, name: str) -> ExpressionDataset:
+        return ExpressionDataset(self._split(name))
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("test")
+    def lengths(self, split: str) -> npt.ArrayLike:
+        return self._split(split).lengths
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """In the order of `predict_file`."""
-        return self._evaluation_loader("predict", sort=False)
+        return self.evaluation_loader("predict", sort=False)
 
     @property
     def digest(self) -> str:
@@ -151,19 +125,14 @@ class ListOpsDataModule(LightningDataModule):
         """Counts, lengths, digest, and the accuracy of knowing nothing but the root operator."""
         train, test = self._split("train"), self._split("test")
         return {
-            "counts": dict(self._meta["counts"]),
-            "mean_length": {split: float(self._split(split).lengths.mean()) for split in store.SPLITS},
-            "digest": self.digest,
+            **super().describe(),
+            "mean_length": {split: float(self._split(split).lengths.mean()) for split in SPLITS},
             "root_operator_accuracy": root_operator_accuracy(train, test),
         }
 
     @property
     def _predicting(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == TrainerFn.PREDICTING
-
-    @property
-    def _shard(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _about(self) -> dict[str, Any]:
         if self.tsv_dir:
@@ -198,20 +167,5 @@ class ListOpsDataModule(LightningDataModule):
 
     def _split(self, name: str) -> Expressions:
         if name not in self._splits:
-            raise RuntimeError(f"asked for the {name} data, got none; call prepare_data() and setup() first")
+            raise not_set_up(f"the {name} data")
         return self._splits[name]
-
-    def _evaluation_loader(self, split: str, sort: bool = True) -> DataLoader[Batch]:
-        rank, world_size = self._shard
-        sampler = EvaluationBatchSampler(
-            self._split(split).lengths, self.eval_batch_size, rank=rank, world_size=world_size, sort=sort
-        )
-        return DataLoader(
-            ExpressionDataset(self._split(split)),
-            batch_size=None,  # the sampler makes the batches
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            timeout=WORKER_TIMEOUT if self.num_workers else 0,
-            pin_memory=_PIN_MEMORY,
-        )

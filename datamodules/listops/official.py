@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from datamodules.base import SPLITS
 from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions, encode, evaluate, join, tokenize
-from datamodules.listops.store import SPLITS
 
 _HEADER = "Source\tTarget"
 

@@ -9,7 +9,6 @@ A folder is written beside its place and renamed into it, so it is whole or abse
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.base import SPLITS
+from datamodules.disk import locked, remedies
 from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions
 
-SPLITS = ("train", "val", "test")
 _DTYPES = {"tokens": "u1", "offsets": "<i8", "labels": "u1"}
 
 
@@ -72,34 +72,42 @@ def load(folder: Path, *, verify: bool = False) -> tuple[dict[str, Expressions],
 def build(folder: Path, make: Callable[[], Mapping[str, Expressions]], about: Mapping[str, Any]) -> None:
     """Makes sure that `folder` holds whole data: calls `make` and writes its splits if need be.
 
-    A damaged folder is replaced, with a warning. Of several processes that build at once the first one
-    wins, and the others take its data.
+    A damaged folder is replaced, with a warning. Of several processes that build at once one does it, and the others
+    wait and take its data.
 
     Args:
         folder: to fill.
         make: returns the splits `train`, `val`, `test`.
         about: further entries for meta.json.
+
+    Raises:
+        OSError: saying what to do, if the folder cannot be written or has no room.
     """
-    damaged = None
+    if _whole(folder):
+        return
+    with remedies("ListOps", folder.parent), locked(folder.parent):
+        if not _whole(folder):  # another process may have made it meanwhile
+            _build(folder, make(), about)
+
+
+def _whole(folder: Path) -> bool:
     try:
         load(folder, verify=True)
-        return
     except FileNotFoundError:
-        pass
+        return False
     except BrokenStoreError as error:
-        damaged = error
         rank_zero_warn(f"{error}: building it again")
-    splits = make()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.unfinished")
+        return False
+    return True
+
+
+def _build(folder: Path, splits: Mapping[str, Expressions], about: Mapping[str, Any]) -> None:
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         _write(unfinished, splits, about)
-        if damaged:
-            _remove(folder)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            load(folder, verify=True)  # ours could not take its place: fine if another process's did
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -115,12 +123,3 @@ def _write(folder: Path, splits: Mapping[str, Expressions], about: Mapping[str, 
     for path in folder.iterdir():  # a rename may reach the disk before the contents do
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def _remove(folder: Path) -> None:
-    grave = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.damaged")
-    try:
-        os.rename(folder, grave)
-    except FileNotFoundError:
-        return  # another process was faster
-    shutil.rmtree(grave, ignore_errors=True)

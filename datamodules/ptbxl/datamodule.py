@@ -8,22 +8,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from datamodules.base import Batch, EvaluationBatchSampler, LengthBucketBatchSampler
+from datamodules.base import DataModule, not_set_up
+from datamodules.batching import LengthBucketBatchSampler
 from datamodules.disk import locked
 from datamodules.errors import InputError
-from datamodules.loader import ResumableLoader
 from datamodules.ptbxl import convert, files
 from datamodules.ptbxl.download import download
 from datamodules.ptbxl.labels import LABEL_SETS, class_names, multi_hot
 from datamodules.ptbxl.record import MISSING, SECONDS, UNITS_PER_MILLIVOLT, Signal
 from datamodules.ptbxl.synthetic import GENERATOR_VERSION, MIN_RECORDS, generate
 
-_PIN_MEMORY = torch.cuda.is_available()
 _FOLDS = {"train": files.TRAIN_FOLDS, "val": (files.VAL_FOLD,), "test": (files.TEST_FOLD,)}
 
 Ints = npt.NDArray[np.int64]
@@ -117,7 +115,7 @@ class CropSampler(LengthBucketBatchSampler):
         return [[index + samples * int(offset[index]) for index in batch] for batch in super()._order()]
 
 
-class PTBXLDataModule(LightningDataModule):
+class PTBXLDataModule(DataModule):
     """PTB-XL (Wagner et al. 2020): 12 leads of 10 s, folds 1-8 for training, 9 for validation, 10 for test.
 
     Batches are `ECGBatch`. Samples are standardised by the mean and the standard deviation, two numbers, of all
@@ -163,8 +161,7 @@ class PTBXLDataModule(LightningDataModule):
         num_workers: int = 0,
         shuffle_seed: int = 0,
     ) -> None:
-        super().__init__()
-        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         if label_set not in LABEL_SETS or sampling_rate not in files.FILENAME:
             raise InputError(
                 f"asked for label_set={label_set!r}, sampling_rate={sampling_rate}; "
@@ -182,18 +179,14 @@ class PTBXLDataModule(LightningDataModule):
                 f"download={download}; generate at least {MIN_RECORDS} records with a seed of at least 0, and name no "
                 "other data"
             )
-        if min(batch_size, eval_batch_size) < 1 or min(num_workers, max_corrupt) < 0:
-            raise InputError(
-                f"asked for batch_size={batch_size}, eval_batch_size={eval_batch_size}, num_workers={num_workers}, "
-                f"max_corrupt={max_corrupt}; sizes must be at least 1, the others at least 0"
-            )
+        if max_corrupt < 0:
+            raise InputError(f"asked for max_corrupt={max_corrupt}; it must be at least 0")
         self.synthetic, self.synthetic_seed = synthetic, synthetic_seed
         made = f"ptbxl-synthetic/{synthetic}-seed{synthetic_seed}-{sampling_rate}hz-v{GENERATOR_VERSION}/"
         self.folder = Path(root, made if synthetic else "", "ptbxl")
         self.source, self.download = source, download
         self.label_set, self.sampling_rate, self.likelihood = label_set, sampling_rate, likelihood
-        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.max_corrupt, self.shuffle_seed = max_corrupt, shuffle_seed
+        self.max_corrupt = max_corrupt
         self.window = samples if crop is None else crop
         self.crop, self.stride = crop, stride or max(1, self.window // 2)
         self.starts = window_starts(samples, self.window, self.stride)
@@ -264,29 +257,22 @@ class PTBXLDataModule(LightningDataModule):
             )
         self.mean, self.std = state["mean"], state["std"]
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world_size = self._shard
-        if self.batch_size % world_size:
-            raise InputError(
-                f"batch_size={self.batch_size} cannot be shared evenly by {world_size} processes; "
-                "choose another --trainer.devices or --data.batch_size"
-            )
-        dataset = self._dataset("train", [0])
-        sampler = CropSampler(
-            len(dataset),
-            self.batch_size // world_size,
-            SECONDS * self.sampling_rate - self.window + 1,
-            seed=self.shuffle_seed,
-            rank=rank,
-            world_size=world_size,
+    def split(self, name: str) -> ECGDataset:
+        signals, rows = self._need().signals, self._rows[name]
+        return ECGDataset(
+            signals,
+            rows,
+            self._labels[rows],
+            mean=self.mean,
+            std=self.std,
+            window=self.window,
+            starts=[0] if name == "train" else self.starts,
         )
-        return ResumableLoader(dataset, sampler, num_workers=self.num_workers, pin_memory=_PIN_MEMORY)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("test")
+    def training_sampler(self, batch_size: int, rank: int, world_size: int) -> CropSampler:
+        offsets = SECONDS * self.sampling_rate - self.window + 1
+        records = len(self.split("train"))
+        return CropSampler(records, batch_size, offsets, seed=self.shuffle_seed, rank=rank, world_size=world_size)
 
     def records(self, split: str) -> pd.DataFrame:
         """ecg_id and patient_id of the records of "train", "val" or "test", in the order of `ECGBatch.record`."""
@@ -305,7 +291,7 @@ class PTBXLDataModule(LightningDataModule):
         converted = self._need()
         missing, flat, saturated = converted.meta["missing_flat_saturated_leads"]
         return {
-            "counts": {name: len(rows) for name, rows in self._rows.items()},
+            **super().describe(),
             "dropped_without_label": self.dropped,
             "quarantined": len(converted.quarantine),
             "leads": {"with_missing_samples": missing, "flat": flat, "saturated": saturated},
@@ -316,7 +302,6 @@ class PTBXLDataModule(LightningDataModule):
             "label_set": self.label_set,
             "mean": self.mean,
             "std": self.std,
-            "digest": self.digest,
             "synthetic": self.generated,
         }
 
@@ -336,13 +321,9 @@ class PTBXLDataModule(LightningDataModule):
     def _located(self) -> Path:
         return files.find(self.folder if self.source is None or self._archive is not None else Path(self.source))
 
-    @property
-    def _shard(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
     def _need(self) -> convert.Converted:
         if self._converted is None:
-            raise RuntimeError("asked for PTB-XL, got none; call prepare_data() and setup() first")
+            raise not_set_up("PTB-XL")
         return self._converted
 
     def _check_quarantine(self, converted: convert.Converted) -> None:
@@ -358,27 +339,6 @@ class PTBXLDataModule(LightningDataModule):
                 f"--data.max_corrupt {len(bad)}"
             )
         rank_zero_warn(f"{found}. They are left out")
-
-    def _dataset(self, split: str, starts: list[int]) -> ECGDataset:
-        signals, rows = self._need().signals, self._rows[split]
-        return ECGDataset(
-            signals, rows, self._labels[rows], mean=self.mean, std=self.std, window=self.window, starts=starts
-        )
-
-    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        rank, world_size = self._shard
-        dataset = self._dataset(split, self.starts)
-        sampler = EvaluationBatchSampler(
-            np.ones(len(dataset)), self.eval_batch_size, rank=rank, world_size=world_size, sort=False
-        )
-        return DataLoader(
-            dataset,
-            batch_size=None,  # the sampler makes the batches
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=_PIN_MEMORY,
-        )
 
 
 def window_starts(samples: int, window: int, stride: int) -> list[int]:

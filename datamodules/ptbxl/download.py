@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
+from datamodules.disk import leaves_its_folder
 from datamodules.errors import InputError, StorageError
 from datamodules.ptbxl import files
 from datamodules.transfer import transfer
@@ -47,8 +48,8 @@ def download(folder: Path, sampling_rate: int, version: str = "1.0.3", url: str 
     wanted = {
         name: digest
         for name, digest in files.read_digests(folder).items()
-        if ".." not in (parts := PurePosixPath(name).parts)
-        and (len(parts) == 1 or parts[0] == f"records{sampling_rate}")
+        if not leaves_its_folder(name)
+        and (len(parts := PurePosixPath(name).parts) == 1 or parts[0] == f"records{sampling_rate}")
     }
     pool = ThreadPoolExecutor(THREADS)
     try:

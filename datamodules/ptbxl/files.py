@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from tqdm.auto import tqdm
 
+from datamodules.disk import leaves_its_folder
 from datamodules.errors import InputError, MissingFileError
 
 DATABASE, STATEMENTS, DIGESTS, SYNTHETIC = "ptbxl_database.csv", "scp_statements.csv", "SHA256SUMS.txt", "SYNTHETIC"
@@ -55,7 +56,7 @@ def unpack(archive: Path, folder: Path, sampling_rate: int) -> None:
             records = f"records{sampling_rate}"
             for member in tqdm(file.infolist(), desc=f"unpacking {archive.name}", unit="file", disable=None):
                 path = PurePosixPath(member.filename)
-                if member.is_dir() or ".." in path.parts or not path.is_relative_to(top):
+                if member.is_dir() or leaves_its_folder(member.filename) or not path.is_relative_to(top):
                     continue
                 inside = path.relative_to(top)
                 if len(inside.parts) == 1 or inside.parts[0] == records:

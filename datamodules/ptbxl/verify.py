@@ -7,13 +7,15 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from datamodules.disk import leaves_its_folder
+from datamodules.faults import Fault
 from datamodules.ptbxl import convert, files
 from datamodules.ptbxl.labels import multi_hot
 from datamodules.ptbxl.record import CorruptRecordError, read_record
 
 
-def verify(source: Path, converted: Iterable[Path] = ()) -> list[str]:
-    """One line per fault, and none for a whole data set.
+def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
+    """Every fault, and none for a whole data set.
 
     Compares every file with SHA256SUMS.txt, reads the tables and every record (of the sampling rates that are there)
     with its checksums, and compares conversions with the digests that were taken when they were written.
@@ -22,18 +24,19 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[str]:
         source: folder of the data set; only read.
         converted: folders that `convert.convert` made.
     """
-    faults = []
+    faults: list[Fault] = []
     rates = [rate for rate in files.FILENAME if (source / f"records{rate}").is_dir()]
     if not rates:
-        faults.append("records100: no such folder, nor records500")
+        faults.append(Fault("", "records100: no such folder, nor records500", missing=True))
     try:
         table = files.read_database(source)
         multi_hot(table["scp_codes"].tolist(), "all", files.read_statements(source))
     except (OSError, ValueError) as error:
-        return [*faults, str(error)]
+        return [*faults, Fault("", str(error))]
     digests = files.read_digests(source)
     if not digests:
-        faults.append(f"{files.DIGESTS}: no such file; only the records' own checksums can be compared")
+        text = f"{files.DIGESTS}: no such file; only the records' own checksums can be compared"
+        faults.append(Fault("", text, missing=True))
     absent = tuple(f"records{rate}/" for rate in files.FILENAME if rate not in rates)
     listed = [(source, *item) for item in digests.items() if not item[0].startswith(absent)]
     records = [(source, str(name), rate) for rate in rates for name in table[files.FILENAME[rate]]]
@@ -47,26 +50,32 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[str]:
     for folder in converted:
         try:
             faults += [
-                f"{folder.name}: chunk {chunk} is not what was written" for chunk in convert.damaged_chunks(folder)
+                Fault(folder.name, f"{folder.name}: chunk {chunk} is not what was written")
+                for chunk in convert.damaged_chunks(folder)
             ]
         except ValueError as error:
-            faults.append(str(error))
+            faults.append(Fault(folder.name, str(error)))
     return faults
 
 
-def _compare(item: tuple[Path, str, str]) -> str | None:
+def _compare(item: tuple[Path, str, str]) -> Fault | None:
     source, name, digest = item
+    folder = str(Path(name).parent)
+    if leaves_its_folder(name):
+        return Fault(folder, f"{name}: {files.DIGESTS} names a file outside the data folder")
     try:
         with (source / name).open("rb") as file:
             same = file_digest(file, "sha256").hexdigest() == digest
     except OSError as error:
-        return f"{name}: {error.strerror}"
-    return None if same else f"{name}: its SHA-256 is not that of {files.DIGESTS}"
+        return Fault(folder, f"{name}: {error.strerror}", missing=isinstance(error, FileNotFoundError))
+    return None if same else Fault(folder, f"{name}: its SHA-256 is not that of {files.DIGESTS}")
 
 
-def _read(item: tuple[Path, str, int]) -> str | None:
+def _read(item: tuple[Path, str, int]) -> Fault | None:
+    source, name, _ = item
     try:
         read_record(*item)
     except CorruptRecordError as error:
-        return f"{item[1]}: {error}"
+        there = all((source / f"{name}{ending}").is_file() for ending in (".hea", ".dat"))
+        return Fault(str(Path(name).parent), f"{name}: {error}", missing=not there)
     return None

@@ -1,0 +1,187 @@
+"""What every data module hands to a task (`Batch`), and batches of sequences of unequal length."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data.distributed import DistributedSampler
+
+from datamodules.errors import InputError
+
+
+class Batch(NamedTuple):
+    """One batch: B sequences padded to the length L of the longest.
+
+    Attributes:
+        x: (B, L) int64 token ids, or (B, L, C) float32 signals.
+        y: (B,) int64 classes, or (B, K) float32 multi-hot labels.
+        lengths: (B,) int64 number of valid positions; what lies behind is padding.
+        sample: (B,) int64 row of each sample in its split, where the data module tells it.
+    """
+
+    x: Tensor
+    y: Tensor
+    lengths: Tensor
+    sample: Tensor | None = None
+
+
+def collate_tokens(rows: Sequence[npt.NDArray[np.uint8]], labels: npt.ArrayLike, pad: int = 0) -> Batch:
+    """Pads rows of token ids on the right with `pad` to the longest of them."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    x = np.full((len(rows), lengths.max()), pad, dtype=np.int64)
+    for target, row in zip(x, rows, strict=True):
+        target[: len(row)] = row
+    return Batch(torch.from_numpy(x), torch.tensor(labels, dtype=torch.int64), torch.from_numpy(lengths))
+
+
+class _BatchSampler(DistributedSampler[list[int]]):
+    """Yields lists of indices; use it as `DataLoader(dataset, sampler=..., batch_size=None)`.
+
+    It shards over ranks by itself. Lightning recognises that by the base class and leaves it in place, and
+    it calls `set_epoch` on a `sampler` but not on a `batch_sampler`.
+    """
+
+    def __init__(self, lengths: npt.ArrayLike, batch_size: int, *, rank: int, world_size: int, **kwargs: Any) -> None:
+        self.lengths = np.asarray(lengths)
+        if self.lengths.ndim != 1 or batch_size < 1:
+            raise InputError(
+                f"asked for batches of {batch_size} from lengths of shape {self.lengths.shape}; "
+                "give batch_size >= 1 and one length per sample"
+            )
+        super().__init__(self.lengths, num_replicas=world_size, rank=rank, **kwargs)  # type: ignore[arg-type]
+        self.batch_size, self.world_size = batch_size, world_size
+
+
+class LengthBucketBatchSampler(_BatchSampler):
+    """Training batches of similar length, in an order that is a pure function of (seed, epoch).
+
+    The shuffled samples are divided into pools of `pool_batches` batches; each pool is sorted by length and
+    cut into batches, and the batches are shuffled. A batch is shared evenly by all ranks, so it holds the
+    same samples whatever their number; the at most `world_size - 1` samples of an epoch that do not divide
+    evenly are left out.
+
+    Args:
+        lengths: (samples,) length of each sample.
+        batch_size: samples per batch and rank.
+        seed: of the order, together with the epoch.
+        shuffle: without it samples are pooled in their own order and batches stay sorted within a pool.
+        pool_batches: batches per pool: more means less padding and less random batches. Samples that fill
+            only one pool meet almost the same neighbours in every epoch.
+        rank: of this process.
+        world_size: number of processes.
+        drop_last: leave out the one batch that is smaller than the others.
+
+    Raises:
+        ValueError: if there is no batch for every rank.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.ArrayLike,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        pool_batches: int = 50,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(
+            lengths,
+            batch_size,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+        )
+        self.pool_batches = pool_batches
+        self._resume = (0, 0)
+        samples = len(self.lengths)
+        whole, rest = divmod(samples, batch_size * world_size)
+        self._batches = whole + (not drop_last and rest >= world_size)
+        if self._batches < 1:
+            raise InputError(
+                f"asked for batches of {batch_size} on each of {world_size} processes, got {samples} "
+                "samples, not one batch each; use a smaller batch_size or fewer processes"
+            )
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self._order()[self.done_before :]
+
+    @property
+    def done_before(self) -> int:
+        """Batches of the present epoch that are passed over because a run that is continued had them."""
+        epoch, done = self._resume
+        return done if self.epoch == epoch else 0
+
+    def resume(self, epoch: int, done: int) -> None:
+        """Continues a run: in `epoch` the first `done` batches of this rank are passed over. `len` stays."""
+        self.set_epoch(epoch)
+        self._resume = (epoch, done)
+
+    def _order(self) -> list[list[int]]:
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
+        samples = len(self.lengths)
+        order = generator.permutation(samples) if self.shuffle else np.arange(samples)
+        whole = self.batch_size * self.world_size
+        batches: list[npt.NDArray[np.int64]] = []
+        for start in range(0, samples, self.pool_batches * whole):
+            indices = order[start : start + self.pool_batches * whole]
+            indices = indices[np.argsort(self.lengths[indices], kind="stable")]
+            batches += [indices[cut : cut + whole] for cut in range(0, len(indices), whole)]
+        batches = batches[: self._batches]  # only the last can be smaller
+        chosen = generator.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
+        shares = (batch[: len(batch) - len(batch) % self.world_size] for batch in (batches[i] for i in chosen))
+        return [share[self.rank :: self.world_size].tolist() for share in shares]
+
+
+class EvaluationBatchSampler(_BatchSampler):
+    """Every sample exactly once over all ranks, always in the same order.
+
+    A rank takes each `world_size`-th sample of the length-sorted order. All ranks make the same number of
+    batches, so that a collective operation per batch cannot hang; their sizes differ by at most one, and
+    the largest is `batch_size` (one more only where a rank has fewer samples than another has batches).
+
+    Args:
+        lengths: (samples,) length of each sample.
+        batch_size: largest batch.
+        rank: of this process.
+        world_size: number of processes.
+        sort: by length, for little padding; without it, the samples' own order.
+
+    Raises:
+        ValueError: if there are fewer samples than processes.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.ArrayLike,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        sort: bool = True,
+    ) -> None:
+        super().__init__(lengths, batch_size, rank=rank, world_size=world_size, shuffle=False)
+        samples = len(self.lengths)
+        if samples < world_size:
+            raise InputError(f"asked to evaluate on {world_size} processes, got {samples} samples; use fewer processes")
+        self.sort = sort
+        largest_share, smallest_share = -(-samples // world_size), samples // world_size
+        self._batches = min(-(-largest_share // batch_size), smallest_share)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.argsort(self.lengths, kind="stable") if self.sort else np.arange(len(self.lengths))
+        for batch in np.array_split(order[self.rank :: self.world_size], self._batches):
+            yield batch.tolist()
