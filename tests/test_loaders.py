@@ -86,6 +86,7 @@ def test_a_killed_worker_is_named_in_one_line(kind: int) -> None:
 @pytest.mark.parametrize("kind", [0, 1])
 def test_a_worker_that_hangs_is_named_in_one_line(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "WORKER_TIMEOUT", 0.2)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # for it to end
     with pytest.raises(
         WorkerError, match=r"^a loader process was lost: timed out after 0.2 seconds; .* again$"
     ) as caught:

@@ -1,4 +1,4 @@
-"""Where CIFAR-10 lies: a published archive, a folder of its files, or folders of images. Nothing is unpacked to disk."""
+"""Where CIFAR-10 lies: a published archive, a folder of its files, or folders of images. Nothing is ever unpacked."""
 
 import tarfile
 import zlib
@@ -45,7 +45,8 @@ def find(source: Path) -> Path:
         return folder
     raise MissingFileError(
         f"expected CIFAR-10 in {source}, got neither {' nor '.join(ARCHIVES)} nor a folder of its batches, "
-        "nor images as train/<class>/*.png and test/<class>/*.png; put one there, name it as source, or let it be fetched: --data.download true"
+        "nor images as train/<class>/*.png and test/<class>/*.png; put one there, name it as source, or let it be "
+        "fetched: --data.download true"
     )
 
 
