@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -293,7 +294,7 @@ def test_damaged_files_are_named_counted_and_limited(own_folder: Path, workers: 
         (lambda f: shutil.rmtree(f / "train"), r"expected the train images in"),
         (
             lambda f: shutil.rmtree(f / "train" / CLASSES[1]),
-            rf"1 classes of the val .* 2 of the train .* '{CLASSES[1]}'",
+            rf"1 classes of the val .* 2 of the train images: {CLASSES[1]};",
         ),
         (lambda f: [p.unlink() for p in (f / "val").rglob("*.JPEG")], r"no images in .*/val; expected one folder per"),
         (lambda f: shutil.copy(next((f / "val").rglob("*.JPEG")), f / "val"), r"val has images outside of any folder"),
@@ -308,6 +309,123 @@ def test_bad_folders_say_what_is_wrong(own_folder: Path, harm: Any, complaint: s
 def test_a_validation_set_may_lack_classes_and_keeps_the_numbers(own_folder: Path) -> None:
     shutil.rmtree(own_folder / "val" / CLASSES[0])
     assert [int(y) for batch in _batches(_data(own_folder), "val") for y in batch.y] == [1] * 3 + [2] * 3
+
+
+SYSTEM = (".ipynb_checkpoints/a.JPEG", "__MACOSX/b/._a.JPEG", "{c}/@eaDir/a.JPEG/b.jpg", "{c}/._a.JPEG", "{c}/.a.png")
+
+
+def _litter(folder: Path) -> None:
+    """What notebooks, archivers and servers leave in class folders, pictures among it."""
+    picture = next((folder / "val").rglob("*.JPEG"))
+    for split in ("train", "val"):
+        for name in SYSTEM:
+            path = folder / split / name.format(c=CLASSES[1])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, path)
+        (folder / split / ".DS_Store").touch()
+        (folder / split / CLASSES[0] / "Thumbs.db").touch()
+        (folder / split / ".hidden").mkdir()
+
+
+def test_what_systems_leave_is_neither_class_nor_image(folder: Path, own_folder: Path, tmp_path: Path) -> None:
+    _litter(own_folder)
+    clean, sources = _data(folder), (own_folder, write_tars(tmp_path / "tars", own_folder))
+    for source in sources:
+        with pytest.warns(UserWarning, match=r"left out \._a.JPEG, \.a.png, \.ipynb_checkpoints, @eaDir"):
+            data = _data(source)
+        assert data.num_classes == 3
+        for split in ("train", "val"):
+            for a, b in zip(_batches(data, split), _batches(clean, split), strict=True):
+                assert torch.equal(a.x, b.x)
+                assert torch.equal(a.y, b.y)
+    assert _data(own_folder).digest == clean.digest
+
+
+def test_only_what_systems_leave_is_no_data(own_folder: Path) -> None:
+    for path in (own_folder / "val").rglob("*.JPEG"):
+        path.rename(path.with_name(f"._{path.name}"))
+    with pytest.raises(ValueError, match=r"got no images in .*/val; expected one folder per class"):
+        _data(own_folder)
+
+
+def test_links_of_the_user_are_followed(folder: Path, tmp_path: Path) -> None:
+    expected = _keys(_batches(_data(folder), "val"))
+    (tmp_path / "root").symlink_to(folder)
+    assert _keys(_batches(_data(tmp_path / "root"), "val")) == expected
+    links = tmp_path / "links"
+    (links / "val").mkdir(parents=True)
+    (links / "train").symlink_to(folder / "train")
+    for name in CLASSES[1:]:
+        (links / "val" / name).symlink_to(folder / "val" / name)
+    (links / "val" / CLASSES[0]).mkdir()
+    for path in (folder / "val" / CLASSES[0]).iterdir():
+        (links / "val" / CLASSES[0] / path.name).symlink_to(path)
+    assert _keys(_batches(_data(links), "val")) == expected
+
+
+def test_classes_that_are_empty_or_differ_are_named(own_folder: Path) -> None:
+    shutil.rmtree(own_folder / "val" / CLASSES[2])
+    with pytest.warns(
+        UserWarning, match=rf"1 of the 3 classes have no val images, and are not evaluated: {CLASSES[2]}"
+    ):
+        _data(own_folder)
+    for name in ("empty", "text"):
+        (own_folder / "train" / name).mkdir()
+    (own_folder / "train" / "text" / "x.webp").touch()
+    with pytest.raises(ValueError, match=r"2 class folders of .*/train hold no images .*: empty, text; put some there"):
+        _data(own_folder)
+    (own_folder / "train" / "empty").rmdir()
+    shutil.rmtree(own_folder / "train" / "text")
+    with pytest.raises(
+        ValueError, match=rf"asked for 4 classes, got 3 names .*\({', '.join(CLASSES)}\); set num_classes"
+    ):
+        _data(own_folder, num_classes=4)
+
+
+def _official(folder: Path, root: Path) -> Path:
+    """image-net.org's archives: a tar of a tar for each class, and a flat tar."""
+    root.mkdir()
+    with tarfile.open(root / "ILSVRC2012_img_train.tar", "w") as archive:
+        for name in CLASSES:
+            with tarfile.open(root / f"{name}.tar", "w") as inner:
+                for path in sorted((folder / "train" / name).iterdir()):
+                    inner.add(path, path.name)
+            archive.add(root / f"{name}.tar", f"{name}.tar")
+    with tarfile.open(root / "ILSVRC2012_img_val.tar", "w") as archive:
+        for number, path in enumerate(sorted((folder / "val").rglob("*.JPEG"))):
+            archive.add(path, f"ILSVRC2012_val_{number:08d}.JPEG")
+    return root
+
+
+def test_the_official_archives_are_known_and_their_unpacking_told(folder: Path, tmp_path: Path) -> None:
+    root = _official(folder, tmp_path / "official")
+    advice = r"torchvision.datasets.ImageNet\(folder, split\) for both splits, and name the folder as source"
+    for source in (root, root / "ILSVRC2012_img_train.tar"):
+        with pytest.raises(FileNotFoundError, match=f"got the archives as image-net.org has them.*{advice}"):
+            _data(source)
+    (root / "train").mkdir()
+    for name in CLASSES:
+        shutil.move(root / f"{name}.tar", root / "train")
+    with pytest.raises(
+        ValueError, match=rf"no images in .*/train; .* holds 3 tars, {CLASSES[0]}.tar for one: unpack each"
+    ):
+        _data(root)
+    shutil.rmtree(root / "train")
+    (root / "ILSVRC2012_img_train.tar").rename(root / "train.tar")
+    (root / "ILSVRC2012_img_val.tar").rename(root / "val.tar")
+    with pytest.raises(ValueError, match=f"val.tar has images outside of any folder.* official .*{advice}"):
+        _data(root)
+    (root / "val.tar").unlink()
+    (root / "val").symlink_to(folder / "val")
+    for a, b in zip(_batches(_data(root), "train"), _batches(_data(folder), "train"), strict=True):
+        assert torch.equal(a.x, b.x), "a tar of tars is read as it is"
+        assert torch.equal(a.y, b.y)
+
+
+def test_a_packed_split_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.tar.gz").touch()
+    with pytest.raises(FileNotFoundError, match=r"got train.tar.gz; unpack it, only a plain tar is read as it is"):
+        _data(tmp_path)
 
 
 def test_a_truncated_tar_is_refused(folder: Path, tmp_path: Path) -> None:

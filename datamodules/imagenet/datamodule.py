@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.base import DataModule, not_set_up
 from datamodules.batching import Batch
 from datamodules.errors import InputError
+from datamodules.folders import few
 from datamodules.imagenet import readers
 from datamodules.imagenet.dataset import (
     ImageBytes,
@@ -44,8 +46,9 @@ class ImageNetDataModule(DataModule):
 
     Args:
         root: folder for data sets; this one is read from `<root>/imagenet`.
-        source: its folder, if it is elsewhere; only read. Holds train/ and val/ with a folder per class, or train.tar
-            and val.tar; for "wds/..." the shards, for "hfds/..." the cache.
+        source: its folder, if it is elsewhere; only read. Holds train/ and val/ with a folder per class, as
+            torchvision.datasets.ImageNet unpacks the official archives, or train.tar and val.tar of them; for "wds/..."
+            the shards, for "hfds/..." the cache.
         dataset: timm's name, "wds/..." or "hfds/..."; by default a folder or tar.
         train_split: timm's name of the training split.
         val_split: timm's name of the validation split.
@@ -129,13 +132,19 @@ class ImageNetDataModule(DataModule):
         if unknown := sorted(set(own) - set(names)):
             raise InputError(
                 f"{len(unknown)} classes of the {self.val_split} images are not among the {len(names)} of the "
-                f"{self.train_split} images, {unknown[0]!r} for one; both need the same class folders"
+                f"{self.train_split} images: {few(unknown)}; both need the same class folders"
+            )
+        if own and (absent := sorted(set(names) - set(own))):
+            rank_zero_warn(
+                f"{len(absent)} of the {len(names)} classes have no {self.val_split} images, and are not evaluated: "
+                f"{few(absent)}"
             )
         found = len(names) or self.num_classes
         if found is None or (self.num_classes is not None and self.num_classes != found):
             raise InputError(
                 f"asked for {self.num_classes or 'a number of'} classes, got {len(names) or 'no'} names of classes in "
-                f"{self.dataset or self.source}; set num_classes, or complete the class folders"
+                f"{self.dataset or self.source} {f'({few(names)})' * bool(names)}; set num_classes, or complete the "
+                "class folders"
             )
         if not self.holdout < len(train):
             raise InputError(

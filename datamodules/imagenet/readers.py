@@ -1,6 +1,7 @@
 """timm's readers, opened with what they do not check checked.
 
-A folder or a tar holds one folder of images per class: <source>/train/<class>/*.JPEG, or <source>/train.tar.
+A folder or a tar holds one folder of images per class: <source>/train/<class>/*.JPEG, or <source>/train.tar. What is
+hidden or left by a system (.ipynb_checkpoints, __MACOSX, ._x.jpg) is no class and no image.
 """
 
 import os
@@ -9,9 +10,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
 from datamodules.errors import InputError, MissingFileError
+from datamodules.folders import few, left_by_a_system
 
 _SYNONYMS = {"val": ("val", "validation"), "train": ("train",)}
+_OFFICIAL = "ILSVRC2012_*.tar*"  # how image-net.org names its archives
+_UNPACK = (
+    "Unpack ImageNet's archives: put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz "
+    "(which has the classes of the validation images) in one folder, let torchvision make train/ and val/ there with a "
+    "folder per class, torchvision.datasets.ImageNet(folder, split) for both splits, and name the folder as source"
+)
 
 
 def is_stream(dataset: str) -> bool:
@@ -43,11 +54,18 @@ def open_map(dataset: str, source: Path, split: str) -> Any:
     try:
         reader = create_reader("", root=str(path), **options)
     except (RuntimeError, ValueError, tarfile.TarError) as error:
-        raise InputError(
-            f"got no images in {path}; expected one folder per class: {path.name}/<class>/<image>.JPEG"
-        ) from error
+        raise InputError(_no_images(path)) from error
+    _leave_out(reader, path)
     if "" in class_names(reader):
-        raise InputError(f"{path} has images outside of any folder; expected one folder per class")
+        raise InputError(
+            f"{path} has images outside of any folder; expected one folder per class. The official validation images "
+            f"come so. {_UNPACK}"
+        )
+    if path.is_dir() and (empty := _empty_classes(reader, path)):
+        raise InputError(
+            f"{len(empty):,} class folders of {path} hold no images (.jpg, .jpeg, .png): {few(empty)}; put some there, "
+            "or remove the folders"
+        )
     return reader
 
 
@@ -126,13 +144,57 @@ def _check_end(path: Path) -> None:
             raise InputError(f"{path} is not a whole tar (it ends early, after {size} bytes); copy it again")
 
 
+def _leave_out(reader: Any, path: Path) -> None:
+    """Takes from timm's reader what is hidden or left by a system, and numbers the classes that are left anew."""
+    tar = hasattr(reader, "tar_state")
+    if tar:
+        names = [member.path for member, *_ in reader.samples]
+        classes = reader.targets
+    else:
+        start = len(str(path)) + 1
+        names = [name[start:] for name, _ in reader.samples]
+        classes = np.array([number for _, number in reader.samples])
+    parts = [left_by_a_system(name.removeprefix("./")) for name in names]
+    left = sorted({part for part in parts if part is not None})
+    if not left:
+        return
+    rank_zero_warn(f"{path}: left out {few(left)}, which are hidden or left by a system")
+    kept = np.flatnonzero([part is None for part in parts])
+    if len(kept) == 0:
+        raise InputError(_no_images(path))
+    found, new = np.unique(classes[kept], return_inverse=True)
+    old = class_names(reader)
+    numbers = {old[number]: index for index, number in enumerate(found)}
+    if tar:
+        reader.samples, reader.targets, reader.class_name_to_idx = reader.samples[kept], new, numbers
+    else:
+        reader.samples = [(reader.samples[row][0], int(number)) for row, number in zip(kept, new, strict=True)]
+        reader.class_to_idx = numbers
+
+
+def _empty_classes(reader: Any, path: Path) -> list[str]:
+    start = len(str(path)) + 1
+    filled = {name[start:].split(os.sep, 1)[0] for name, _ in reader.samples}
+    folders = (entry.name for entry in os.scandir(path) if entry.is_dir() and not left_by_a_system(entry.name))
+    return sorted(set(folders) - filled)
+
+
+def _no_images(path: Path) -> str:
+    told = f"got no images in {path}; expected one folder per class: {path.name}/<class>/<image>.JPEG"
+    if path.is_dir() and (tars := sorted(entry.name for entry in path.glob("*.tar"))):
+        told += f". It holds {len(tars):,} tars, {tars[0]} for one: unpack each into a folder of its name"
+    return told
+
+
 def _find(source: Path, split: str) -> Path:
     # timm would take the whole source, training images included, where it does not find a split.
     for name in _SYNONYMS.get(split, (split,)):
         for path in (source / name, source / f"{name}.tar"):
             if path.exists():
                 return path
-    raise MissingFileError(
-        f"expected the {split} images in {source / split} or {source / split}.tar, got neither; "
-        "name the folder of both splits as source"
-    )
+    expected = f"expected the {split} images in {source / split} or {source / split}.tar, got"
+    if source.match(_OFFICIAL) or any(source.glob(_OFFICIAL)):
+        raise MissingFileError(f"{expected} the archives as image-net.org has them. {_UNPACK}")
+    if packed := [path.name for path in sorted(source.glob(f"{split}.*")) if path.is_file()]:
+        raise MissingFileError(f"{expected} {few(packed)}; unpack it, only a plain tar is read as it is")
+    raise MissingFileError(f"{expected} neither; name the folder of both splits as source")
