@@ -1,5 +1,6 @@
 """What is wrong with a data set on disk, one fault after the other or folder by folder."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -25,14 +26,15 @@ class Fault(NamedTuple):
 
 def summary(faults: Iterable[Fault]) -> list[str]:
     """One line per fault, and where a folder has more than `FEW` of a kind, one line for all of these."""
-    groups: dict[tuple[str, bool], list[str]] = {}
-    for fault in faults:
-        groups.setdefault((fault.folder, fault.missing), []).append(fault.text)
-    lines = []
-    for (folder, missing), texts in groups.items():
-        if len(texts) <= FEW:
-            lines += texts
-        else:
-            kind = "of what is missing" if missing else "of what is there"
-            lines.append(f"{folder}: {len(texts):,} faults {kind}, the first: {texts[0]}")
+    listed = list(faults)
+    counts = Counter((fault.folder, fault.missing) for fault in listed)
+    lines, told = [], set()
+    for folder, text, missing in listed:
+        if (count := counts[folder, missing]) <= FEW:
+            lines.append(text)
+        elif (folder, missing) not in told:
+            told.add((folder, missing))
+            lines.append(
+                f"{folder}: {count:,} faults of what is {'missing' if missing else 'there'}, the first: {text}"
+            )
     return lines

@@ -53,7 +53,7 @@ def test_without_digests_the_records_own_checksums_are_compared(tmp_path: Path) 
     (folder / "SHA256SUMS.txt").unlink()
     path = folder / "records100" / "00000" / "00003_lr.dat"
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    missing, wrong = verify(folder)
+    missing, wrong = map(str, verify(folder))
     assert missing == "SHA256SUMS.txt: no such file; only the records' own checksums can be compared"
     assert wrong == "records100/00000/00003_lr: wrong checksum of lead I"
 
@@ -62,7 +62,7 @@ def test_missing_tables_and_records_are_named(tmp_path: Path) -> None:
     folder = copy_to(tmp_path)
     (folder / "scp_statements.csv").unlink()
     (folder / "records100").rename(folder / "elsewhere")
-    first, second = verify(folder)
+    first, second = map(str, verify(folder))
     assert first == "records100: no such folder, nor records500"
     assert re.fullmatch(r"expected .*/scp_statements.csv, got no such file; it is part of PTB-XL as .*", second)
 
@@ -107,4 +107,42 @@ def test_faults_of_cifar10_are_named(
         *(f"{name}: its md5 is not the published one" for name in ("data_batch_3", "data_batch_4", "data_batch_5")),
         "test_batch: its md5 is not the published one",
         f"{folder}: 6 faults",
+    ]
+
+
+def test_a_half_empty_rate_is_summed_up_by_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy_to(tmp_path)
+    for path in sorted((folder / "records100" / "00000").iterdir())[100:]:
+        path.unlink()
+    command = ["data", "verify", "ptbxl", "--root", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(command)
+    line, total = _out(capsys)
+    files, records = 300, 150  # of 200 records of two files
+    assert line.startswith(
+        f"records100/00000: {files + records} faults of what is missing, the first: records100/00000/00"
+    )
+    assert total == f"{folder}: {files + records} faults (--verbose lists them all)"
+    with pytest.raises(SystemExit):
+        main([*command, "--verbose"])
+    assert len(_out(capsys)) == files + records + 1
+
+
+def test_links_are_followed_and_listed_names_stay_inside(tmp_path: Path) -> None:
+    """The root, the records and a table on another disk; a list that names a file outside is told so."""
+    real = copy_to(tmp_path / "disk")
+    folder = tmp_path / "ptbxl"
+    folder.mkdir()
+    for name in ("records100", "ptbxl_database.csv", "scp_statements.csv", "SHA256SUMS.txt", "SYNTHETIC"):
+        (folder / name).symlink_to(real / name)
+    (tmp_path / "link").symlink_to(folder)
+    assert verify(tmp_path / "link") == []
+    module = PTBXLDataModule(root=str(tmp_path / "root"), source=str(tmp_path / "link"))
+    module.prepare_data()
+    module.setup("fit")
+    assert module.describe()["quarantined"] == 0
+    digests = (real / "SHA256SUMS.txt").read_text()
+    (real / "SHA256SUMS.txt").write_text(f"{digests}{'0' * 64} ../../secret\n{'0' * 64} /etc/passwd\n")
+    assert [str(fault) for fault in verify(folder)] == [
+        f"{name}: SHA256SUMS.txt names a file outside the data folder" for name in ("../../secret", "/etc/passwd")
     ]

@@ -365,9 +365,7 @@ def test_links_of_the_user_are_followed(folder: Path, tmp_path: Path) -> None:
 
 def test_classes_that_are_empty_or_differ_are_named(own_folder: Path) -> None:
     shutil.rmtree(own_folder / "val" / CLASSES[2])
-    with pytest.warns(
-        UserWarning, match=rf"1 of the 3 classes have no val images, and are not evaluated: {CLASSES[2]}"
-    ):
+    with pytest.warns(UserWarning, match=f"1 of the 3 classes have no val images, .*: {CLASSES[2]}"):
         _data(own_folder)
     for name in ("empty", "text"):
         (own_folder / "train" / name).mkdir()
@@ -376,9 +374,7 @@ def test_classes_that_are_empty_or_differ_are_named(own_folder: Path) -> None:
         _data(own_folder)
     (own_folder / "train" / "empty").rmdir()
     shutil.rmtree(own_folder / "train" / "text")
-    with pytest.raises(
-        ValueError, match=rf"asked for 4 classes, got 3 names .*\({', '.join(CLASSES)}\); set num_classes"
-    ):
+    with pytest.raises(ValueError, match=rf"asked for 4 classes, got 3 .*\({', '.join(CLASSES)}\); set num_classes"):
         _data(own_folder, num_classes=4)
 
 
@@ -406,9 +402,7 @@ def test_the_official_archives_are_known_and_their_unpacking_told(folder: Path, 
     (root / "train").mkdir()
     for name in CLASSES:
         shutil.move(root / f"{name}.tar", root / "train")
-    with pytest.raises(
-        ValueError, match=rf"no images in .*/train; .* holds 3 tars, {CLASSES[0]}.tar for one: unpack each"
-    ):
+    with pytest.raises(ValueError, match=rf"no images in .*/train; .* 3 tars, {CLASSES[0]}.tar for one: unpack each"):
         _data(root)
     shutil.rmtree(root / "train")
     (root / "ILSVRC2012_img_train.tar").rename(root / "train.tar")

@@ -114,6 +114,7 @@ def test_provenance(root: Path) -> None:
         "counts": {"train": 90, "val": 10, "test": 20},
         "length": 1024,
         "classes": 10,
+        "form": "batch files",
         "greyscale": True,
         "permutation_seed": 3,
     }

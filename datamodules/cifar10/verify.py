@@ -44,9 +44,9 @@ def _batches(source: Path) -> Iterator[Fault]:
         try:
             rows = len(read_batch(name, content).labels)
         except ValueError as error:
-            yield Fault(str(source), str(error))
+            yield Fault(name, str(error))
             continue
         if rows != convert.ROWS:
-            yield Fault(str(source), f"{name} has {rows} images, not {convert.ROWS}")
+            yield Fault(name, f"{name} has {rows} images, not {convert.ROWS}")
         elif md5(content).hexdigest() != files.BATCH_MD5.get(name, md5(content).hexdigest()):
-            yield Fault(str(source), f"{name}: its md5 is not the published one")
+            yield Fault(name, f"{name}: its md5 is not the published one")
