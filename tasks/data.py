@@ -55,6 +55,6 @@ def _verify(options: argparse.Namespace) -> None:
     short = lines if options.verbose else summary(faults)
     print(*short, sep="\n", end="\n" if short else "")
     told = " (--verbose lists them all)" if len(short) < len(lines) else ""
-    print(f"{source}: {len(faults)} faults{told}" if faults else f"{source}: whole")
+    print(f"{source}: {len(faults)} fault{'s' * (len(faults) > 1)}{told}" if faults else f"{source}: whole")
     if faults:
         raise SystemExit(1)

@@ -376,3 +376,16 @@ def test_data_is_asked_for_before_it_is_there(tmp_path: Path) -> None:
 def test_options_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PTBXLDataModule(**arguments)
+
+
+def test_records_that_are_not_there_at_all_are_one_sentence(tmp_path: Path) -> None:
+    folder = copy_to(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"expected PTB-XL's records at 500 Hz in .*records500, got no such folder"
+    ):
+        PTBXLDataModule(root=str(tmp_path), sampling_rate=500).prepare_data()
+    (folder / "records500").symlink_to(tmp_path / "disk")
+    with pytest.raises(
+        FileNotFoundError, match=r"got a link to .*/disk, which is not there; put them there, or choose"
+    ):
+        PTBXLDataModule(root=str(tmp_path), sampling_rate=500).prepare_data()

@@ -88,12 +88,20 @@ def convert(source: Path, parent: Path, sampling_rate: int, table: pd.DataFrame)
         table: of `files.read_database`.
 
     Raises:
+        FileNotFoundError: if the source has no records of this sampling rate at all.
         OSError: saying what to do, if `parent` cannot be written or has no room.
         ValueError: if a finished conversion is damaged.
     """
     folder = location(source, parent, sampling_rate)
     if folder.is_dir() and not load(folder).quarantine:
         return load(folder)
+    records = source / f"records{sampling_rate}"
+    if not records.is_dir():
+        found = f"a link to {records.readlink()}, which is not there" if records.is_symlink() else "no such folder"
+        raise MissingFileError(
+            f"expected PTB-XL's records at {sampling_rate} Hz in {records}, got {found}; put them there, or choose the "
+            "other --data.sampling_rate, 100 or 500"
+        )
     size = len(table) * SECONDS * sampling_rate * len(LEADS) * 2 // 2**20
     with remedies("PTB-XL", parent, size), locked(parent):
         work = folder.with_name(f".{folder.name}.unfinished")
