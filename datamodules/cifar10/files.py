@@ -41,8 +41,8 @@ def find(source: Path) -> Path:
     for archive in (source / name for name in ARCHIVES):
         if archive.is_file():
             return archive
-    if (folder := images.find(source)) is not None:
-        return folder
+    if (top := images.find(source)) is not None:
+        return top
     raise MissingFileError(
         f"expected CIFAR-10 in {source}, got neither {' nor '.join(ARCHIVES)} nor a folder of its batches, "
         "nor images as train/<class>/*.png and test/<class>/*.png; put one there, name it as source, or let it be "

@@ -19,7 +19,7 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
         source: archive or folder of `files.find`; only read.
         converted: folders that `convert.convert` made.
     """
-    faults = []
+    faults: list[Fault] = []
     try:
         faults += _images(source) if files.holds_images(source) else _batches(source)
     except (OSError, ValueError) as error:
