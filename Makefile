@@ -19,7 +19,7 @@ PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-gpu lint reproduce-table runs choices ablations listops-report bench dashboard soak fuzz audit lock clean
+.PHONY: help install test test-gpu lint reproduce-table runs choices ablations listops-report publish bench dashboard soak fuzz audit lock clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -181,6 +181,13 @@ lock: $(TOOLS)/pip-tools ## Write requirements.lock: the versions of constraints
 listops-report: $(READY) ## ListOps rows on 20,000 fresh expressions, by operator, depth, length; then in table.html
 	$(BIN)/msssm listops-report --results $(RESULTS) $(OPTIONS)
 	@$(BIN)/msssm table $(RESULTS) > /dev/null
+
+# The one target that writes results where git tracks them.
+publish: ## Copy tables, plots and models of results/PROFILE (or RESULTS=results/bench) to docs/results, to be committed
+	@test -d $(RESULTS) || { echo "there is no $(RESULTS); make it first" >&2; exit 1; }
+	@mkdir -p docs/$(RESULTS)
+	@tar -c --exclude ./runs -C $(RESULTS) . | tar -x -C docs/$(RESULTS)
+	@git status --short docs/$(RESULTS)
 
 dashboard: $(READY) ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir_spec runs:runs,results:results

@@ -54,6 +54,10 @@ class SequenceTask(lightning.LightningModule):
         self.train_loss = MeanMetric(nan_strategy="ignore")
         self.test_predictions = Predictions()
 
+    def validation_metrics(self) -> dict[str, str]:
+        """What a validation logs for a run to be selected by, and which of its values is the best: "min" or "max"."""
+        return {}
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(param_groups(self, self.lr, self.weight_decay, self.ssm_lr))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)

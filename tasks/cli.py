@@ -29,8 +29,10 @@ from tasks.event_files import EventFiles, rewind
 from tasks.last_checkpoint import LastCheckpoint
 from tasks.messages import say
 from tasks.recipe_errors import read_arguments, recipe_errors
+from tasks.recipe_parser import RecipeParser
 from tasks.record import provenance, write_json
 from tasks.recordings import RecordingOptions, add_arguments, predict_recordings
+from tasks.run_checks import FirstValidation, check_callbacks, check_checkpoint, check_trainer
 from tasks.run_lock import lock_run
 from tasks.saved_config import SavedConfig
 
@@ -60,6 +62,7 @@ class MsssmCLI(LightningCLI):
                 "exit_on_error": False,
                 **{subcommand: {"exit_on_error": False} for subcommand in self.subcommands()},
             },
+            parser_class=RecipeParser,
             save_config_callback=SavedConfig,
             save_config_kwargs={"save_to_log_dir": False},
             # The data modules shard by themselves: every evaluation sample exactly once.
@@ -110,7 +113,7 @@ class MsssmCLI(LightningCLI):
         def build(recipe: dict[str, Any]) -> None:
             parser = self._parser(subcommand)
             config = parser.parse_object(recipe)
-            _check_trainer(config.trainer)
+            self._check(subcommand, config)
             parser.instantiate_classes(config)
 
         groups = {"trainer": Trainer, "checkpoint": ModelCheckpoint}
@@ -122,17 +125,25 @@ class MsssmCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
-            _check_trainer(self._get(self.config, "trainer"))
+            self._check(self.subcommand, self.config[self.subcommand])
             super().instantiate_classes()
         except ValueError as error:
             if complaints := self._complaints(self.arguments):
                 raise InputError(complaints) from error
             raise
 
+    @staticmethod
+    def _check(subcommand: str, config: Namespace) -> None:
+        fit = subcommand == "fit"
+        check_trainer(config.trainer, fit=fit, skip_test=config.skip_test)
+        if fit:
+            check_checkpoint(config.checkpoint)
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.run_dir = Path(config.run_dir)
         self.ckpt_path = config.ckpt_path
+        self.continued_from = self._elsewhere(self.ckpt_path)
         config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
         config.weights_only = True  # a checkpoint from elsewhere must not run code
         if self.subcommand != "fit":
@@ -146,6 +157,12 @@ class MsssmCLI(LightningCLI):
         elif not config.trainer.fast_dev_run:
             self._claim_run_dir()
             self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
+
+    def _elsewhere(self, ckpt_path: str | None) -> str | None:
+        """The checkpoint, if it is another run's: a file outside of this run's folder."""
+        path = Path(ckpt_path or "")
+        here = path.resolve().is_relative_to(self.run_dir.resolve())
+        return str(path) if path.is_file() and not here else None
 
     def _claim_run_dir(self) -> None:
         """Refuses a folder in use or with a complete run or another configuration's; resumes an unfinished run."""
@@ -168,8 +185,8 @@ class MsssmCLI(LightningCLI):
                 f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
                 "choose another --run_dir or delete it"
             )
-        if self.ckpt_path is not None:
-            return
+        if self.ckpt_path is not None and self.continued_from is None:
+            return  # asked for by name
         if (found := newest_readable(self.run_dir)) is None:
             rewind(self.run_dir, {})
             return
@@ -215,42 +232,62 @@ class MsssmCLI(LightningCLI):
             kwargs["callbacks"] = [c for c in _as_list(config.callbacks) if not isinstance(c, ProgressBar)]
         self.timer, self.energy = Timer(), EnergyMeter()
         kwargs["plugins"] = _with_durable_checkpoints(config.plugins)
+        self.best: RunCheckpoint = self._get(self.config_init, "checkpoint")
+        if self.subcommand == "fit":
+            check_callbacks(_as_list(config.callbacks), self.best, self.model.validation_metrics())
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         if self.subcommand == "fit":
-            extra = [self.timer, self.energy, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
+            first = FirstValidation(self.best)
+            extra = [first, self.timer, self.energy, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
-            last = LastCheckpoint(self.run_dir / "checkpoints")
+            self.last = LastCheckpoint(self.run_dir / "checkpoints")
             # Checkpointing stays at the end, so that a checkpoint holds what the others have logged.
-            trainer.callbacks[-1:] = [*extra, trainer.callbacks[-1], last]  # type: ignore[attr-defined]
+            trainer.callbacks[-1:] = [*extra, trainer.callbacks[-1], self.last]  # type: ignore[attr-defined]
         return trainer
 
     def after_fit(self) -> None:
-        """Tests once, at the best validation, unless told to leave that out, and marks the run as complete."""
+        """Tests once, at the best validation, unless told to leave that out, and marks the run as complete.
+
+        Raises:
+            InputError: if no validation says which weights are the best; last.ckpt keeps those of the end.
+        """
         if self._get(self.config, "trainer").fast_dev_run:
             return
+        best = self.best.best_model_score
+        if best is None or not best.isfinite():
+            last = self.run_dir / "checkpoints/last.ckpt"
+            what = f"{self.best.monitor} was not finite at any validation" if best is not None else "no validation ran"
+            if self.trainer.global_step == self.last.resumed_at:
+                what = "nothing was left to train"
+            raise InputError(
+                f"{what}, so there is no best checkpoint to test: raise max_epochs or max_steps, or lower "
+                f"val_check_interval or check_val_every_n_epoch; msssm test --ckpt_path {last} tests the weights of "
+                f"step {self.trainer.global_step}"
+            )
+        try:
+            self._complete(best.item())
+        except SIGTERMException:
+            raise
+        except Exception:
+            if self.trainer.is_global_zero:
+                say(f"the training is over and kept in {self.best.dirpath}; the same command does what is left")
+            raise
+
+    def _complete(self, best: float) -> None:
         tested = not self._get(self.config, "skip_test")
         steps, epochs = self.trainer.global_step, self.trainer.current_epoch
         seconds = self.timer.time_elapsed("train")
-        checkpoint = self.trainer.checkpoint_callback
-        assert isinstance(checkpoint, RunCheckpoint)
-        best = checkpoint.best_model_score
-        if best is None:
-            raise InputError(
-                "no validation ran, so there is no best checkpoint to test: raise max_epochs or max_steps, or lower "
-                "val_check_interval or check_val_every_n_epoch"
-            )
         test: Mapping[str, float] = {}
         if tested:
-            [test] = self.trainer.test(
-                self.model,
-                datamodule=self.datamodule,
-                ckpt_path=checkpoint.best_model_path,
-                weights_only=True,
-                verbose=False,
+            results = self.trainer.test(
+                self.model, datamodule=self.datamodule, ckpt_path=self.best.best_path, weights_only=True, verbose=False
             )
+            if not results:
+                raise InputError("the test set has no batch; --skip_test true leaves the test out")
+            [test] = results
         if isinstance(self.trainer.logger, TensorBoardLogger):
-            shown = dict(test) or {str(checkpoint.monitor): best.item()}
+            shown = dict(test) or {str(self.best.monitor): best}
             self.trainer.logger.log_hyperparams(self.model.hparams, shown, steps)
             self.trainer.logger.finalize("success")
         describe = getattr(self.datamodule, "describe", dict)
@@ -260,7 +297,8 @@ class MsssmCLI(LightningCLI):
                 {
                     "test": test,
                     "report": self.model.report(self.datamodule, self.run_dir) if tested else {},
-                    "validation": {"monitor": checkpoint.monitor, "best": best.item()},
+                    "validation": {"monitor": self.best.monitor, "best": best},
+                    "continued_from": self.continued_from,
                     "seed": self._get(self.config, "seed_everything"),
                     "parameters": sum(p.numel() for p in self.model.parameters()),
                     "steps": steps,
@@ -285,12 +323,6 @@ class MsssmCLI(LightningCLI):
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)
-
-
-def _check_trainer(trainer: Namespace) -> None:
-    """What Lightning takes without a word and without an effect."""
-    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
-        raise InputError(f"gradient_clip_val must be at least 0, got {trainer.gradient_clip_val}")
 
 
 def _with_durable_checkpoints(plugins: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from msssm.diagnostics import largest_eigenvalue, mixer_report
 from msssm.padding import position_mask
 from msssm.scale_mixer import ScaleMixer
 from msssm.ssm import S4, S6, NoSSM
+from tasks.checkpoints import best_of
 
 
 def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
@@ -41,7 +42,7 @@ def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
 
 def monitored(trainer: pl.Trainer) -> str:
     """What the best checkpoint is chosen by."""
-    return str(getattr(trainer.checkpoint_callback, "monitor", None) or "val/loss")
+    return str(getattr(best_of(trainer), "monitor", None) or "val/loss")
 
 
 def band_name(band: int, bands: int) -> str:

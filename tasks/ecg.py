@@ -85,6 +85,9 @@ class ECGTask(SequenceTask):
         self.log_train_loss(loss, len(batch.y))
         return loss
 
+    def validation_metrics(self) -> dict[str, str]:
+        return {"val/loss": "min", "val/auroc": "max", "val/auroc_classes": "max", "val/f_max": "max"}
+
     def validation_step(self, batch: ECGBatch, batch_idx: int) -> None:
         _, logits = self._step(batch, "val")
         self.val_predictions.update(batch.record, batch.y, logits)

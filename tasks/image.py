@@ -142,6 +142,9 @@ class ImageTask(SequenceTask):
         super().on_train_epoch_end()
         self.log_dict(self.train_metrics)
 
+    def validation_metrics(self) -> dict[str, str]:
+        return {"val/loss": "min", **{str(name): "max" for name in self.val_metrics}}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The logits (B, num_classes), for the dashboard."""
         _, logits = self._loss(batch, "val")

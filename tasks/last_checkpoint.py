@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from tasks.checkpoints import RunCheckpoint
+from tasks.checkpoints import RunFolderCheckpoint
 from tasks.messages import say
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -25,7 +25,7 @@ class Preempted(SystemExit):
         self.signum = signum
 
 
-class LastCheckpoint(RunCheckpoint):
+class LastCheckpoint(RunFolderCheckpoint):
     """Writes last.ckpt at every validation, before it, every `minutes`, and at SIGTERM, SIGUSR1 and Ctrl-C.
 
     It is written only where going on from it repeats an uninterrupted run exactly: at the end of a batch that steps
@@ -48,7 +48,7 @@ class LastCheckpoint(RunCheckpoint):
         self._saved_at = 0.0
         self._noted = 0
         self._leaving = 0
-        self._resumed_at = 0
+        self.resumed_at = 0
         self._handlers: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -96,7 +96,7 @@ class LastCheckpoint(RunCheckpoint):
         if self._should_skip_saving_checkpoint(trainer) or trainer.global_step == 0:
             return
         last = self.format_checkpoint_name({})
-        if trainer.global_step != self._resumed_at:
+        if trainer.global_step != self.resumed_at:
             self._save_checkpoint(trainer, last)
         elif trainer.is_global_zero and Path(str(trainer.ckpt_path)) != Path(last):
             # Nothing was left to train, as of a run that was killed between its last best.ckpt and last.ckpt. Saved
@@ -107,7 +107,8 @@ class LastCheckpoint(RunCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._resumed_at = checkpoint["global_step"]
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        self.resumed_at = checkpoint["global_step"]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()

@@ -88,13 +88,13 @@ def _wrong_nodes(path: str, node: Any, allowed: list[str]) -> Iterator[str]:
     name = str(node["class_path"])
     if "." in name and not any(name.startswith(f"{package}.") for package in allowed):
         yield f"{path}: {name} may not be built by name; the classes of {', '.join(allowed)} may"
-    elif (cls := _class(name)) is not None:
+    elif (cls := class_of(name)) is not None:
         yield from _wrong_types(path, cls, node.get("init_args") or {}, allowed)
     elif "." in name:
         yield f"{path}: there is no class {name}"
 
 
-def _class(name: str) -> type | None:
+def class_of(name: str) -> type | None:
     """The class of a path, or of the short name of one of Lightning's callbacks."""
     module, _, attribute = name.rpartition(".")
     try:
@@ -165,7 +165,7 @@ def _replace(recipe: Tree, place: str, groups: dict[str, type]) -> None:
     for part in path:
         node = node[part]
         if "class_path" in node:
-            cls, node = _class(node["class_path"]), node["init_args"]
+            cls, node = class_of(node["class_path"]), node["init_args"]
     _set_default(node, cls, name)
 
 

@@ -36,8 +36,7 @@ def provenance() -> dict[str, Any]:
     """Commit, whether the checkout was dirty, versions and hardware of this process."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        # Results do not enter a run; tables that earlier runs have rewritten do not make it a dirty one.
-        "dirty": bool(_git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")),
+        "dirty": bool(_git("status", "--porcelain", "--", ":(top)")),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": {
             "processor": _processor(),

@@ -77,6 +77,9 @@ class TokenTask(SequenceTask):
         super().on_train_epoch_end()
         self.log("train/accuracy", self.train_accuracy)
 
+    def validation_metrics(self) -> dict[str, str]:
+        return {"val/loss": "min", "val/accuracy": "max"}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val", self.val_accuracy)
 
