@@ -130,8 +130,8 @@ def check_callbacks(callbacks: list[Callback], best: RunCheckpoint, metrics: Map
                 raise InputError(f"the callback {name} cannot be used: {why}")
         if isinstance(callback, StochasticWeightAveraging):
             rank_zero_only(say)(
-                f"{name} averages after the last validation: best.ckpt, and the test, are of one model, and only last.ckpt "
-                "holds the average. EMAWeightAveraging validates what it averages"
+                f"{name} averages after the last validation: best.ckpt, and the test, are of one model, and only "
+                "last.ckpt holds the average. EMAWeightAveraging validates what it averages"
             )
         if isinstance(callback, RunFolderCheckpoint):
             raise InputError(f"the callback {name} is there already; its options are --checkpoint.*")
