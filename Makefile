@@ -187,7 +187,6 @@ publish: ## Copy tables, plots and models of results/PROFILE (or RESULTS=results
 	@test -d $(RESULTS) || { echo "there is no $(RESULTS); make it first" >&2; exit 1; }
 	@mkdir -p docs/$(RESULTS)
 	@tar -c --exclude ./runs -C $(RESULTS) . | tar -x -C docs/$(RESULTS)
-	@git status --short docs/$(RESULTS)
 
 dashboard: $(READY) ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir_spec runs:runs,results:results

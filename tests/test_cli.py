@@ -109,6 +109,7 @@ def test_tensorboard_shows_training_and_scales(complete: tuple[Path, Path]) -> N
     assert {"mixer/effective_bands/least", "mixer/alarm/collapsed_layers", "mixer/alarm/uniform_layers"} <= tags
     assert {f"mixer/{kind}/{band}" for kind in ("mean", "spread") for band in bands} <= tags
     assert {f"stability_margin/{band}" for band in bands} <= tags
+    assert {tag for tag in tags if tag.startswith("val/")} == ListOpsTask.validation_metrics(None).keys()  # type: ignore[arg-type]
     assert any(tag.startswith("lr-AdamW") for tag in tags)
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     # The warm-up is half an epoch of 10 steps, the cosine ends near 0.
@@ -202,10 +203,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert not (tmp_path / "runs/seed0/metrics.json").exists()
 
 
-def test_a_run_without_validation_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_validation_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten steps are an epoch."""
     with pytest.raises(SystemExit, match="2"):
-        fit(write_recipe(tmp_path), "--trainer.max_steps=3")
-    assert "no validation ran" in capsys.readouterr().err
+        fit(write_recipe(tmp_path), "--trainer.max_steps=9")
+    assert "no validation would run: max_steps is 9, and the first needs 10" in capsys.readouterr().err
+    assert not (tmp_path / "runs/seed0/checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_tensorboard_has_the_curves_and_the_figures(run: Path) -> None:
     tags = events.Tags()
     assert {"val/confusion", "val/confident_errors"} <= set(tags["images"])
     assert {"train/accuracy", "val/accuracy", "val/accuracy_top5", "val/loss"} <= set(tags["scalars"])
+    assert {tag for tag in tags["scalars"] if tag.startswith("val/")} == task().validation_metrics().keys()
     assert "train/accuracy_top5" not in tags["scalars"]
     assert len(events.Images("val/confusion")) == 4
 

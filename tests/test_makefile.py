@@ -1,0 +1,56 @@
+"""What the Makefile's targets write, git ignores; only `make publish` writes among what is tracked."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tasks.record import _git
+
+TARGETS = ["reproduce-table", "ablations", "choices", "listops-report", "bench", "soak", "fuzz", "dashboard"]
+WRITES = r"(?:--run_dir|--results|--output|mkdir -p|msssm table|2>>|--target)[ =]([\w./-]+)"
+
+
+def make(*words: str, folder: Path = Path()) -> str:
+    return subprocess.run(["make", *words], check=True, capture_output=True, text=True, cwd=folder).stdout
+
+
+def outputs() -> set[str]:
+    """Paths that the recipes of the targets name, and the defaults of the programs that they run."""
+    named = {
+        path
+        for profile in ("quick", "medium", "paper")
+        for path in re.findall(WRITES, make("-n", *TARGETS, f"PROFILE={profile}", "TASKS=listops"))
+    }
+    sources = [*Path("benchmarks").glob("*.py"), *Path("tasks").rglob("*.py"), Path("tests/soak.py")]
+    options = r"\"--(?:output|results)\".*default=Path\(\"([\w./-]+)\"\)"
+    return (
+        named | {path for source in sources for path in re.findall(options, source.read_text())} | {".fuzz", ".tools"}
+    )
+
+
+@pytest.mark.skipif(_git("rev-parse", "HEAD") is None, reason="not a checkout")
+def test_targets_write_only_what_git_ignores() -> None:
+    paths = outputs()
+    assert {"results/quick", "results/medium-ablations", "results/choices", "results/bench", "results/soak"} <= paths
+    for path in sorted(paths):
+        ignored = subprocess.run(["git", "check-ignore", "-q", f"{path}/table.md"], check=False).returncode == 0
+        assert ignored, f"{path} is not ignored"
+        assert not _git("ls-files", "--", f":(top){path}"), f"tracked files lie below {path}"
+
+
+def test_only_publish_writes_where_results_are_tracked() -> None:
+    assert "docs/" not in make("-n", *TARGETS)
+    assert "docs/results/quick" in make("-n", "publish")
+
+
+def test_publish_copies_all_but_the_runs(tmp_path: Path) -> None:
+    shutil.copy("Makefile", tmp_path)
+    for name in ("results/x/table.md", "results/x/models/a/README.md", "results/x/runs/a/metrics.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    make("publish", "RESULTS=results/x", folder=tmp_path)
+    copied = {str(path.relative_to(tmp_path / "docs")) for path in (tmp_path / "docs").rglob("*") if path.is_file()}
+    assert copied == {"results/x/table.md", "results/x/models/a/README.md"}
