@@ -259,7 +259,7 @@ class MsssmCLI(LightningCLI):
             last = self.run_dir / "checkpoints/last.ckpt"
             what = f"{self.best.monitor} was not finite at any validation" if best is not None else "no validation ran"
             if self.trainer.global_step == self.last.resumed_at:
-                what = "nothing was left to train"
+                what = "no step was trained"
             raise InputError(
                 f"{what}, so there is no best checkpoint to test: raise max_epochs or max_steps, or lower "
                 f"val_check_interval or check_val_every_n_epoch; msssm test --ckpt_path {last} tests the weights of "

@@ -39,12 +39,13 @@ def _make_plain(node: Any) -> None:
     if not isinstance(node, Namespace):
         return
     options = vars(node).get("init_args")
-    cls = class_of(node.class_path) if isinstance(options, Namespace) else None
-    parameters = inspect.signature(cls).parameters if cls is not None else {}
-    for name, value in list(vars(options).items()) if parameters else []:
-        if isinstance(value, str) and isinstance(value, enum.Enum):
-            options[name] = value.value
-        elif name in parameters and not isinstance(value, (Namespace, *_PLAIN)) and value == parameters[name].default:
-            del options[name]
+    if isinstance(options, Namespace) and (cls := class_of(node.class_path)) is not None:
+        parameters = inspect.signature(cls).parameters
+        for name, value in list(vars(options).items()):
+            default = parameters[name].default if name in parameters else None
+            if isinstance(value, str) and isinstance(value, enum.Enum):
+                options[name] = value.value
+            elif not isinstance(value, (Namespace, *_PLAIN)) and value == default:
+                del options[name]
     for value in vars(node).values():
         _make_plain(value)

@@ -330,7 +330,7 @@ def test_a_finished_run_continues_in_a_new_folder(
     assert names == {"best.ckpt", "last.ckpt", "best-step=30.ckpt", "best-step=40.ckpt"}
     with pytest.raises(SystemExit, match="2"):
         fit(recipe, f"--run_dir={tmp_path}/none", f"--ckpt_path={last}")
-    assert "nothing was left to train" in capsys.readouterr().err
+    assert "no step was trained" in capsys.readouterr().err
 
 
 def test_a_training_whose_test_fails_is_kept(
