@@ -133,7 +133,7 @@ class MsssmCLI(LightningCLI):
             raise
 
     @staticmethod
-    def _check(subcommand: str, config: Namespace) -> None:
+    def _check(subcommand: str | None, config: Namespace) -> None:
         fit = subcommand == "fit"
         check_trainer(config.trainer, fit=fit, skip_test=config.skip_test)
         if fit:
