@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -23,12 +24,14 @@ from tasks.bad_batches import LossSpikes
 from tasks.base import SequenceTask
 from tasks.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from tasks.checkpoints import RunCheckpoint, newest_readable
+from tasks.complaints import complaint, enters_our_code
+from tasks.construct import constructors
 from tasks.dashboards import Dashboard
 from tasks.energy import EnergyMeter
 from tasks.event_files import EventFiles, rewind
 from tasks.last_checkpoint import LastCheckpoint
 from tasks.messages import say
-from tasks.recipe_errors import read_arguments, recipe_errors
+from tasks.recipe_errors import read_arguments, recipe_errors, recipes_first
 from tasks.recipe_parser import RecipeParser
 from tasks.record import provenance, write_json
 from tasks.recordings import RecordingOptions, add_arguments, predict_recordings
@@ -95,40 +98,45 @@ class MsssmCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.arguments = args
+        self.arguments = recipes_first(sys.argv[1:] if args is None else cast("list[str]", args))
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(self.arguments)
         except Exception as error:  # also what the parsers of YAML and of types meet beyond what they expect
-            raise InputError(self._complaints(args) or f"the recipe or an option cannot be read: {error}") from error
+            if enters_our_code(error):
+                raise
+            raise InputError(self._complaints() or f"the recipe or an option cannot be read: {error}") from error
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None and Path(path).name == path and not Path(path).exists():
             return  # one of Lightning's words, such as "last"
         if path is not None:
             read_checkpoint(Path(path))  # before Lightning takes hyperparameters from it
 
-    def _complaints(self, args: ArgsType) -> str:
+    def _complaints(self) -> str:
         """Everything that is wrong with the options, empty where that is not found again."""
-        subcommand, *words = sys.argv[1:] if args is None else cast("list[str]", args)
+        subcommand, *words = self.arguments
 
         def build(recipe: dict[str, Any]) -> None:
             parser = self._parser(subcommand)
             config = parser.parse_object(recipe)
-            self._check(subcommand, config)
-            parser.instantiate_classes(config)
+            with constructors(parser):
+                self._check(subcommand, config)
+                parser.instantiate_classes(config)
 
         groups = {"trainer": Trainer, "checkpoint": ModelCheckpoint}
         try:
-            errors = recipe_errors(read_arguments(words), build, groups, ALLOWED)
+            with warnings.catch_warnings(action="ignore"):  # of networks that are built to see what is wrong
+                errors = recipe_errors(read_arguments(words), build, groups, ALLOWED)
         except Exception:  # an option that only the parser understands
             return ""
         return "".join(errors) if len(errors) < 2 else "\n  ".join([f"{len(errors)} options are wrong:", *errors])
 
     def instantiate_classes(self) -> None:
         try:
-            self._check(self.subcommand, self.config[self.subcommand])
-            super().instantiate_classes()
-        except ValueError as error:
-            if complaints := self._complaints(self.arguments):
+            with constructors(self.parser):
+                self._check(self.subcommand, self.config[self.subcommand])
+                super().instantiate_classes()
+        except Exception as error:
+            if complaint(error) is not None and (complaints := self._complaints()):
                 raise InputError(complaints) from error
             raise
 

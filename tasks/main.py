@@ -1,7 +1,10 @@
 """The `msssm` command. Lightning is imported only by the commands that need it."""
 
+import os
 import sys
 from importlib.metadata import version
+
+from tasks.complaints import complaint
 
 USAGE = """usage: msssm COMMAND ...
 
@@ -26,10 +29,12 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2 and a short message where the input was wrong.
     """
+    # The command draws into files alone; a notebook leaves its own backend here, which nothing else can import.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         _dispatch(args)
     except Exception as error:
-        message = _complaint(error)
+        message = complaint(error)
         if message is None:
             raise
         print(f"msssm: {message}", file=sys.stderr)
@@ -86,28 +91,6 @@ def _dispatch(args: list[str] | None) -> None:
     else:
         print(f"msssm: no command {command!r}\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
-
-
-def _complaint(error: BaseException) -> str | None:
-    """The message of an error about the input; None for anything else, a bug included.
-
-    About the input are the errors that our code raises as such, the outermost of a chain, those of named files, and
-    what Lightning calls a misconfiguration; so is a training that the NaN guard stopped.
-    """
-    # Whoever raised one of these has loaded its module; an error must not cost the seconds of importing torch.
-    modules = [sys.modules.get(name) for name in ("msssm.errors", "datamodules.errors")]
-    ours = tuple(module.InputError for module in modules if module is not None)
-    errors = sys.modules.get("datamodules.errors")
-    chain: BaseException | None = error
-    while chain is not None:
-        named_file = isinstance(chain, OSError) and chain.filename is not None
-        # Lightning is not imported here.
-        if named_file or isinstance(chain, ours) or type(chain).__name__ == "MisconfigurationException":
-            return str(chain)
-        if errors is not None and (reason := errors.lost_worker(chain)) is not None:
-            return str(reason)
-        chain = chain.__cause__
-    return None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ each value against the type in its class's signature, then built, each refused v
 nothing more is refused.
 """
 
+import collections.abc
 import difflib
 import inspect
 import re
@@ -19,7 +20,29 @@ import yaml
 from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
+from tasks.complaints import complaint
+
 Tree = dict[str, Any]
+
+SHORT = ("callbacks", "loggers", "profilers", "strategies", "plugins", "accelerators")  # where a short name may lie
+# Of the trainer: what the classes there raise names no option, so the others are looked at without them.
+NAMELESS = ("callbacks", "logger", "plugins", "profiler", "strategy")
+_POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+
+
+def recipes_first(words: list[str]) -> list[str]:
+    """A command line with its `--config` files before its options, which hold over any of them wherever they stand."""
+    rest = words[1:]
+    files: list[str] = []
+    options: list[str] = []
+    while rest:
+        word = rest.pop(0)
+        if word in ("-c", "--config"):
+            files += [word, *rest[:1]]
+            rest = rest[1:]
+        else:
+            (files if word.startswith("--config=") else options).append(word)
+    return [*words[:1], *files, *options]
 
 
 def read_arguments(words: list[str]) -> Tree:
@@ -62,14 +85,17 @@ def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, 
             errors.append(re.sub(r"\s+", " ", str(error)))
             del recipe[plain.group(1)]
         except Exception as error:
-            wrapped = re.search(r"^Errors:\n\s*- (.*)", str(error), re.MULTILINE)  # by the parser, around a callback's
-            message = wrapped.group(1) if wrapped else str(error)
+            message = complaint(error)
+            if message is None and errors:
+                return errors
+            if message is None:
+                raise
             places = _named_options(recipe, message)
             begins = next((p for p in places if message.startswith(f"{p.rpartition('.')[2]} ")), None)
             errors.append(message if begins is None else begins + message[message.index(" ") :])
-            if wrapped and recipe.get("trainer", {}).pop("callbacks", None):
-                continue
             if not set(places) - replaced:
+                if any([recipe.get("trainer", {}).pop(name, None) for name in NAMELESS]):
+                    continue
                 return list(dict.fromkeys(errors))
             replaced.update(places)
             for place in places:
@@ -78,8 +104,11 @@ def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, 
             return errors
 
 
-def _wrong_nodes(path: str, node: Any, allowed: list[str]) -> Iterator[str]:
-    """What is wrong in a value that may name a class, or several; each wrong option is removed."""
+def _wrong_nodes(path: str, node: Any, allowed: list[str], later: int = 0) -> Iterator[str]:
+    """What is wrong in a value that may name a class, or several; each wrong option is removed.
+
+    `later` is the number of its first arguments that no recipe gives, since the class that holds it does.
+    """
     if isinstance(node, list):
         for item in node:
             yield from _wrong_nodes(path, item, allowed)
@@ -89,18 +118,46 @@ def _wrong_nodes(path: str, node: Any, allowed: list[str]) -> Iterator[str]:
     if "." in name and not any(name.startswith(f"{package}.") for package in allowed):
         yield f"{path}: {name} may not be built by name; the classes of {', '.join(allowed)} may"
     elif (cls := class_of(name)) is not None:
-        yield from _wrong_types(path, cls, node.get("init_args") or {}, allowed)
+        given = node.setdefault("init_args", {}) or {}
+        yield from _wrong_types(path, cls, given, allowed)
+        yield from _missing(path, cls, given | (node.get("dict_kwargs") or {}), later)
     elif "." in name:
         yield f"{path}: there is no class {name}"
 
 
 def class_of(name: str) -> type | None:
-    """The class of a path, or of the short name of one of Lightning's callbacks."""
+    """The class of a path, or of the short name of one of Lightning's."""
     module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(import_module(module or "lightning.pytorch.callbacks"), attribute, None)
-    except ImportError:
-        return None
+    for home in [module] if module else [f"lightning.pytorch.{each}" for each in SHORT]:
+        try:
+            found = getattr(import_module(home), attribute, None)
+        except ImportError:
+            continue
+        if isinstance(found, type):
+            return found
+    return None
+
+
+def _namesclass_of(value: str, allowed: list[str]) -> bool:
+    package, _, name = value.rpartition(".")
+    within = not package or any(f"{package}.".startswith(f"{each}.") for each in allowed)
+    return within and name[:1].isupper() and class_of(value) is not None
+
+
+def _missing(path: str, cls: type, values: Tree, later: int) -> Iterator[str]:
+    """The options without which a class cannot be built."""
+    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind in (_POSITIONAL, _KEYWORD)]
+    for parameter in parameters[later:]:
+        if parameter.default is parameter.empty and parameter.name not in values:
+            yield f"{path}.{parameter.name} is missing; {cls.__name__} needs it"
+
+
+def _later(hint: Any) -> int:
+    """How many arguments the holder of an option gives to the class that it names."""
+    if get_origin(hint) is collections.abc.Callable:
+        given = get_args(hint)[0]
+        return len(given) if isinstance(given, list) else 0
+    return max(map(_later, get_args(hint)), default=0)
 
 
 def _wrong_types(path: str, cls: type, values: Tree, allowed: list[str]) -> Iterator[str]:
@@ -115,8 +172,12 @@ def _wrong_types(path: str, cls: type, values: Tree, allowed: list[str]) -> Iter
             yield f"{path}.{name}: {cls.__name__} has no such option" + (f"; did you mean {near[0]}?" if near else "")
             del values[name]
         elif isinstance(value, dict | list):
-            yield from _wrong_nodes(f"{path}.{name}", value, allowed)
+            yield from _wrong_nodes(f"{path}.{name}", value, allowed, _later(hints.get(name)))
         elif name in hints and not _fits(value, hints[name]):
+            if isinstance(value, str) and _namesclass_of(value, allowed):
+                values[name] = {"class_path": value}
+                yield from _wrong_nodes(f"{path}.{name}", values[name], allowed, _later(hints[name]))
+                continue
             yield f"{path}.{name} must be {_spelled(hints[name])}, got {value!r}"
             _set_default(values, cls, name)
 
@@ -202,6 +263,8 @@ def _set(node: Tree, path: list[str], value: Any) -> None:
             inner = node.get(part)
             if isinstance(inner, list) and inner and isinstance(inner[-1], dict):
                 inner = inner[-1]
+            elif isinstance(inner, str):
+                inner = node[part] = {"class_path": inner}
             if not isinstance(inner, dict):
                 inner = node[part] = {}
             node = inner

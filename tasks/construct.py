@@ -1,0 +1,44 @@
+"""What a constructor raises, as it raised it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from msssm.errors import InputError
+from tasks.complaints import enters_our_code, raised_in
+
+
+@contextmanager
+def constructors(parser: ArgumentParser) -> Iterator[None]:
+    """Within, the classes that `parser` builds come out with their own errors.
+
+    Where an option may be of several types, as the trainer's callbacks and loggers may, the parser takes whatever a
+    constructor raises for a value of a wrong type, and tells that instead.
+
+    Raises:
+        InputError: a class that needs a package which is not installed.
+    """
+    raised: list[Exception] = []
+
+    def build(cls: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return cls(*args, **kwargs)
+        except ImportError as error:
+            raised.append(error)
+            if enters_our_code(error):
+                raise
+            raised[-1] = InputError(f"{cls.__name__} needs a package that is not installed: {error}")
+            raise raised[-1] from error
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    parser.add_instantiator(build, object)  # the last one: Lightning's own, of tasks and data, come before
+    try:
+        yield
+        return
+    except Exception as error:
+        failed = raised[-1] if raised and raised_in(error, "jsonargparse") else error
+    raise failed
