@@ -12,6 +12,7 @@ from msssm.block import Block
 from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
+from msssm.paths import local_path
 from msssm.pretrained import layer_config, layer_factory, read_pretrained, write_pretrained
 
 
@@ -108,7 +109,7 @@ class Backbone(SequenceLayer):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes model.safetensors and config.json, without pickle. Raises as `msssm.pretrained.write_pretrained`."""
-        write_pretrained(Path(folder), self._config, self.state_dict())
+        write_pretrained(local_path(folder), self._config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Backbone":
@@ -118,7 +119,7 @@ class Backbone(SequenceLayer):
             FileNotFoundError: a file is missing.
             ValueError: a file that is damaged, of another format, or whose tensors do not fit its config.
         """
-        config, weights, prefix = read_pretrained(Path(folder))
+        config, weights, prefix = read_pretrained(local_path(folder))
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         try:
             backbone = cls(**{**config, "layer": layer_factory(config["layer"])})

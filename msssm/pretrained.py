@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from msssm.errors import InputError, MissingFileError
@@ -66,8 +66,9 @@ def write_pretrained(folder: Path, config: Mapping[str, Any], weights: Mapping[s
     except TypeError as error:
         raise InputError(f"the options of a saved layer must be numbers, strings or booleans: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
-    # Tensors may share storage or lie in any order; the file holds each by itself.
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    # Tensors may share storage or lie in any order; the file holds each by itself. Written by safetensors, it could be
+    # read by its owner alone, whatever the umask.
+    (folder / WEIGHTS).write_bytes(save({name: each.detach().clone().contiguous() for name, each in weights.items()}))
     (folder / CONFIG).write_text(text + "\n")
 
 

@@ -31,6 +31,7 @@ from tasks.energy import EnergyMeter
 from tasks.event_files import EventFiles, rewind
 from tasks.last_checkpoint import LastCheckpoint
 from tasks.messages import say
+from tasks.paths import LIGHTNINGS, expand
 from tasks.recipe_errors import read_arguments, recipe_errors, recipes_first
 from tasks.recipe_parser import RecipeParser
 from tasks.record import provenance, write_json
@@ -105,10 +106,9 @@ class MsssmCLI(LightningCLI):
             if enters_our_code(error):
                 raise
             raise InputError(self._complaints() or f"the recipe or an option cannot be read: {error}") from error
+        expand(self.config[self.config.subcommand])
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path is not None and Path(path).name == path and not Path(path).exists():
-            return  # one of Lightning's words, such as "last"
-        if path is not None:
+        if path is not None and (path not in LIGHTNINGS or Path(path).exists()):
             read_checkpoint(Path(path))  # before Lightning takes hyperparameters from it
 
     def _complaints(self) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from msssm.errors import InputError, MissingFileError
 from tasks.bootstrap import RESAMPLES, percentile_interval, resample
 from tasks.ecg_metrics import macro, weighted_auroc
+from tasks.paths import path_option
 from tasks.predictions import FILE, Saved, load
 
 Floats = npt.NDArray[np.float64]
@@ -29,7 +30,7 @@ class Comparison(NamedTuple):
 def main(args: list[str]) -> None:
     """Prints the comparison of two run folders."""
     parser = argparse.ArgumentParser(prog="msssm compare", description=__doc__)
-    parser.add_argument("run", type=Path, nargs=2, help="folder of a complete run")
+    parser.add_argument("run", type=path_option, nargs=2, help="folder of a complete run")
     parser.add_argument("--resamples", type=int, default=RESAMPLES)
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     options = parser.parse_args(args)

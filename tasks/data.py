@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from tasks.paths import path_option
+
 
 def main(args: list[str]) -> None:
     """Runs `verify ptbxl`, `verify cifar10` or `generate ptbxl`.
@@ -16,9 +18,9 @@ def main(args: list[str]) -> None:
     make = commands.add_parser("generate", help="write synthetic records in the data set's own format")
     for command, choices in ((check, ["ptbxl", "cifar10"]), (make, ["ptbxl"])):
         command.add_argument("dataset", choices=choices)
-        command.add_argument("--root", type=Path, default=Path("data"), help="folder for data sets")
+        command.add_argument("--root", type=path_option, default=Path("data"), help="folder for data sets")
     check.add_argument("--verbose", action="store_true", help="every fault, where a folder has many")
-    check.add_argument("--source", type=Path, help="folder or archive of the data set, if not <root>/<dataset>")
+    check.add_argument("--source", type=path_option, help="folder or archive of the data set, if not <root>/<dataset>")
     make.add_argument("--count", type=int, default=400, help="records")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--rates", type=int, nargs="+", default=[100], help="Hz: 100, 500")

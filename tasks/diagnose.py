@@ -30,6 +30,7 @@ from msssm.ssm import S4, S6
 from tasks import diagnosis_plots
 from tasks.diagnosis_page import write_page
 from tasks.load import LoadedRun, load_run, run_arguments
+from tasks.paths import make_folder
 from tasks.record import write_json
 
 # A probe that promises equality may be off by rounding: of float32, and of the FFT in the time-invariant scan.
@@ -52,7 +53,7 @@ def main(args: list[str]) -> None:
     run = load_run(options, overrides)
     result, arrays = diagnose(run, options.rows, options.channels)
     result["seconds"] = time.monotonic() - start
-    run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder)
     write_json(run.folder / "diagnostics.json", result)
     plots = diagnosis_plots.write_all(run.folder, result, arrays)
     write_page(run.folder / "diagnostics.html", result, plots)

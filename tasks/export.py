@@ -13,9 +13,11 @@ from torch import nn
 from msssm import Backbone
 from msssm.errors import InputError, MissingFileError
 from msssm.export import step_to_onnx
+from msssm.paths import local_path
 from msssm.pretrained import WEIGHTS, read_pretrained, write_pretrained
 from tasks.base import SequenceTask
 from tasks.load import build, load_run, run_arguments
+from tasks.paths import make_folder, path_option
 
 RECIPE = "recipe.yaml"
 
@@ -28,10 +30,10 @@ def main(args: list[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="msssm export", description=main.__doc__)
     run_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="new folder")
+    parser.add_argument("--output", type=path_option, required=True, help="new folder")
     parser.add_argument("--onnx", action="store_true", help="also the backbone's streaming step, as step.onnx")
     options, overrides = parser.parse_known_args(args)
-    if options.output.exists() and any(options.output.iterdir()):
+    if any(make_folder(options.output).iterdir()):
         raise InputError(f"{options.output} is not empty; choose another --output or delete it")
     run = load_run(options, overrides)
     if run.checkpoint is None:
@@ -66,7 +68,7 @@ def load_exported(folder: str | Path) -> SequenceTask:
         FileNotFoundError: a file is missing.
         ValueError: weights that do not fit the recipe.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     read_pretrained(folder)
     if not (folder / RECIPE).is_file():
         raise MissingFileError(f"{folder} has no {RECIPE}; name a folder that msssm export wrote")

@@ -21,6 +21,7 @@ from tasks.listops import ListOpsTask
 from tasks.listops_report_plot import report_plot
 from tasks.listops_summary import write_summary
 from tasks.load import LoadedRun, load_run, run_arguments
+from tasks.paths import path_option
 from tasks.record import write_json
 from tasks.table.intervals import wilson
 
@@ -38,7 +39,7 @@ def main(args: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="msssm listops-report", description=main.__doc__)
     run_arguments(parser)
     parser.add_argument("--count", type=int, default=20_000, help="expressions; a tenth of it for each longer range")
-    parser.add_argument("--results", type=Path, help="all complete runs below it instead, such as results/quick")
+    parser.add_argument("--results", type=path_option, help="all complete runs below it instead, such as results/quick")
     options, overrides = parser.parse_known_args(args)
     if options.count < 10:
         raise InputError(f"--count must be at least 10, got {options.count}")

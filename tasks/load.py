@@ -11,6 +11,7 @@ from msssm.errors import InputError, MissingFileError
 from tasks.base import SequenceTask
 from tasks.checkpoint_io import read_checkpoint
 from tasks.cli import MsssmCLI
+from tasks.paths import path_option
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ class _Builder(MsssmCLI):
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that name a run."""
-    parser.add_argument("--run_dir", type=Path, help="folder of a run, with its config.yaml and checkpoints/")
-    parser.add_argument("--config", type=Path, help="a recipe, instead of the run's own config.yaml")
-    parser.add_argument("--ckpt_path", type=Path, help="a checkpoint, instead of the run's checkpoints/best.ckpt")
+    parser.add_argument("--run_dir", type=path_option, help="folder of a run, with its config.yaml and checkpoints/")
+    parser.add_argument("--config", type=path_option, help="a recipe, instead of the run's own config.yaml")
+    parser.add_argument(
+        "--ckpt_path", type=path_option, help="a checkpoint, instead of the run's checkpoints/best.ckpt"
+    )
 
 
 def build(config: Path, overrides: list[str]) -> "_Builder":

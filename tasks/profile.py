@@ -13,6 +13,7 @@ from msssm.decomposition import MultiScaleDecomposition
 from msssm.diagnostics import Cost, PowerLaw, fit_power_law, measure_cost
 from msssm.errors import InputError
 from tasks.diagnosis_plots import profile_plot
+from tasks.paths import make_folder, path_option
 from tasks.record import provenance, write_json
 
 TRUSTED = 0.15  # largest relative residual of a law that is reported without a warning
@@ -24,7 +25,7 @@ def main(args: list[str]) -> None:
     The law is value = factor * bands^a * length^b, with bands = levels + 2.
     """
     parser = argparse.ArgumentParser(prog="msssm profile", description=main.__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/profile"), help="folder")
+    parser.add_argument("--output", type=path_option, default=Path("runs/profile"), help="folder")
     parser.add_argument("--levels", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5, 6])
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--d_model", type=int, default=128)
@@ -57,7 +58,7 @@ def main(args: list[str]) -> None:
     ]
     laws = {name: {value: law(points, name, value) for value in Cost._fields} for name in ("layer", "decomposition")}
     settings = {key: value for key, value in vars(options).items() if key != "output"}
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     written = {name: {value: fit and fit._asdict() for value, fit in each.items()} for name, each in laws.items()}
     content = {"settings": settings, "points": points, "laws": written, **origin}
     write_json(options.output / "profile.json", content)

@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
+from msssm.paths import local_path
 from tasks.complaints import complaint
 
 Tree = dict[str, Any]
@@ -38,10 +39,12 @@ def recipes_first(words: list[str]) -> list[str]:
     while rest:
         word = rest.pop(0)
         if word in ("-c", "--config"):
-            files += [word, *rest[:1]]
+            files += [word, *(str(local_path(path)) for path in rest[:1])]
             rest = rest[1:]
+        elif word.startswith("--config="):
+            files += ["--config", str(local_path(word.removeprefix("--config=")))]
         else:
-            (files if word.startswith("--config=") else options).append(word)
+            options.append(word)
     return [*words[:1], *files, *options]
 
 
@@ -94,7 +97,7 @@ def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, 
             begins = next((p for p in places if message.startswith(f"{p.rpartition('.')[2]} ")), None)
             errors.append(message if begins is None else begins + message[message.index(" ") :])
             if not set(places) - replaced:
-                if any([recipe.get("trainer", {}).pop(name, None) for name in NAMELESS]):
+                if [name for name in NAMELESS if recipe.get("trainer", {}).pop(name, None)]:
                     continue
                 return list(dict.fromkeys(errors))
             replaced.update(places)
@@ -163,7 +166,10 @@ def _later(hint: Any) -> int:
 def _wrong_types(path: str, cls: type, values: Tree, allowed: list[str]) -> Iterator[str]:
     parameters = inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    try:
+        hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # those of a package that is not installed
+        hints = {}
     for name, value in list(values.items()):
         if name not in parameters and takes_any:
             continue

@@ -23,6 +23,7 @@ from tasks.base import SequenceTask
 from tasks.checkpoint_io import read_checkpoint
 from tasks.ecg import ECGTask, aggregate
 from tasks.ecg_plot import RESEARCH, ecg_figure
+from tasks.paths import make_folder
 
 WINDOWS, POSITIONS = 32, 4096  # at a time, so that memory does not grow with the recording
 LISTED, SHOWN = 0.05, 5  # the table has the classes of at least this probability, and at least so many
@@ -113,7 +114,7 @@ def predict_recordings(
         probability = torch.sigmoid(logits.double()).tolist()
         ranked = sorted(zip(scaling["classes"], probability, strict=True), key=lambda item: -item[1])
         path = output / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         about = _about(recording)
         print("\n".join([f"{name}: {'; '.join(about)}", *_table(ranked), f"  {RESEARCH}", ""]))
         content = {

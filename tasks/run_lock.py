@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from msssm.errors import InputError
+from tasks.paths import make_folder
 
 
 def lock_run(folder: Path) -> IO[str]:
@@ -14,7 +15,7 @@ def lock_run(folder: Path) -> IO[str]:
     Raises:
         ValueError: another process trains there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     file = (folder / ".lock").open("a")
     try:
         # A lock of the process, not of the file as flock's: workers that outlive a killed training do not hold it.

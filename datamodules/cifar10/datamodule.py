@@ -1,6 +1,5 @@
 """Sequential CIFAR-10 for Lightning: images of 32 x 32 pixels as sequences of 1,024."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 from datamodules.cifar10 import convert
 from datamodules.cifar10.batches import SIDE
 from datamodules.cifar10.download import download
+from datamodules.paths import local_path
 from datamodules.pixels import PixelDataModule, PixelDataset
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of pixels in 0..1
@@ -57,8 +57,8 @@ class SequentialCIFARDataModule(PixelDataModule):
         shuffle_seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
-        self.folder = Path(root) / "cifar10"
-        self.source = self.folder if source is None else Path(source)
+        self.folder = local_path(root) / "cifar10"
+        self.source = self.folder if source is None else local_path(source)
         self.download, self.greyscale, self.permutation_seed = download, greyscale, permutation_seed
         self._mean, self._std = (
             torch.tensor(GREY_MEAN if greyscale else MEAN),

@@ -2,7 +2,6 @@
 
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from datamodules.imagenet.dataset import (
     Transform,
 )
 from datamodules.imagenet.seeding import seeded
+from datamodules.paths import local_path
 
 HOLDOUT_SEED = 42
 
@@ -113,7 +113,7 @@ class ImageNetDataModule(DataModule):
         ]
         if errors:
             raise InputError("; ".join(errors))
-        self.source = Path(root) / "imagenet" if source is None else Path(source)
+        self.source = local_path(root) / "imagenet" if source is None else local_path(source)
         self.dataset, self.train_split, self.val_split, self.holdout = dataset, train_split, val_split, holdout
         self.image_size, self.crop_pct, self.rand_augment = image_size, crop_pct, rand_augment
         self.random_erasing, self.mixup, self.cutmix, self.repeats = random_erasing, mixup, cutmix, repeats

@@ -20,6 +20,7 @@ from datamodules.listops.expressions import PAD, Expressions
 from datamodules.listops.generator import GENERATOR_VERSION, TreeParameters, generate_arrays
 from datamodules.listops.predict_file import read_expressions
 from datamodules.listops.statistics import root_operator_accuracy, shared_between_splits
+from datamodules.paths import local_path
 
 
 class ExpressionDataset(Dataset[Batch]):
@@ -86,7 +87,9 @@ class ListOpsDataModule(DataModule):
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         if min(self.sizes.values()) < 1:
             raise InputError(f"asked for {self.sizes} samples; sizes must be at least 1")
-        self.root, self.tsv_dir, self.predict_file, self.data_seed = root, tsv_dir, predict_file, data_seed
+        self.root, self.data_seed = local_path(root), data_seed
+        self.tsv_dir = None if tsv_dir is None else local_path(tsv_dir)
+        self.predict_file = None if predict_file is None else local_path(predict_file)
         self._splits: dict[str, Expressions] = {}
         self._meta: dict[str, Any] = {}
 
@@ -147,7 +150,7 @@ class ListOpsDataModule(DataModule):
 
     def _folder(self, about: dict[str, Any]) -> Path:
         key = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        return Path(self.root) / "listops" / f"{about['source']}-{key}"
+        return self.root / "listops" / f"{about['source']}-{key}"
 
     def _generate(self) -> dict[str, Expressions]:
         total = sum(self.sizes.values())

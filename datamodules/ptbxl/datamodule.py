@@ -16,6 +16,7 @@ from datamodules.base import DataModule, not_set_up
 from datamodules.batching import LengthBucketBatchSampler
 from datamodules.disk import locked
 from datamodules.errors import InputError
+from datamodules.paths import local_path
 from datamodules.ptbxl import convert, files
 from datamodules.ptbxl.download import download
 from datamodules.ptbxl.labels import LABEL_SETS, class_names, multi_hot
@@ -183,8 +184,8 @@ class PTBXLDataModule(DataModule):
             raise InputError(f"asked for max_corrupt={max_corrupt}; it must be at least 0")
         self.synthetic, self.synthetic_seed = synthetic, synthetic_seed
         made = f"ptbxl-synthetic/{synthetic}-seed{synthetic_seed}-{sampling_rate}hz-v{GENERATOR_VERSION}/"
-        self.folder = Path(root, made if synthetic else "", "ptbxl")
-        self.source, self.download = source, download
+        self.folder = local_path(root) / (made if synthetic else "") / "ptbxl"
+        self.source, self.download = None if source is None else local_path(source), download
         self.label_set, self.sampling_rate, self.likelihood = label_set, sampling_rate, likelihood
         self.max_corrupt = max_corrupt
         self.window = samples if crop is None else crop
@@ -315,11 +316,11 @@ class PTBXLDataModule(DataModule):
 
     @property
     def _archive(self) -> Path | None:
-        return Path(self.source) if self.source is not None and not Path(self.source).is_dir() else None
+        return self.source if self.source is not None and not self.source.is_dir() else None
 
     @property
     def _located(self) -> Path:
-        return files.find(self.folder if self.source is None or self._archive is not None else Path(self.source))
+        return files.find(self.folder if self.source is None or self._archive is not None else self.source)
 
     def _need(self) -> convert.Converted:
         if self._converted is None:

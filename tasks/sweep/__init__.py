@@ -3,11 +3,11 @@
 import argparse
 import logging
 import signal
-from pathlib import Path
 
 from msssm.errors import InputError
 from tasks.load import build
 from tasks.messages import say
+from tasks.paths import path_option
 from tasks.sweep.space import Option, check, parse
 
 
@@ -22,8 +22,10 @@ def main(args: list[str]) -> None:
         SystemExit: with code 130 at Ctrl-C and SIGTERM, after the trials have written their checkpoints.
     """
     parser = argparse.ArgumentParser(prog="msssm sweep", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, required=True, help="a recipe")
-    parser.add_argument("--sweep_dir", type=Path, required=True, help="folder of the study, its table and trials")
+    parser.add_argument("--config", type=path_option, required=True, help="a recipe")
+    parser.add_argument(
+        "--sweep_dir", type=path_option, required=True, help="folder of the study, its table and trials"
+    )
     parser.add_argument(
         "--vary",
         action="append",

@@ -12,6 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from msssm.errors import InputError
+from tasks.paths import make_folder
 from tasks.sweep.space import Option
 
 
@@ -27,7 +28,7 @@ def open_study(
     Raises:
         ValueError: another sweep is at work in the folder, or its study is of another recipe or other options.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = os.open(folder / ".lock", os.O_CREAT | os.O_WRONLY)
     try:
         try:

@@ -1,9 +1,9 @@
 """`msssm table`: complete runs of one profile, gathered into table.md, table.csv, table.html and plots."""
 
 import argparse
-from pathlib import Path
 
 from msssm.errors import InputError
+from tasks.paths import path_option
 from tasks.table.markdown import document
 from tasks.table.page import page
 from tasks.table.plots import bars, learning_curves
@@ -20,7 +20,7 @@ def main(args: list[str]) -> None:
         ValueError: there is no complete run, one is damaged, or runs of one task do not belong together.
     """
     parser = argparse.ArgumentParser(prog="msssm table", description=__doc__)
-    parser.add_argument("folder", type=Path, help="for example results/quick")
+    parser.add_argument("folder", type=path_option, help="for example results/quick")
     folder = parser.parse_args(args).folder
     found = [(subject, read_runs(folder, subject.task)) for subject in SUBJECTS]
     sections = [section(subject, runs) for subject, runs in found if runs]
