@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -30,12 +31,13 @@ from tasks.dashboards import Dashboard
 from tasks.energy import EnergyMeter
 from tasks.event_files import EventFiles, rewind
 from tasks.last_checkpoint import LastCheckpoint
-from tasks.messages import say
+from tasks.messages import quiet, say
 from tasks.paths import LIGHTNINGS, expand
 from tasks.recipe_errors import read_arguments, recipe_errors, recipes_first
 from tasks.recipe_parser import RecipeParser
 from tasks.record import provenance, write_json
 from tasks.recordings import RecordingOptions, add_arguments, predict_recordings
+from tasks.resume import changes, is_recipe
 from tasks.run_checks import FirstValidation, check_callbacks, check_checkpoint, check_trainer
 from tasks.run_lock import lock_run
 from tasks.saved_config import SavedConfig
@@ -54,26 +56,30 @@ class MsssmCLI(LightningCLI):
             # `${seed_everything}` in a recipe, although the parser nests everything under its subcommand.
             omegaconf_absolute_to_relative_paths=True,
         )
-        super().__init__(
-            SequenceTask,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            # Interpolations are resolved after the command line, so that they follow its overrides.
-            parser_kwargs={
-                "parser_mode": "omegaconf+",
-                "exit_on_error": False,
-                **{subcommand: {"exit_on_error": False} for subcommand in self.subcommands()},
-            },
-            parser_class=RecipeParser,
-            save_config_callback=SavedConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            # The data modules shard by themselves: every evaluation sample exactly once.
-            trainer_defaults={"use_distributed_sampler": False},
-            auto_configure_optimizers=False,
-            args=args,
-        )
+        words = sys.argv[1:] if args is None else cast("list[str]", args)
+        self.arguments = recipes_first(words)
+        # The answer of the other commands is what they print.
+        with nullcontext() if words[0] == "fit" else quiet():
+            super().__init__(
+                SequenceTask,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                # Interpolations are resolved after the command line, so that they follow its overrides.
+                parser_kwargs={
+                    "parser_mode": "omegaconf+",
+                    "exit_on_error": False,
+                    **{subcommand: {"exit_on_error": False} for subcommand in self.subcommands()},
+                },
+                parser_class=RecipeParser,
+                save_config_callback=SavedConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                # The data modules shard by themselves: every evaluation sample exactly once.
+                trainer_defaults={"use_distributed_sampler": False},
+                auto_configure_optimizers=False,
+                args=args,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/latest", help="Folder of this run.")
@@ -99,7 +105,6 @@ class MsssmCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.arguments = recipes_first(sys.argv[1:] if args is None else cast("list[str]", args))
         try:
             self.config = parser.parse_args(self.arguments)
         except Exception as error:  # also what the parsers of YAML and of types meet beyond what they expect
@@ -181,24 +186,27 @@ class MsssmCLI(LightningCLI):
         saved = self.run_dir / "config.yaml"
         if not saved.exists():
             return
-        ours = _leaves(yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False)))
+        ours = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
         try:
-            theirs = _leaves(yaml.safe_load(saved.read_text()) or {})
-        except yaml.YAMLError as error:
-            raise InputError(f"{saved} cannot be read; delete {self.run_dir} or choose another --run_dir") from error
-        changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        changed = [key for key in changed if key not in ("config", "ckpt_path", "run_dir", "checkpoint.dirpath")]
-        if changed:
+            theirs = yaml.safe_load(saved.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            theirs = None
+        if not is_recipe(theirs):
+            raise InputError(f"{saved} cannot be read; delete {self.run_dir} or choose another --run_dir")
+        found = changes(theirs, ours, self.run_dir / "checkpoints/last.ckpt")
+        if found.refused:
             raise InputError(
-                f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(changed)}; "
-                "choose another --run_dir or delete it"
+                f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(found.refused)}; "
+                "choose another --run_dir or delete it\n  " + "\n  ".join(found.refused.values())
             )
+        for change in found.close.values():
+            rank_zero_only(say)(change)
         if self.ckpt_path is not None and self.continued_from is None:
             return  # asked for by name
-        if (found := newest_readable(self.run_dir)) is None:
+        if (newest := newest_readable(self.run_dir)) is None:
             rewind(self.run_dir, {})
             return
-        path, checkpoint = found
+        path, checkpoint = newest
         self.ckpt_path = str(path)
         rewind(self.run_dir, checkpoint)
         say(f"fit from {path}, step {checkpoint['global_step']}")
@@ -355,14 +363,3 @@ def _with_durable_checkpoints(plugins: Any) -> list[Any]:
 def _as_list(value: Any) -> list[Any]:
     """What the trainer takes as nothing, one object or several."""
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-
-
-def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as {"data.init_args.root": "data", ...}."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    return {
-        key: leaf
-        for name, value in config.items()
-        for key, leaf in _leaves(value, f"{prefix}.{name}" if prefix else name).items()
-    }

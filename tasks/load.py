@@ -1,7 +1,6 @@
 """A run's task and data, built from its recipe and checkpoint without running anything."""
 
 import argparse
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +53,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def build(config: Path, overrides: list[str]) -> "_Builder":
     """The task (`model`) and data of a recipe, at their start."""
-    with warnings.catch_warnings():
-        # That arguments are given although the process has a command line of its own.
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        return _Builder(["validate", "--config", str(config), *overrides])
+    return _Builder(["validate", "--config", str(config), *overrides])
 
 
 def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:

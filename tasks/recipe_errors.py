@@ -141,7 +141,7 @@ def class_of(name: str) -> type | None:
     return None
 
 
-def _namesclass_of(value: str, allowed: list[str]) -> bool:
+def _names_class(value: str, allowed: list[str]) -> bool:
     package, _, name = value.rpartition(".")
     within = not package or any(f"{package}.".startswith(f"{each}.") for each in allowed)
     return within and name[:1].isupper() and class_of(value) is not None
@@ -180,7 +180,7 @@ def _wrong_types(path: str, cls: type, values: Tree, allowed: list[str]) -> Iter
         elif isinstance(value, dict | list):
             yield from _wrong_nodes(f"{path}.{name}", value, allowed, _later(hints.get(name)))
         elif name in hints and not _fits(value, hints[name]):
-            if isinstance(value, str) and _namesclass_of(value, allowed):
+            if isinstance(value, str) and _names_class(value, allowed):
                 values[name] = {"class_path": value}
                 yield from _wrong_nodes(f"{path}.{name}", values[name], allowed, _later(hints[name]))
                 continue

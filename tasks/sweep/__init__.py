@@ -1,7 +1,6 @@
 """`msssm sweep`: options of a recipe, searched by Optuna on the validation metric alone."""
 
 import argparse
-import logging
 import signal
 
 from msssm.errors import InputError
@@ -48,8 +47,6 @@ def main(args: list[str]) -> None:
         raise InputError("msssm sweep needs Optuna: pip install 'msssm[sweep]'") from error
     from tasks.sweep.table import write_table
 
-    for name in ("lightning.pytorch", "lightning.fabric"):  # of what is built only to see that it can be
-        logging.getLogger(name).setLevel(logging.WARNING)
     recipe = build(options.config, overrides)
     check(space, lambda override: build(options.config, [*overrides, override]))
     checkpoint = recipe.config[recipe.subcommand].checkpoint
