@@ -51,6 +51,8 @@ class _BatchSampler(DistributedSampler[list[int]]):
                 f"asked for batches of {batch_size} from lengths of shape {self.lengths.shape}; "
                 "give batch_size >= 1 and one length per sample"
             )
+        if kwargs.get("seed", 0) < 0:
+            raise InputError(f"asked for the order of seed {kwargs['seed']}; give a shuffle_seed of at least 0")
         super().__init__(self.lengths, num_replicas=world_size, rank=rank, **kwargs)  # type: ignore[arg-type]
         self.batch_size, self.world_size = batch_size, world_size
 

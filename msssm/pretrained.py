@@ -85,8 +85,8 @@ def read_pretrained(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], st
     try:
         content = json.loads((folder / CONFIG).read_text())
         weights = load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InputError(f"{folder} is damaged ({error}); export it again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not {"backbone", "prefix"} <= content.keys():
         raise InputError(f"{folder / CONFIG} is not of format {FORMAT}; export it again with this version of msssm")
     return content["backbone"], weights, content["prefix"]

@@ -1,7 +1,6 @@
 """`msssm compare runA runB`: the difference of two runs on the same test samples, by a paired bootstrap."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from tasks.bootstrap import RESAMPLES, percentile_interval, resample
 from tasks.ecg_metrics import macro, weighted_auroc
 from tasks.paths import path_option
 from tasks.predictions import FILE, Saved, load
+from tasks.record import read_json
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,6 +36,8 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.resamples < 1:
         raise InputError(f"asked for {options.resamples} resamples; take at least 1")
+    if options.seed < 0:
+        raise InputError(f"--seed must be at least 0, got {options.seed}")
     a, b = (load(folder / FILE) for folder in options.run)
     check_comparable(options.run, (a, b))
     result = compare(a, b, resamples=options.resamples, seed=options.seed)
@@ -104,4 +106,4 @@ def _digest(folder: Path) -> str:
     path = folder / "metrics.json"
     if not path.is_file():
         raise MissingFileError(f"expected a complete run in {folder}, got no metrics.json; name the folder of one")
-    return str(json.loads(path.read_text())["data"].get("digest", ""))[:12]
+    return str(read_json(path).get("data", {}).get("digest", ""))[:12]

@@ -14,8 +14,7 @@ _REFUSALS = {
 }
 _ROOT = Path(__file__).parent.parent
 _OURS = tuple(f"{_ROOT / package}/" for package in ("msssm", "datamodules", "tasks"))
-_BUILDER = str(_ROOT / "tasks/construct.py")
-_DOORS = {str(_ROOT / "tasks" / name) for name in ("main.py", "cli.py", "load.py", "recipe_errors.py")} | {_BUILDER}
+_DOORS = {str(_ROOT / "tasks" / f"{name}.py") for name in ("main", "cli", "load", "construct", "recipe_errors")}
 
 
 def complaint(error: BaseException) -> str | None:
@@ -32,26 +31,33 @@ def complaint(error: BaseException) -> str | None:
         refused = isinstance(link, OSError) and link.filename is not None and link.errno in _REFUSALS
         # Lightning is not imported here.
         misconfigured = type(link).__name__ == "MisconfigurationException"
-        if refused or misconfigured or isinstance(link, ours) or _about_options(link):
+        if refused or misconfigured or isinstance(link, ours) or _by_lightning(link):
             return str(link) or type(link).__name__
         link = link.__cause__
     return None
 
 
-def _about_options(error: BaseException) -> bool:
-    """Whether Lightning, or a class that is not ours, raised it on purpose, with no code of ours at work."""
-    if not isinstance(error, Exception) or not (frames := _frames(error)):
-        return False
-    inside = frames[-1]
-    on_purpose = dis.opname[inside.tb_frame.f_code.co_code[inside.tb_lasti]] == "RAISE_VARARGS"
-    built = any(_file(frame) == _BUILDER for frame in frames)
-    by_lightning = raised_in(error, "lightning") and not isinstance(error, AssertionError)
-    return on_purpose and (built or by_lightning) and not enters_our_code(error)
+def _by_lightning(error: BaseException) -> bool:
+    """Whether Lightning raised it on purpose, with no code of ours at work: about an option."""
+    return (
+        isinstance(error, Exception)
+        and not isinstance(error, AssertionError)
+        and raised_in(error, "lightning")
+        and on_purpose(error)
+        and not enters_our_code(error)
+    )
+
+
+def on_purpose(error: BaseException) -> bool:
+    """Whether a `raise` raised it, and not Python or a library of C at what cannot be done."""
+    [*_, inside] = _frames(error)
+    return dis.opname[inside.tb_frame.f_code.co_code[inside.tb_lasti]] == "RAISE_VARARGS"
 
 
 def raised_in(error: BaseException, package: str) -> bool:
     """Whether a file of an installed package raised it."""
-    return f"/site-packages/{package}/" in _file(_frames(error)[-1])
+    frames = _frames(error)
+    return bool(frames) and f"/site-packages/{package}/" in _file(frames[-1])
 
 
 def enters_our_code(error: BaseException | None) -> bool:

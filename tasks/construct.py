@@ -7,7 +7,9 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from msssm.errors import InputError
-from tasks.complaints import enters_our_code, raised_in
+from tasks.complaints import enters_our_code, on_purpose, raised_in
+
+OURS = ("msssm.", "datamodules.", "tasks.")
 
 
 @contextmanager
@@ -18,22 +20,22 @@ def constructors(parser: ArgumentParser) -> Iterator[None]:
     constructor raises for a value of a wrong type, and tells that instead.
 
     Raises:
-        InputError: a class that needs a package which is not installed.
+        InputError: a class of others refused its options, or needs a package that is not installed.
     """
     raised: list[Exception] = []
 
     def build(cls: type, *args: Any, **kwargs: Any) -> Any:
         try:
             return cls(*args, **kwargs)
-        except ImportError as error:
-            raised.append(error)
-            if enters_our_code(error):
-                raise
-            raised[-1] = InputError(f"{cls.__name__} needs a package that is not installed: {error}")
-            raise raised[-1] from error
         except Exception as error:
             raised.append(error)
-            raise
+            if cls.__module__.startswith(OURS) or enters_our_code(error):
+                raise
+            if isinstance(error, ImportError):
+                raised[-1] = InputError(f"{cls.__name__} needs a package that is not installed: {error}")
+            elif on_purpose(error):
+                raised[-1] = InputError(str(error))
+            raise raised[-1] from error
 
     parser.add_instantiator(build, object)  # the last one: Lightning's own, of tasks and data, come before
     try:

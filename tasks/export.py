@@ -18,6 +18,7 @@ from msssm.pretrained import WEIGHTS, read_pretrained, write_pretrained
 from tasks.base import SequenceTask
 from tasks.load import build, load_run, run_arguments
 from tasks.paths import make_folder, path_option
+from tasks.record import read_json
 
 RECIPE = "recipe.yaml"
 
@@ -43,7 +44,7 @@ def main(args: list[str]) -> None:
     write_pretrained(options.output, backbone.config, network.state_dict(), f"{name}." if name else "")
     (options.output / RECIPE).write_text(portable(run.recipe))
     metrics = run.folder / "metrics.json"
-    card = model_card(run.task, json.loads(metrics.read_text()) if metrics.exists() else None)
+    card = model_card(run.task, read_json(metrics) if metrics.exists() else None)
     card.save(options.output / "README.md")
     if options.onnx:
         step_to_onnx(backbone, options.output / "step.onnx")

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import sys
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from datamodules import ListOpsDataModule
 from datamodules.batching import collate_tokens
+from datamodules.errors import InputError as DataError
 from datamodules.listops import Expressions, generate_arrays
 from datamodules.listops.expressions import CLOSE, OPERATORS, PAD, TOKEN_IDS, join
 from msssm.errors import InputError
@@ -22,7 +22,7 @@ from tasks.listops_report_plot import report_plot
 from tasks.listops_summary import write_summary
 from tasks.load import LoadedRun, load_run, run_arguments
 from tasks.paths import path_option
-from tasks.record import write_json
+from tasks.record import read_json, write_json
 from tasks.table.intervals import wilson
 
 # Added to the data's own seed: no trained model has seen this stream.
@@ -59,7 +59,7 @@ def is_complete(folder: Path, count: int) -> bool:
     path, checkpoint = folder / "listops_report.json", folder / "checkpoints/best.ckpt"
     if not path.exists() or (checkpoint.exists() and checkpoint.stat().st_mtime > path.stat().st_mtime):
         return False
-    return bool(json.loads(path.read_text())["lines"][0]["count"] == count)
+    return bool(read_json(path)["lines"][0]["count"] == count)
 
 
 def report(run: LoadedRun, count: int) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def report(run: LoadedRun, count: int) -> list[dict[str, Any]]:
         low, high = data.parameters.max_length * factor // 2, data.parameters.max_length * factor
         try:
             longer = fresh_expressions(data, max(10, count // 10), factor, None)
-        except ValueError as error:  # trees of this depth and width do not grow so long
+        except DataError as error:  # trees of this depth and width do not grow so long
             print(f"msssm: no report on lengths {low} .. {high}: {error}", file=sys.stderr)
             continue
         parts.append(_line("beyond training", f"{low} .. {high}", answers(task, longer, device) == longer.labels))

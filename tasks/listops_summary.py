@@ -1,7 +1,6 @@
 """The ListOps reports of all runs of a results folder, side by side."""
 
 import csv
-import json
 import math
 from pathlib import Path
 from statistics import mean
@@ -10,6 +9,7 @@ from typing import Any
 import matplotlib
 
 from msssm.errors import InputError
+from tasks.record import read_json
 from tasks.table.runs import read_runs
 from tasks.table.subjects import ListOps
 
@@ -29,7 +29,7 @@ def write_summary(folder: Path) -> str:
     if not runs:
         raise InputError(f"no complete ListOps run below {folder}/runs; run `make reproduce-table` first")
     labels = {reference.row: reference.label for reference in ListOps().references(runs[0])}
-    reports = [(run, json.loads((run.folder / "listops_report.json").read_text())["lines"]) for run in runs]
+    reports = [(run, read_json(run.folder / "listops_report.json")["lines"]) for run in runs]
     expected = [(line["kind"], line["name"], line["count"]) for line in reports[0][1]]
     seeds: dict[str, list[list[dict[str, Any]]]] = {}
     with (folder / "listops_report.csv").open("w", newline="") as file:

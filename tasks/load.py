@@ -83,5 +83,9 @@ def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:
         elif options.config is None:
             raise InputError(f"{best} does not exist; name a --ckpt_path")
     if checkpoint is not None:
-        built.model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        try:
+            built.model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{checkpoint} does not fit the recipe {config} ({reason}); name its own") from error
     return LoadedRun(built.model.eval(), built.datamodule, built.run_dir, checkpoint, built.recipe)

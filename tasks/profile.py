@@ -38,7 +38,10 @@ def main(args: list[str]) -> None:
     if options.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {options.rounds}")
     origin = provenance()  # of the code as it was loaded
-    device = torch.device(options.device)
+    try:
+        device = torch.empty(0, device=options.device).device
+    except (RuntimeError, AssertionError) as error:  # no such kind, or none of it here
+        raise InputError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
     size = (options.d_model, options.kernel_size)
     costs: dict[tuple[str, int, int], list[Cost]] = {}
     # In rounds over all points, so that a slow spell of the machine does not meet one of them alone.

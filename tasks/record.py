@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from msssm.errors import InputError, MissingFileError
+
 PACKAGES = ("msssm", "torch", "lightning", "torchmetrics", "numpy")
 
 
@@ -30,6 +32,20 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes atomically, and refuses what JSON cannot hold."""
     with atomic_file(path) as file:
         file.write(json.dumps(content, indent=2, allow_nan=False).encode())
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"expected {path}, got no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); make it again") from error
 
 
 def provenance() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
+from datamodules.errors import InputError as DataError
 from datamodules.ptbxl import PTBXLDataModule, Recording, find_recordings, read_recording
 from datamodules.ptbxl.datamodule import window_starts
 from datamodules.ptbxl.recording import FillMissing
@@ -104,7 +105,7 @@ def predict_recordings(
                 fill_missing=options.fill_missing,
             )
             windows.starts(len(recording.signal))
-        except ValueError as error:
+        except (InputError, DataError) as error:
             failures.append(str(error))
             continue
         x = standardised(recording, scaling["mean"], scaling["std"])

@@ -9,6 +9,7 @@ from torch import Tensor
 from datamodules.cifar10 import convert
 from datamodules.cifar10.batches import SIDE
 from datamodules.cifar10.download import download
+from datamodules.errors import InputError
 from datamodules.paths import local_path
 from datamodules.pixels import PixelDataModule, PixelDataset
 
@@ -68,6 +69,8 @@ class SequentialCIFARDataModule(PixelDataModule):
         self._order: Tensor | None = None
         self._form = ""
         if permutation_seed is not None:
+            if permutation_seed < 0:
+                raise InputError(f"permutation_seed must be at least 0, got {permutation_seed}")
             order = np.random.default_rng(permutation_seed).permutation(SIDE * SIDE)
             self._order = torch.from_numpy(order)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datamodules.cifar10 import convert, files, images
 from datamodules.cifar10.batches import read_batch
+from datamodules.errors import InputError
 from datamodules.faults import Fault
 
 
@@ -22,12 +23,12 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
     faults: list[Fault] = []
     try:
         faults += _images(source) if files.holds_images(source) else _batches(source)
-    except (OSError, ValueError) as error:
+    except (OSError, InputError) as error:
         faults.append(Fault(str(source), str(error)))
     for folder in converted:
         try:
             convert.load(folder, verify=True)
-        except ValueError as error:
+        except InputError as error:
             faults.append(Fault(folder.name, str(error)))
     return faults
 
@@ -43,7 +44,7 @@ def _batches(source: Path) -> Iterator[Fault]:
     for name, content in files.read(source):
         try:
             rows = len(read_batch(name, content).labels)
-        except ValueError as error:
+        except InputError as error:
             yield Fault(name, str(error))
             continue
         if rows != convert.ROWS:

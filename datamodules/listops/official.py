@@ -64,7 +64,7 @@ def read_split(path: Path) -> Expressions:
         for number, line in enumerate(tqdm(file, desc=path.name, unit=" rows", delay=3), start=2):
             try:
                 ids, label = _read_row(line.rstrip("\n"))
-            except ValueError as error:
+            except InputError as error:
                 raise _error(path, number, str(error)) from error
             rows.append(ids)
             labels.append(label)

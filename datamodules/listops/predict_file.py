@@ -28,7 +28,7 @@ def read_expressions(file: str | None) -> Expressions:
             try:
                 tokens = tokenize(line)
                 labels.append(evaluate(tokens))
-            except ValueError as error:
+            except InputError as error:
                 raise InputError(f"{path}, line {number}: {error}; correct or remove the line") from error
             rows.append(encode(tokens))
     if not rows:

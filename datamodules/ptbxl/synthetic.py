@@ -178,9 +178,11 @@ def generate(
         progress: show a bar.
 
     Raises:
-        ValueError: for fewer records or another sampling rate.
+        ValueError: for fewer records, another sampling rate, or a negative seed.
         InputError: if `<root>/ptbxl` holds a data set.
     """
+    if seed < 0:
+        raise InputError(f"asked for synthetic records of seed {seed}; give at least 0")
     if count < MIN_RECORDS or not set(sampling_rates) <= set(files.FILENAME) or not sampling_rates:
         raise InputError(
             f"asked for {count} records at {sampling_rates} Hz; take at least {MIN_RECORDS}, so that every fold has "

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from datamodules.disk import leaves_its_folder
+from datamodules.errors import InputError
 from datamodules.faults import Fault
 from datamodules.ptbxl import convert, files
 from datamodules.ptbxl.labels import multi_hot
@@ -31,7 +32,7 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
     try:
         table = files.read_database(source)
         multi_hot(table["scp_codes"].tolist(), "all", files.read_statements(source))
-    except (OSError, ValueError) as error:
+    except (OSError, InputError) as error:
         return [*faults, Fault("", str(error))]
     digests = files.read_digests(source)
     if not digests:
@@ -53,7 +54,7 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
                 Fault(folder.name, f"{folder.name}: chunk {chunk} is not what was written")
                 for chunk in convert.damaged_chunks(folder)
             ]
-        except ValueError as error:
+        except InputError as error:
             faults.append(Fault(folder.name, str(error)))
     return faults
 

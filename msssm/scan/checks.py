@@ -15,15 +15,16 @@ def check_discretization(discretization: str) -> None:
         raise InputError(f"discretization must be 'zoh' or 'euler', got {discretization!r}")
 
 
+# A wrong shape within a network is a fault of the program, so no `InputError`.
 def expect_dimensions(name: str, x: Tensor, ndim: int) -> torch.Size:
     if x.ndim != ndim:
-        raise InputError(f"{name} must have {ndim} dimensions, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(x.shape)}")
     return x.shape
 
 
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     if x.shape != shape:
-        raise InputError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
 
 
 def check_lengths(lengths: Tensor | None, batch: int, length: int) -> None:

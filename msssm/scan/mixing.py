@@ -2,8 +2,6 @@
 
 from torch import Tensor
 
-from msssm.errors import InputError
-
 
 def mix_bands(y: Tensor, mix: Tensor) -> Tensor:
     """z_t = sum_s mix_t[s] y^s_t (MS-SSM, section 3.3).
@@ -33,7 +31,7 @@ def check_mix(mix: Tensor, y: Tensor) -> None:
     """Raises ValueError unless the weights (B, L, M) or (B, L, M, H) fit bands (B, L, M, D)."""
     fits = mix.ndim in (3, 4) and mix.shape[:3] == y.shape[:3]
     if not fits or (mix.ndim == 4 and y.shape[-1] % mix.shape[3]):
-        raise InputError(
+        raise ValueError(
             f"mix must be (B, L, M) = {tuple(y.shape[:3])} or (B, L, M, H) with H a divisor of {y.shape[-1]}, "
             f"got {tuple(mix.shape)}"
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msssm.errors import InputError
+from tasks.complaints import complaint
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -91,6 +92,8 @@ def check(space: Sequence[Option], build: Callable[[str], object]) -> None:
         for value in option.extremes:
             try:
                 build(f"--{option.name}={value}")
-            except ValueError as error:
-                reason = f"{value!r} is not accepted by the recipe: {error}"
+            except Exception as error:
+                if (message := complaint(error)) is None:
+                    raise
+                reason = f"{value!r} is not accepted by the recipe: {message}"
                 raise InputError(f"--vary {option.name}={option.text}: {reason}") from error

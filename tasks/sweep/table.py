@@ -1,13 +1,13 @@
 """The trials of a sweep, best first, as table.md and table.csv."""
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
 
+from tasks.record import read_json
 from tasks.sweep.space import Option
 from tasks.sweep.trials import last_line, shown
 from tasks.table.markdown import aligned
@@ -24,7 +24,7 @@ def write_table(folder: Path, study: optuna.Study, space: Sequence[Option], moni
     header = ["trial", monitor, *names, "parameters", "steps", "training, s"]
     rows: list[list[object]] = []
     for trial in best_first:
-        metrics = json.loads((folder / f"trial{trial.number}" / "metrics.json").read_text())
+        metrics = read_json(folder / f"trial{trial.number}" / "metrics.json")
         values = [trial.params[name] for name in names]
         rows.append(
             [trial.number, trial.value, *values, metrics["parameters"], metrics["steps"], metrics["train_seconds"]]

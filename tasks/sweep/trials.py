@@ -1,6 +1,5 @@
 """Trials: `msssm fit` in processes of their own, and what becomes of them."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from msssm.errors import InputError
+from tasks.record import read_json
 from tasks.sweep.space import Option
 
 POLL = 0.1  # seconds
@@ -88,7 +88,7 @@ class Runner:
         folder = self.folder / f"trial{trial.number}"
         values = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
         if (folder / "metrics.json").exists():
-            validation = json.loads((folder / "metrics.json").read_text())["validation"]
+            validation = read_json(folder / "metrics.json")["validation"]
             self.study.tell(trial, validation["best"])
             print(f"{folder.name}: {validation['monitor']} {validation['best']:.4f}, {values}", flush=True)
         elif code in (1, 2):

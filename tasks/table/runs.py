@@ -1,6 +1,5 @@
 """Complete runs on disk: `<folder>/runs/<task>/<row>/seed<k>`, with the recipe and what it measured."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from msssm.errors import InputError
+from tasks.record import read_json
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ def read_runs(folder: Path, task: str) -> list[Run]:
     runs = []
     for path in sorted(folder.glob(f"runs/{task}/*/seed*/metrics.json")):
         try:
-            metrics = json.loads(path.read_text())
+            metrics = read_json(path)
             if not metrics["test"]:
                 continue
             recipe = yaml.safe_load((path.parent / "config.yaml").read_text())
             runs.append(Run(path.parent.parent.name, path.parent, metrics, recipe))
             runs[-1].budget()
-        except (ValueError, KeyError, TypeError, yaml.YAMLError, OSError) as error:
+        except (InputError, UnicodeDecodeError, KeyError, TypeError, yaml.YAMLError, OSError) as error:
             raise InputError(f"the run {path.parent} is damaged ({error!r}); delete it and train it again") from error
     for run in runs:
         if run.budget() != runs[0].budget():
