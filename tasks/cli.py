@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
@@ -108,7 +109,7 @@ class MsssmCLI(LightningCLI):
         try:
             self.config = parser.parse_args(self.arguments)
         except Exception as error:  # also what the parsers of YAML and of types meet beyond what they expect
-            if enters_our_code(error):
+            if enters_our_code(error) and not isinstance(error, ArgumentError):
                 raise
             raise InputError(self._complaints() or f"the recipe or an option cannot be read: {error}") from error
         expand(self.config[self.config.subcommand])

@@ -14,7 +14,13 @@ _REFUSALS = {
 }
 _ROOT = Path(__file__).parent.parent
 _OURS = tuple(f"{_ROOT / package}/" for package in ("msssm", "datamodules", "tasks"))
-_DOORS = {str(_ROOT / "tasks" / f"{name}.py") for name in ("main", "cli", "load", "construct", "recipe_errors")}
+_DOORS = {
+    str(_ROOT / "tasks" / f"{name}.py")
+    for name in ("main", "cli", "load", "construct", "recipe_errors", "recipe_parser")
+}
+    str(_ROOT / "tasks" / f"{name}.py")
+    for name in ("main", "cli", "load", "construct", "recipe_errors", "recipe_parser")
+}
 
 
 def complaint(error: BaseException) -> str | None:

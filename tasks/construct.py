@@ -35,6 +35,8 @@ def constructors(parser: ArgumentParser) -> Iterator[None]:
                 raised[-1] = InputError(f"{cls.__name__} needs a package that is not installed: {error}")
             elif on_purpose(error):
                 raised[-1] = InputError(str(error))
+            else:
+                raise
             raise raised[-1] from error
 
     parser.add_instantiator(build, object)  # the last one: Lightning's own, of tasks and data, come before

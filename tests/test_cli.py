@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,14 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.listops import ListOpsDataModule, encode, evaluate, tokenize
+from msssm import Backbone, MultiScaleSSM
 from tasks import ListOpsTask
+from tasks.checkpoint_io import DurableCheckpointIO
+from tasks.load import _Builder, build
 from tasks.main import main
+from tasks.record import write_json
 from tests.recipes import fit, write_recipe
+from tests.runs import run as run_command
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +261,8 @@ def test_an_unfinished_run_of_another_configuration_is_kept(
     (tmp_path / "other" / "config.yaml").write_text((run / "config.yaml").read_text())
     with pytest.raises(SystemExit, match="2"):
         fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/other", "--model.lr=0.5")
-    assert "unfinished run whose configuration differs in: model.init_args.lr;" in capsys.readouterr().err
+    assert "unfinished run whose configuration differs in: model.init_args.lr;" in (told := capsys.readouterr().err)
+    assert "model.init_args.lr was 0.01, is 0.5" in told
 
 
 def test_predict_prints_one_answer_per_expression(
@@ -313,15 +320,123 @@ def test_a_recipe_cannot_build_what_is_not_allowed(
     assert f"{path} may not be built by name" in capsys.readouterr().err
 
 
-def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only errors that our code raised about its input are shortened."""
+def test_options_hold_over_a_recipe_in_any_order(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    before, *others = ["--model.lr=0.5", "--config", str(recipe), "--model.weight_decay=0.25"]
+    task = build(recipe, ["--model.lr=0.5"]).model
+    assert task.lr == 0.5
+    task = _Builder(["validate", before, *others]).model
+    assert (task.lr, task.weight_decay) == (0.5, 0.25)
 
-    def broken(self: ListOpsTask, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        return torch.zeros(2).view(3)
 
-    monkeypatch.setattr(ListOpsTask, "forward", broken)
-    with pytest.raises(RuntimeError, match="shape"):
-        fit(write_recipe(tmp_path))
+def test_a_home_in_a_recipe_is_one_folder_which_the_second_start_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("SCRATCH", str(home / "scratch"))
+    monkeypatch.chdir(here)
+    recipe = write_recipe(tmp_path, max_epochs=1)
+    content = yaml.safe_load(recipe.read_text())
+    content["run_dir"], content["data"]["init_args"]["root"] = "~/runs/../runs/x/", "$SCRATCH/data"
+    recipe.write_text(yaml.safe_dump(content))
+    original = ListOpsTask.training_step
+
+    def killed(self: ListOpsTask, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 5:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ListOpsTask, "training_step", killed)
+    option = "--trainer.val_check_interval=4"
+    with pytest.raises(SystemExit, match="130"):
+        fit(recipe, option)
+    monkeypatch.setattr(ListOpsTask, "training_step", original)
+    fit(recipe, option, f"--run_dir={home}/runs/x")
+    assert "fit from" in capsys.readouterr().err
+    assert not list(here.iterdir())
+    assert {path.name for path in home.iterdir()} == {"runs", "scratch"}
+    assert _metrics(home / "runs/x")["steps"] == 10
+
+
+def test_options_without_an_effect_may_change_in_a_resumed_run(
+    complete: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends bit-equal to an uninterrupted one, and its config.yaml holds what it was resumed with."""
+    recipe, whole = complete
+    run = tmp_path / "run"
+    original = ListOpsTask.training_step
+
+    def killed(self: ListOpsTask, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == 1 and batch_idx == 5:
+            raise RuntimeError("killed")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ListOpsTask, "training_step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(recipe, "--seed_everything=3", f"--run_dir={run}")
+    monkeypatch.undo()
+    (tmp_path / "link").symlink_to(recipe.parent / "data")
+    others = {"data.num_workers": 1, "trainer.log_every_n_steps": 5, "data.root": f"{tmp_path}/link/../data/"}
+    words = [f"--{name}={value}" for name, value in others.items()]
+    bar = "--trainer.callbacks+=tasks.dashboards.EpochLines"
+    fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/x/../run/", bar, *words)
+    ours, theirs = (
+        torch.load(each / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for each in (run, whole)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert _metrics(run)["test"] == _metrics(whole)["test"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["log_every_n_steps"] == 5
+
+
+def test_a_longer_training_is_another_one(
+    complete: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = complete
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text((run / "config.yaml").read_text())
+    with pytest.raises(SystemExit, match="2"):
+        fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/other", "--trainer.max_epochs=5")
+    told = capsys.readouterr().err
+    assert "trainer.max_epochs was 2, is 5: the learning rate falls to 0 at the end of the training" in told
+    assert f"--ckpt_path {tmp_path}/other/checkpoints/last.ckpt" in told
+
+
+def test_predict_prints_the_answers_alone(complete: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "expressions.txt").write_text("[MAX 2 9 ]\n[MIN 4 7 ]\n")
+    file = f"--data.predict_file={tmp_path}/expressions.txt"
+    code = run_command(["predict", "--config", f"{complete[1]}/config.yaml", file], tmp_path / "output")
+    first, *answers = (tmp_path / "output").read_text().splitlines()
+    assert code == 0
+    assert first == f"msssm: predict from {complete[1]}/checkpoints/best.ckpt"
+    assert len(answers) == 2
+    assert all(answer.isdigit() for answer in answers)
+
+
+def test_a_backend_of_a_notebook_ends_no_command(tmp_path: Path) -> None:
+    environment = {**os.environ, "MPLBACKEND": "module://of_a_notebook.that_is_not_here"}
+    command = [sys.executable, "-m", "tasks.main", "table", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"msssm: no complete run below {tmp_path}/runs; run `make reproduce-table` first\n",
+    )
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_what_is_written_has_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        Backbone(2, 1, MultiScaleSSM).save_pretrained(tmp_path / "weights")
+        DurableCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+        write_json(tmp_path / "metrics.json", {})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(modes) == {"model.safetensors", "config.json", "last.ckpt", "metrics.json"}
+    assert set(modes.values()) == {0o666 & ~umask}
 
 
 def test_ema_is_a_callback_of_a_recipe(tmp_path: Path) -> None:

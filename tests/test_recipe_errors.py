@@ -1,5 +1,6 @@
 """Every wrong option of a recipe is told, with its value and what it may be, in one message."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def complaint(capsys: pytest.CaptureFixture[str], recipe: Path, *options: str) -
             "model.backbone.layer: os.system may not be built by name; "
             "the classes of msssm, datamodules, tasks, lightning.pytorch, torch.nn may",
         ),
+        ("--trainer.logger=TensorBoardLogger", "trainer.logger.save_dir is missing; TensorBoardLogger needs it"),
+        (
+            "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+            "trainer.logger.save_dir is missing; CSVLogger needs it",
+        ),
+        ("--trainer.callbacks+=EarlyStopping", "trainer.callbacks.monitor is missing; EarlyStopping needs it"),
+        ("--trainer.devices=nope", "`devices` selected with `CPUAccelerator` should be an int > 0."),
         ("--nonsense=3", "Option 'nonsense' is not accepted"),
     ],
 )
@@ -98,3 +106,39 @@ def test_an_option_without_its_value_keeps_the_parsers_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "run_dir" in complaint(capsys, write_recipe(tmp_path), "--run_dir")[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "begins"),
+    [
+        ("--trainer.precision=17", "trainer.precision must be 64 or 32 or 16 or "),
+        ("--trainer.strategy=nonsense", "You selected an invalid strategy name: `strategy='nonsense'`"),
+        ("--trainer.accelerator=abacus", "You selected an invalid accelerator name: `accelerator='abacus'`"),
+        ("--trainer.profiler=magic", "When passing string value for the `profiler` parameter of `Trainer`"),
+    ],
+)
+def test_what_lightning_says_of_an_option_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, begins: str
+) -> None:
+    [line] = complaint(capsys, write_recipe(tmp_path), option)
+    assert line.startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("option", "package"),
+    [
+        ("--trainer.logger=WandbLogger", "wandb"),
+        ("--trainer.logger=lightning.pytorch.loggers.MLFlowLogger", "mlflow"),
+        ("--trainer.callbacks+=RichProgressBar", "rich"),
+    ],
+)
+def test_a_package_that_is_not_there_is_named_beside_what_else_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, package: str
+) -> None:
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    told = complaint(capsys, write_recipe(tmp_path), option, "--model.lr=-1")
+    assert "model.lr must be positive, got -1.0" in told
+    [other] = [line for line in told if "model.lr" not in line]
+    assert "needs a package that is not installed: " in other
+    assert package in other
