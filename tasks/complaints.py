@@ -18,9 +18,6 @@ _DOORS = {
     str(_ROOT / "tasks" / f"{name}.py")
     for name in ("main", "cli", "load", "construct", "recipe_errors", "recipe_parser")
 }
-    str(_ROOT / "tasks" / f"{name}.py")
-    for name in ("main", "cli", "load", "construct", "recipe_errors", "recipe_parser")
-}
 
 
 def complaint(error: BaseException) -> str | None:
