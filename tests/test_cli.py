@@ -381,8 +381,8 @@ def test_options_without_an_effect_may_change_in_a_resumed_run(
     (tmp_path / "link").symlink_to(recipe.parent / "data")
     others = {"data.num_workers": 1, "trainer.log_every_n_steps": 5, "data.root": f"{tmp_path}/link/../data/"}
     words = [f"--{name}={value}" for name, value in others.items()]
-    bar = "--trainer.callbacks+=tasks.dashboards.EpochLines"
-    fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/x/../run/", bar, *words)
+    bar = ["--trainer.callbacks+=tasks.dashboards.EpochLines", "--trainer.enable_progress_bar=true"]
+    fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/./run/", *bar, *words)
     ours, theirs = (
         torch.load(each / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for each in (run, whole)
     )
@@ -429,7 +429,7 @@ def test_a_backend_of_a_notebook_ends_no_command(tmp_path: Path) -> None:
 def test_what_is_written_has_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        Backbone(2, 1, MultiScaleSSM).save_pretrained(tmp_path / "weights")
+        Backbone(d_model=2, n_layers=1, layer=MultiScaleSSM).save_pretrained(tmp_path / "weights")
         DurableCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
         write_json(tmp_path / "metrics.json", {})
     finally:
