@@ -9,7 +9,7 @@ from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions, encode, evaluate, join, tokenize
 
 
-def read_expressions(file: str | None) -> Expressions:
+def read_expressions(file: str | Path | None) -> Expressions:
     """Expressions of a text file, one per line, blank lines skipped; the labels are their values.
 
     Raises:
