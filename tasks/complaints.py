@@ -29,6 +29,7 @@ def complaint(error: BaseException) -> str | None:
     # Whoever raised one of these has loaded its module; an error must not cost the seconds of importing torch.
     modules = [sys.modules.get(name) for name in ("msssm.errors", "datamodules.errors")]
     ours = tuple(module.InputError for module in modules if module is not None)
+    lost_worker = modules[1].lost_worker if modules[1] is not None else lambda link: None
     link: BaseException | None = error
     while link is not None:
         refused = isinstance(link, OSError) and link.filename is not None and link.errno in _REFUSALS
@@ -36,6 +37,8 @@ def complaint(error: BaseException) -> str | None:
         misconfigured = type(link).__name__ == "MisconfigurationException"
         if refused or misconfigured or isinstance(link, ours) or _by_lightning(link):
             return str(link) or type(link).__name__
+        if (reason := lost_worker(link)) is not None:
+            return str(reason)
         link = link.__cause__
     return None
 

@@ -26,7 +26,7 @@ from datamodules.batching import LengthBucketBatchSampler
 from datamodules.errors import InputError, MissingFileError, WorkerError
 from datamodules.imagenet.dataset import StreamLoader
 from datamodules.loader import WORKER_TIMEOUT, Loader, ResumableLoader, worker_options
-from tasks.main import _complaint
+from tasks.complaints import complaint
 from tests import cifar10, images, ptbxl
 
 
@@ -75,7 +75,7 @@ def _loaders(fault: Callable[[], object]) -> list[Loader]:
 def test_a_killed_worker_is_named_in_one_line(kind: int) -> None:
     with pytest.raises(RuntimeError) as caught:
         next(iter(_loaders(_killed)[kind]))
-    reason = _complaint(caught.value)  # also where torch's signal handler raises far from the loader
+    reason = complaint(caught.value)  # also where torch's signal handler raises far from the loader
     assert reason is not None
     assert reason.startswith("a loader process was lost: worker (pid")
     assert "killed by signal: Killed" in reason or "exited unexpectedly" in reason
@@ -91,7 +91,7 @@ def test_a_worker_that_hangs_is_named_in_one_line(kind: int, monkeypatch: pytest
         WorkerError, match=r"^a loader process was lost: timed out after 0.2 seconds; .* again$"
     ) as caught:
         next(iter(_loaders(_hanging)[kind]))
-    assert _complaint(caught.value) == str(caught.value)
+    assert complaint(caught.value) == str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [0, 1])
