@@ -185,9 +185,10 @@ class MsssmCLI(LightningCLI):
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self.lock = lock_run(self.run_dir)
         saved = self.run_dir / "config.yaml"
-        if not saved.exists():
+        if not saved.exists() or not any((self.run_dir / "checkpoints").glob("*.ckpt")):
+            rewind(self.run_dir, {})  # of a start that was refused, or ended before its first checkpoint
             return
-        ours = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
+        ours = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
         try:
             theirs = yaml.safe_load(saved.read_text())
         except (yaml.YAMLError, UnicodeDecodeError):

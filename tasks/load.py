@@ -39,7 +39,7 @@ class _Builder(MsssmCLI):
         self.run_dir, self.ckpt_path = Path(config.run_dir), config.ckpt_path
 
     def _run_subcommand(self, subcommand: str) -> None:
-        self.recipe = self._parser(subcommand).dump(self.config[subcommand], skip_none=False)
+        self.recipe = self._parser(subcommand).dump(self.config[subcommand], skip_unset=False)
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:

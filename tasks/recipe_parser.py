@@ -23,6 +23,8 @@ class RecipeParser(LightningArgumentParser):
     """
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        if "skip_none" in kwargs:  # Lightning's word for it, deprecated by jsonargparse
+            kwargs["skip_unset"] = kwargs.pop("skip_none")
         written = namespace.clone()
         _make_plain(written)
         with warnings.catch_warnings():

@@ -16,4 +16,4 @@ class SavedConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / self.config_filename) as file:
-            file.write(self.parser.dump(self.config, skip_none=False).encode())
+            file.write(self.parser.dump(self.config, skip_unset=False).encode())

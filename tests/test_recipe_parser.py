@@ -81,7 +81,7 @@ def test_what_lightning_offers_is_built_as_given(kind: type, cls: type, interpol
                 expected = given.get(name, parameter.default)
                 assert plain(received.get(name, parameter.default)) == plain(expected), name
         assert type(builder.instantiate_classes(config)["items"][0]) is cls
-        recipe = yaml.safe_load(builder.dump(config, skip_none=False))
+        recipe = yaml.safe_load(builder.dump(config, skip_unset=False))
 
 
 def test_a_device_and_a_function_arrive() -> None:
@@ -93,4 +93,4 @@ def test_a_device_and_a_function_arrive() -> None:
         first, second = builder.instantiate_classes(config)["items"]
         assert first.pruning_fn is torch.nn.utils.prune.L1Unstructured
         assert second._device == torch.device("cpu")
-        config = builder.parse_object(yaml.safe_load(builder.dump(config, skip_none=False)))
+        config = builder.parse_object(yaml.safe_load(builder.dump(config, skip_unset=False)))
