@@ -73,6 +73,7 @@ class Backbone(SequenceLayer):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[State, ...]]:
         """x (B, L, D) -> y (B, L, D), and the states of all blocks if asked; lengths (B,)."""
+        lengths = self.check_input(x, lengths)
         states = (None,) * len(self.blocks) if state is None else state
         new_states = []
         for block, block_state in zip(self.blocks, states, strict=True):

@@ -39,7 +39,7 @@ class Bidirectional(SequenceLayer):
         self, x: Tensor, lengths: Tensor | None = None, state: State | None = None, return_state: bool = False
     ) -> Tensor:
         """x (B, L, D) -> y (B, L, D); lengths (B,)."""
-        self.check_input(x, lengths)
+        lengths = self.check_input(x, lengths)
         if state is not None or return_state:
             self._refuse()
         past = self.forward_layer(x, lengths)

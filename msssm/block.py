@@ -43,6 +43,7 @@ class Block(SequenceLayer):
         self, x: Tensor, lengths: Tensor | None = None, state: State | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, State]:
         """x (B, L, D) -> y (B, L, D), and the layer's state if asked; lengths (B,)."""
+        lengths = self.check_input(x, lengths)
         inner = self.norm(x, lengths) if self.prenorm else x
         result = self.layer(inner, lengths, state, return_state)
         inner, new_state = result if return_state else (result, None)

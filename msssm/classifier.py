@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from msssm.backbone import Backbone
 from msssm.errors import InputError
 from msssm.layer import State
-from msssm.padding import last_position, masked_mean, zero_padding
+from msssm.padding import last_position, masked_mean, true_lengths, zero_padding
 
 Pooling = Literal["mean", "last"]
 
@@ -54,6 +54,7 @@ class SequenceClassifier(nn.Module):
         With the state of the chunks before, the logits are of all positions from the first chunk on.
         """
         encoded = self.encoder(x)
+        lengths = true_lengths(lengths, encoded)
         if state is None and not return_state:
             pool = masked_mean if self.pooling == "mean" else last_position
             return self.head(pool(self.backbone(encoded, lengths), lengths))

@@ -1,6 +1,7 @@
 """The multi-scale decomposition: a learned, causal, undecimated wavelet transform of each channel."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 
 from msssm.errors import InputError
 from msssm.native import decomposition as native
-from msssm.native.library import inner_contiguous
-from msssm.padding import last_positions, zero_padding
+from msssm.operands import inner_contiguous
+from msssm.padding import last_positions, true_lengths, zero_padding
 from msssm.scan.dispatch import Backend, choose
+from msssm.transforms import plain_form
 
 FilterInit = Literal["uniform", "haar", "db2"]
 
@@ -87,22 +89,18 @@ class MultiScaleDecomposition(nn.Module):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """x (B, L, D) -> bands (B, L, S + 2, D), and the history of each level if asked; lengths (B,)."""
+        lengths = true_lengths(lengths, x)
         low, high = self.taps()
+        if state is not None:
+            check_history(state, self.initial_state(len(x)), x)
         # In half precision the bands stay in it, as those of torch.
-        if x.dtype == torch.float32 and choose(self.backend, x.device, x.dtype) == "cpu":
-            past = None if state is None else torch.cat((x[:, :0], *state), dim=1)
+        if x.dtype == low.dtype == torch.float32 and choose(self.backend, x.device, x.dtype) == "cpu":
+            past = None if state is None else torch.cat([x[:, :0], *(history.to(x.dtype) for history in state)], dim=1)
             bands, history = native.decomposition(inner_contiguous(x), low, high, past, lengths)
             sizes = [(self.kernel_size - 1) * 2**level for level in range(self.levels)]
             return (bands, history.split(sizes, dim=1)) if return_state else bands
-        approximation = zero_padding(x, lengths)
-        finer, histories = [approximation], []
-        for level, history in enumerate(self.initial_state(len(x)) if state is None else state):
-            extended = torch.cat((history.to(x.dtype), approximation), dim=1)
-            histories.append(last_positions(extended, lengths, history.shape[1]))
-            finer.append(dilated_convolution(extended, high[level], 2**level))
-            approximation = dilated_convolution(extended, low[level], 2**level)
-        stacked = torch.stack((*finer, approximation), dim=2)
-        return (stacked, tuple(histories)) if return_state else stacked
+        bands, histories = _in_torch(x, low, high, self.initial_state(len(x)) if state is None else state, lengths)
+        return (bands, histories) if return_state else bands
 
     def taps(self) -> tuple[Tensor, Tensor]:
         """Low-pass and high-pass taps of all levels, each (S, K, D)."""
@@ -115,6 +113,43 @@ class MultiScaleDecomposition(nn.Module):
             self.low.new_zeros(batch_size, (self.kernel_size - 1) * 2**level, self.d_model)
             for level in range(self.levels)
         )
+
+
+def _in_torch(
+    x: Tensor, low: Tensor, high: Tensor, state: Sequence[Tensor], lengths: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Bands (B, L, S + 2, D) and the new histories of all levels."""
+    approximation = zero_padding(x, lengths)
+    finer, histories = [approximation], []
+    for level, history in enumerate(state):
+        extended = torch.cat((history.to(x.dtype), approximation), dim=1)
+        histories.append(last_positions(extended, lengths, history.shape[1]))
+        finer.append(dilated_convolution(extended, high[level], 2**level))
+        approximation = dilated_convolution(extended, low[level], 2**level)
+    return torch.stack((*finer, approximation), dim=2), tuple(histories)
+
+
+@plain_form("msssm::decomposition")
+def _plain(
+    x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The results of the native operator, whose histories lie one behind the other."""
+    levels, taps, channels = low.shape
+    rows = [(taps - 1) * 2**level for level in range(levels)]
+    past = x.new_zeros(len(x), sum(rows), channels) if history is None else history
+    bands, histories = _in_torch(x, low, high, past.split(rows, dim=1), lengths)
+    return bands, torch.cat([x[:, :0], *histories], dim=1)
+
+
+def check_history(state: tuple[Tensor, ...], silence: tuple[Tensor, ...], x: Tensor) -> None:
+    """Raises InputError unless the histories have the shapes of those of silence, and the device of x."""
+    if [history.shape for history in state] != [history.shape for history in silence]:
+        raise InputError(
+            f"the state must be histories of shapes {[tuple(history.shape) for history in silence]}, "
+            f"got {[tuple(history.shape) for history in state]}"
+        )
+    if any(history.device != x.device for history in state):
+        raise InputError(f"the state must be on {x.device}, where x is, got {[str(h.device) for h in state]}")
 
 
 class ConvolutionBands(nn.Module):
@@ -142,6 +177,9 @@ class ConvolutionBands(nn.Module):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """x (B, L, D) -> bands (B, L, S + 2, D), and the last K - 1 inputs if asked; lengths (B,)."""
+        lengths = true_lengths(lengths, x)
+        if state is not None:
+            check_history(state, self.initial_state(len(x)), x)
         (history,) = self.initial_state(len(x)) if state is None else state
         x = zero_padding(x, lengths)
         extended = torch.cat((history.to(x.dtype), x), dim=1)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from msssm.errors import InputError
+from msssm.padding import true_lengths
 
 # A layer's own nest of tensors with the batch in front; callers only hand it back.
 State = Any
@@ -31,24 +31,15 @@ class SequenceLayer(nn.Module):
         """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
         raise NotImplementedError
 
-    def check_input(self, x: Tensor, lengths: Tensor | None) -> None:
-        """Raises ValueError unless x is (B, L, d_model), floating, and lengths (B,) whole numbers in 0..L."""
+    def check_input(self, x: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """The lengths as `msssm.padding.true_lengths` makes them. Raises InputError as it does, and unless x is
+        (B, L, d_model) and floating."""
         if x.ndim != 3 or x.shape[2] != self.d_model or not x.is_floating_point():
             raise InputError(
                 f"{type(self).__name__} takes floating x of shape (B, L, {self.d_model}), "
                 f"got {x.dtype} of shape {tuple(x.shape)}"
             )
-        if lengths is None:
-            return
-        if lengths.shape != x.shape[:1] or lengths.is_floating_point():
-            raise InputError(
-                f"lengths must be {len(x)} whole numbers, one per row, "
-                f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
-            )
-        # Reading values would stall a GPU, and is not possible while tracing.
-        readable = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and len(lengths) and not 0 <= lengths.min() <= lengths.max() <= x.shape[1]:
-            raise InputError(f"lengths must lie in 0..{x.shape[1]}, got {lengths.min().item()}..{lengths.max().item()}")
+        return true_lengths(lengths, x)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step."""

@@ -127,7 +127,7 @@ class MultiScaleSSM(SequenceLayer):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, MultiScaleState]:
         """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
-        self.check_input(x, lengths)
+        lengths = self.check_input(x, lengths)
         x = zero_padding(x, lengths)
         filters, ssm = (None, None) if state is None else state
         bands, filters = self.decomposition(x, lengths, filters, return_state=True)

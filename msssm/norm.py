@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msssm.errors import InputError
-from msssm.padding import position_mask, zero_padding
+from msssm.padding import position_mask, true_lengths, zero_padding
 
 Norm = Literal["batch", "layer"]
 
@@ -31,6 +31,7 @@ class SequenceNorm(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """x (B, L, D), lengths (B,) -> (B, L, D); with batch norm, padding comes out as 0."""
+        lengths = true_lengths(lengths, x)
         if isinstance(self.norm, nn.LayerNorm):
             normed: Tensor = self.norm(zero_padding(x, lengths))
             return normed

@@ -1,7 +1,39 @@
 """Rows of different lengths in one batch: masks, and the mean over the true positions."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from msssm.errors import InputError
+from msssm.transforms import transformed
+
+
+def true_lengths(lengths: Any, x: Tensor) -> Tensor | None:
+    """The lengths (B,) of the rows of x (B, L, ...) as everything behind this reads them: int64, contiguous, beside x.
+
+    Whole numbers of any dtype, layout and device will do. Where the values cannot be read, in compiled code, under a
+    transform or on a GPU (which it would stall), those outside of 0..L become 0 or L.
+
+    Raises:
+        InputError: another shape, no whole numbers, or values outside of 0..L.
+    """
+    if lengths is None:
+        return None
+    batch, length = x.shape[:2]
+    if not isinstance(lengths, Tensor):
+        raise InputError(f"lengths must be a tensor of {batch} whole numbers, got {type(lengths).__name__}")
+    if lengths.shape != (batch,) or lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise InputError(
+            f"lengths must be {batch} whole numbers, one per row, got {lengths.dtype} of shape {tuple(lengths.shape)}"
+        )
+    readable = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+    lengths = lengths.to(x.device, torch.int64).contiguous()
+    if not readable:
+        return lengths.clamp(0, length)
+    if batch and not 0 <= lengths.min() <= lengths.max() <= length:
+        raise InputError(f"lengths must lie in 0..{length}, got {lengths.min().item()}..{lengths.max().item()}")
+    return lengths
 
 
 def position_mask(lengths: Tensor, length: int) -> Tensor:

@@ -50,7 +50,7 @@ class CausalAttention(SequenceLayer):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, AttentionState]:
         """x (B, L, D) -> y (B, L, D), and keys and values if asked; lengths (B,)."""
-        self.check_input(x, lengths)
+        lengths = self.check_input(x, lengths)
         batch, length, _ = x.shape
         q, k, v = self.input(zero_padding(x, lengths)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         state = self.initial_state(batch) if state is None else state

@@ -63,7 +63,7 @@ class Mamba(SequenceLayer):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
-        self.check_input(x, lengths)
+        lengths = self.check_input(x, lengths)
         u, gate = self.input(zero_padding(x, lengths)).chunk(2, dim=-1)
         history, ssm_state = self.initial_state(len(x)) if state is None else state
         extended = torch.cat((history.to(u.dtype), u), dim=1)

@@ -34,7 +34,7 @@ class MultiresConv(SequenceLayer):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """x (B, L, D) -> y (B, L, D), and the histories of the filters if asked; lengths (B,)."""
-        self.check_input(x, lengths)
+        lengths = self.check_input(x, lengths)
         bands, new_state = self.decomposition(x, lengths, state, return_state=True)
         y = mix_bands(bands, self.mixer(x))
         return (y, new_state) if return_state else y

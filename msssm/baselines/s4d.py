@@ -45,7 +45,7 @@ class S4D(SequenceLayer):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, L, D) -> y (B, L, D), and the state (B, 1, D, N/2) if asked; lengths (B,)."""
-        self.check_input(x, lengths)
+        lengths = self.check_input(x, lengths)
         x = zero_padding(x, lengths)
         one_band = x.new_ones(()).expand(*x.shape[:2], 1)
         result: Tensor | tuple[Tensor, Tensor] = self.ssm(x, x.unsqueeze(2), one_band, lengths, state, return_state)

@@ -17,7 +17,7 @@ struct Call {
 
   int64_t past(int64_t level) const { return (taps - 1) << level; }  // rows of history of a level
   int64_t past_before(int64_t level) const { return (taps - 1) * ((int64_t{1} << level) - 1); }
-  int64_t length_of(int64_t b) const { return lengths ? lengths[b] : length; }
+  int64_t length_of(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, length) : length; }
   double operations() const { return (double)batch * length * channels * levels * taps; }
 };
 

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msssm.native.library import inner_contiguous, integers, native, pointer, pointers, strides
+from msssm.native.library import integers, native, pointer, pointers, strides
+from msssm.operands import WHOLE, dense, dense_or_none, inner_contiguous, strided
+from msssm.transforms import beyond_first, plain_gradients
 
 
 def _sizes(x: Tensor, low: Tensor) -> Any:
@@ -21,6 +23,14 @@ def _rows(low: Tensor) -> int:
     """Of the histories of all levels."""
     levels, taps, _ = low.shape
     return (taps - 1) * (2**levels - 1)
+
+
+def _as_read(x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None) -> Any:
+    """The tensors of an operator as the native functions read them."""
+    batch, _, channels = x.shape
+    taps = (*low.shape[:2], channels)
+    past = None if history is None else strided(history, (batch, _rows(low), channels))
+    return strided(x, x.shape), dense(low, taps), dense(high, taps), past, dense_or_none(lengths, (batch,), WHOLE)
 
 
 @torch.library.custom_op("msssm::decomposition", mutates_args=(), device_types="cpu")
@@ -39,6 +49,7 @@ def decomposition(
     Returns:
         bands (B, L, S + 2, D), and the new history.
     """
+    x, low, high, history, lengths = _as_read(x, low, high, history, lengths)
     bands, last = _decomposition_fake(x, low, high, history, lengths)
     native().msssm_decomposition_forward(
         _sizes(x, low),
@@ -70,8 +81,12 @@ def _decomposition_backward(
     grad_last: Tensor,
 ) -> list[Tensor]:
     """Gradients of x, low, high and the history."""
+    x, low, high, history, lengths = _as_read(x, low, high, history, lengths)
+    batch, length, channels = x.shape
+    grad_bands = strided(grad_bands, (batch, length, len(low) + 2, channels))
+    grad_last = dense(grad_last, (batch, _rows(low), channels))
     grad_x, grad_history = torch.empty_like(x), torch.empty_like(grad_last)
-    grad_low, grad_high = x.new_empty(2, len(x), *low.shape)  # per row of the batch, added up below
+    grad_low, grad_high = x.new_empty(2, batch, *low.shape)  # per row of the batch, added up below
     native().msssm_decomposition_backward(
         _sizes(x, low),
         _strides(x, grad_bands, history),
@@ -104,6 +119,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_bands: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
     x, low, high, history, lengths = ctx.saved_tensors
+    if beyond_first():
+        return plain_gradients("msssm::decomposition", ctx.saved_tensors, (grad_bands, grad_last))
     *grads, grad_history = _decomposition_backward(
         x, low, high, history, lengths, inner_contiguous(grad_bands), grad_last.contiguous()
     )

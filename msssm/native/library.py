@@ -51,11 +51,6 @@ def strides(*tensors: Tensor) -> Any:
     return integers(*(stride for tensor in tensors for stride in tensor.stride()[:3]))
 
 
-def inner_contiguous(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous, as the kernels need; any other strides will do."""
-    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
-
-
 def planes(x: Tensor | None) -> Sequence[Tensor | None]:
     """States last, (..., D, N) -> the real and the imaginary part (..., N, D), None for that of a real tensor."""
     if x is None:

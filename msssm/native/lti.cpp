@@ -61,7 +61,7 @@ struct Call {
   const float* skip;              // (M, D) or null
   const int64_t* lengths;
 
-  int64_t length_of(int64_t b) const { return lengths ? lengths[b] : length; }
+  int64_t length_of(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, length) : length; }
   double operations(bool complex) const { return (double)batch * length * bands * channels * states * (complex + 1); }
 };
 

@@ -5,13 +5,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msssm.native.library import inner_contiguous, integers, native, planes, pointer, pointers, strides
+from msssm.native.library import integers, native, planes, pointer, pointers, strides
+from msssm.operands import WHOLE, dense, dense_or_none, inner_contiguous, strided
+from msssm.transforms import beyond_first, plain_gradients
 
 
 def _sizes(u: Tensor, mix: Tensor, decay: Tensor, imaginary: Tensor | None) -> Any:
     batch, length, bands, channels = u.shape
     return integers(
         batch, length, bands, channels, decay.shape[1], mix.shape[-1], imaginary is not None, torch.get_num_threads()
+    )
+
+
+def _as_read(
+    u: Tensor,
+    mix: Tensor,
+    decay: Tensor,
+    decay_im: Tensor | None,
+    weight: Tensor,
+    weight_im: Tensor | None,
+    initial: Tensor | None,
+    initial_im: Tensor | None,
+    D: Tensor | None,
+    lengths: Tensor | None,
+) -> Any:
+    """The tensors of an operator as the native functions read them."""
+    batch, length, bands, channels = u.shape
+    parameter = (bands, decay.shape[1], channels)
+    return (
+        strided(u, u.shape),
+        strided(mix, (batch, length, bands, mix.shape[-1])),
+        dense(decay, parameter),
+        dense_or_none(decay_im, parameter),
+        dense(weight, parameter),
+        dense_or_none(weight_im, parameter),
+        dense_or_none(initial, (batch, *parameter)),
+        dense_or_none(initial_im, (batch, *parameter)),
+        dense_or_none(D, (bands, channels)),
+        dense_or_none(lengths, (batch,), WHOLE),
     )
 
 
@@ -32,6 +63,9 @@ def _lti(
 
     Returns y (B, L, D) and the real and imaginary part of the last state, the latter empty for a real recurrence.
     """
+    u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths = _as_read(
+        u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths
+    )
     y, last, last_im = _lti_fake(u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths)
     native().msssm_lti_forward(
         _sizes(u, mix, decay, decay_im),
@@ -80,7 +114,12 @@ def _lti_backward(
     need_mix: bool,
 ) -> list[Tensor]:
     """Gradients of u, mix (empty unless needed), decay, weight and initial (both parts of each), and D."""
-    batch, _, bands, channels = u.shape
+    u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths = _as_read(
+        u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths
+    )
+    batch, length, bands, channels = u.shape
+    grad_y, grad_last = strided(grad_y, (batch, length, channels)), dense(grad_last, (batch, *decay.shape))
+    grad_last_im = dense(grad_last_im, (0,) if decay_im is None else grad_last.shape)
     groups = int(native().msssm_groups(batch, channels))
     grad_u = torch.empty_like(u)
     grad_mix = u.new_zeros(groups, *mix.shape) if need_mix else None
@@ -134,6 +173,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, grad_last_im: Tensor) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
+    if beyond_first():
+        return plain_gradients("msssm::lti", inputs, (grad_y, grad_last, grad_last_im))
     grads = _lti_backward(
         *inputs,
         inner_contiguous(grad_y),

@@ -33,7 +33,7 @@ struct Call {
   const int64_t* lengths;
   float lowest_delta, highest_delta;
 
-  int64_t length_of(int64_t b) const { return lengths ? lengths[b] : length; }
+  int64_t length_of(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, length) : length; }
   double operations() const { return (double)batch * length * bands * channels * states; }
 };
 

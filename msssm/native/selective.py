@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msssm.native.library import inner_contiguous, integers, native, pointer, pointers, strides
+from msssm.native.library import integers, native, pointer, pointers, strides
+from msssm.operands import WHOLE, dense, dense_or_none, inner_contiguous, strided
+from msssm.transforms import beyond_first, plain_gradients
 
 
 def _sizes(u: Tensor, mix: Tensor, B: Tensor, zoh: bool) -> Any:
@@ -19,6 +21,35 @@ def _sizes(u: Tensor, mix: Tensor, B: Tensor, zoh: bool) -> Any:
 
 def _limits(lowest: float, highest: float) -> Any:
     return (ctypes.c_float * 2)(lowest, highest)
+
+
+def _as_read(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor | None,
+) -> Any:
+    """The tensors of an operator as the native functions read them."""
+    batch, length, bands, channels = u.shape
+    N, heads = B.shape[-1], mix.shape[-1]
+    return (
+        strided(u, u.shape),
+        strided(delta, u.shape),
+        dense(A, (bands, N, channels)),
+        strided(B, (batch, length, bands, N)),
+        strided(C, (batch, length, bands, N)),
+        strided(mix, (batch, length, bands, heads)),
+        dense_or_none(D, (bands, channels)),
+        dense_or_none(delta_bias, (bands, channels)),
+        dense_or_none(lengths, (batch,), WHOLE),
+        dense_or_none(initial, (batch, bands, N, channels)),
+    )
 
 
 @torch.library.custom_op("msssm::selective", mutates_args=(), device_types="cpu")
@@ -42,6 +73,9 @@ def _selective(
 
     Returns y (B, L, D), the last state, and with `keep` the states before each segment, (B, segments, M, N, D).
     """
+    u, delta, A, B, C, mix, D, delta_bias, lengths, initial = _as_read(
+        u, delta, A, B, C, mix, D, delta_bias, lengths, initial
+    )
     y, last, checkpoints = _selective_fake(
         u, delta, A, B, C, mix, D, delta_bias, lengths, initial, zoh, lowest, highest, keep
     )
@@ -102,7 +136,12 @@ def _selective_backward(
     need_mix: bool,
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, mix (empty unless needed), D, delta_bias and the initial state."""
-    batch, _, bands, channels = u.shape
+    u, delta, A, B, C, mix, D, delta_bias, lengths, initial = _as_read(
+        u, delta, A, B, C, mix, D, delta_bias, lengths, initial
+    )
+    batch, length, bands, channels = u.shape
+    grad_y, grad_last = strided(grad_y, (batch, length, channels)), dense(grad_last, (batch, *A.shape))
+    checkpoints = dense(checkpoints, (batch, *checkpoints.shape[1:2], *A.shape))
     groups = int(native().msssm_groups(batch, channels))
     grad_u, grad_delta, grad_initial = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(grad_last)
     # Partial sums, added up below in a fixed order: per row of the batch, or per group of channels.
@@ -161,6 +200,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, checkpoints = ctx.saved_tensors
+    if beyond_first():
+        options = ctx.zoh, ctx.lowest, ctx.highest, False
+        return plain_gradients("msssm::selective", (*inputs, *options), (grad_y, grad_last))
     grad_y = inner_contiguous(grad_y)
     *grads, grad_D, grad_bias, grad_initial = _selective_backward(
         *inputs, checkpoints, grad_y, grad_last.contiguous(), ctx.zoh, ctx.lowest, ctx.highest, ctx.needs_input_grad[5]

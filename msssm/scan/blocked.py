@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from msssm.scan import reference
+from msssm.transforms import beyond_first, plain_form, plain_gradients
 
 # Elements of one block buffer: a few of these (1 MiB each in float32) stay in the last-level cache.
 BLOCK_ELEMENTS = 1 << 18
@@ -60,6 +62,9 @@ def _contract_channels(x: Tensor, u: Tensor) -> Tensor:
     return torch.bmm(x.view(-1, N, D), u.reshape(-1, D, 1)).view(T, batch, M, N)
 
 
+plain_form("blocked")(reference.banded_scan)
+
+
 class _BlockedScan(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -93,14 +98,17 @@ class _BlockedScan(torch.autograd.Function):
             ).states
             y[:, start:stop] = _contract_states(_time_major(C, start, stop), states).transpose(0, 1)
             h = states[-1].clone()
-        ctx.save_for_backward(u, delta, A_nd, B, C, checkpoints)
+        ctx.save_for_backward(u, delta, A, B, C, state, checkpoints)
         ctx.block, ctx.discretization = block, discretization
         return y, h.transpose(2, 3).contiguous()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, A, B, C, checkpoints = ctx.saved_tensors
+        *inputs, checkpoints = ctx.saved_tensors
+        if beyond_first():
+            return plain_gradients("blocked", (*inputs, ctx.discretization), (grad_y, grad_last))
+        u, delta, A, B, C, _ = inputs
+        A = A.transpose(1, 2).contiguous()
         length, block, zoh = u.shape[1], ctx.block, ctx.discretization == "zoh"
         grad_u, grad_delta = torch.empty_like(u), torch.empty_like(delta)
         grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
@@ -146,6 +154,6 @@ def banded_scan(
     state: Tensor,
     discretization: str,
 ) -> tuple[Tensor, Tensor]:
-    """Same arguments, result and recurrence as `msssm.scan.reference.banded_scan`; first derivatives only."""
+    """Same arguments and result as `msssm.scan.reference.banded_scan`, through which second derivatives are taken."""
     y, h = _BlockedScan.apply(u, delta, A, B, C, state, discretization)
     return y, h

@@ -22,21 +22,16 @@ def expect_dimensions(name: str, x: Tensor, ndim: int) -> torch.Size:
     return x.shape
 
 
-def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+def check_operand(
+    name: str, x: Tensor | None, shape: tuple[int, ...], like: Tensor, *, complex_too: bool = False
+) -> None:
+    """Raises ValueError unless x, where it is given, has the shape, floating numbers, and the device of `like`."""
+    if x is None:
+        return
     if x.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-
-
-def check_lengths(lengths: Tensor | None, batch: int, length: int) -> None:
-    """Raises ValueError unless `lengths` (B,) are whole numbers in 0..L."""
-    if lengths is None:
-        return
-    if lengths.shape != (batch,) or lengths.dtype != torch.int64:
-        raise InputError(
-            f"lengths must be {batch} whole numbers (int64), one per row, "
-            f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
-        )
-    # Reading values would stall a GPU, and is not possible while tracing.
-    readable = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and batch and not 0 <= lengths.min() <= lengths.max() <= length:
-        raise InputError(f"lengths must lie in 0..{length}, got {lengths.min().item()}..{lengths.max().item()}")
+    if not (x.is_floating_point() or (complex_too and x.is_complex())):
+        kind = "floating or complex" if complex_too else "floating"
+        raise ValueError(f"{name} must be {kind}, got {x.dtype}")
+    if x.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, where the input is, got it on {x.device}")

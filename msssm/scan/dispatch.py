@@ -10,6 +10,7 @@ import torch
 from msssm.errors import InputError
 from msssm.native.library import library
 from msssm.scan import gpu
+from msssm.transforms import transformed
 
 Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
@@ -19,8 +20,14 @@ _UNVERIFIED = "is not yet verified on a GPU: run `make test-gpu`, then set MSSSM
 _COMPILER = "install a C++ compiler (g++ or clang++), then msssm again"
 
 
-def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose(backend: str, device: torch.device, dtype: torch.dtype, plain: Backend = "torch") -> str:
     """The backend that runs on tensors of this kind.
+
+    Args:
+        backend: the one asked for.
+        device: of the tensors.
+        dtype: of the computation.
+        plain: the fastest one made of torch operators throughout, which any transform of `torch.func` goes through.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run here.
@@ -29,6 +36,13 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
         backend = os.environ.get("MSSSM_BACKEND", "auto")
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if transformed():
+        if backend in ("auto", "reference", plain):
+            return plain if backend == "auto" else backend
+        raise InputError(
+            f"backend {backend!r} has a gradient, but no rules for transforms of torch.func or forward mode: "
+            f"use 'auto' or {plain!r}"
+        )
     if backend in ("cpu", "triton"):
         missing = obstacle(backend, device, dtype)
         if missing is not None:

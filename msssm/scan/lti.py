@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from msssm.native import lti as native
-from msssm.padding import position_mask, zero_padding
+from msssm.padding import position_mask, true_lengths, zero_padding
 from msssm.scan import convolution, gpu, reference
-from msssm.scan.checks import Discretization, check_discretization, check_lengths, check_shape, expect_dimensions
+from msssm.scan.checks import Discretization, check_discretization, check_operand, expect_dimensions
 from msssm.scan.dispatch import Backend, choose
 from msssm.scan.mixing import as_heads, check_mix, mix_bands
+from msssm.transforms import plain_form
 
 
 def lti_scan(
@@ -55,17 +56,20 @@ def lti_scan(
     check_discretization(discretization)
     batch, length, M, channels = expect_dimensions("bands", bands, 4)
     N = A.shape[-1]
-    check_shape("delta", delta, (M, channels))
-    check_shape("A", A, (M, channels, N))
-    check_shape("C", C, (M, channels, N))
     check_mix(mix, bands)
-    if D is not None:
-        check_shape("D", D, (M, channels))
-    if initial_state is not None:
-        check_shape("initial_state", initial_state, (batch, M, channels, N))
-    check_lengths(lengths, batch, length)
+    for name, x, shape, complex_too in (
+        ("bands", bands, bands.shape, False),
+        ("delta", delta, (M, channels), False),
+        ("A", A, (M, channels, N), True),
+        ("C", C, (M, channels, N), A.is_complex()),
+        ("mix", mix, mix.shape, False),
+        ("D", D, (M, channels), False),
+        ("initial_state", initial_state, (batch, M, channels, N), A.is_complex()),
+    ):
+        check_operand(name, x, shape, bands, complex_too=complex_too)
+    lengths = true_lengths(lengths, bands)
     dtype = torch.promote_types(torch.float32, torch.promote_types(bands.dtype, A.real.dtype))
-    chosen = choose(backend, bands.device, dtype)
+    chosen = choose(backend, bands.device, dtype, plain="torch")
     with torch.autocast(bands.device.type, enabled=False):
         u, delta, mix = bands, delta.to(dtype), as_heads(mix)
         if chosen != "triton":  # which widens as it reads
@@ -83,14 +87,61 @@ def lti_scan(
         elif chosen == "triton":
             y, last = gpu.lti_scan(u, torch.exp(rate), weight, mix, skip, lengths, state)
         else:
-            u = zero_padding(u, lengths)
+            banded = zero_padding(u, lengths)
             if chosen == "torch" and length:
-                y, last = convolution.banded_lti(u, rate, weight, lengths, state)
+                y, last = convolution.banded_lti(banded, rate, weight, lengths, state)
+                y = mix_bands(y if skip is None else y + skip * banded, zero_padding(mix, lengths))
             else:
-                decay = torch.exp(rate)
-                start = decay.new_zeros(batch, *decay.shape) if state is None else state
-                mask = None if lengths is None else position_mask(lengths, length)
-                y, last = reference.banded_lti(u, decay, weight, mask, start)
-            y = mix_bands(y if skip is None else y + skip * u, zero_padding(mix, lengths))
+                y, last = _sequential(u, torch.exp(rate), weight, mix, skip, lengths, state)
     y = y.to(bands.dtype)
     return (y, gain * last) if return_state else y
+
+
+def _sequential(
+    u: Tensor,
+    decay: Tensor,
+    weight: Tensor,
+    mix: Tensor,
+    skip: Tensor | None,
+    lengths: Tensor | None,
+    state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`msssm.native.lti.lti_scan` by the reference."""
+    u, mix = zero_padding(u, lengths), zero_padding(mix, lengths)
+    start = decay.new_zeros(len(u), *decay.shape) if state is None else state
+    mask = None if lengths is None else position_mask(lengths, u.shape[1])
+    y, last = reference.banded_lti(u, decay, weight, mask, start)
+    return mix_bands(y if skip is None else y + skip * u, mix), last
+
+
+@plain_form("msssm::lti")
+def _plain(
+    u: Tensor,
+    mix: Tensor,
+    decay: Tensor,
+    decay_im: Tensor | None,
+    weight: Tensor,
+    weight_im: Tensor | None,
+    initial: Tensor | None,
+    initial_im: Tensor | None,
+    D: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of the native operator: y, and both parts of the last state (B, M, N, D)."""
+    rate, weight, state = (
+        None if re is None else (re if im is None else torch.complex(re, im)).transpose(-1, -2)
+        for re, im in ((decay, decay_im), (weight, weight_im), (initial, initial_im))
+    )
+    y, last = _sequential(u, rate, weight, mix, D, lengths, state)
+    last = last.transpose(-1, -2)
+    return y, *((last.real, last.imag) if last.is_complex() else (last, u.new_empty(0)))
+
+
+@plain_form("msssm::triton_lti")
+def _plain_planes(
+    u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None, initial: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The results of the Triton operator: y, and the last state in planes."""
+    parts = [(x[0], x[1] if len(x) == 2 else None) for x in (decay, weight, initial)]
+    y, *last = _plain(u.to(decay.dtype), mix.to(decay.dtype), *parts[0], *parts[1], *parts[2], D, lengths)
+    return y.to(u.dtype), torch.stack(last[: len(decay)])

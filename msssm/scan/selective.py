@@ -1,15 +1,18 @@
 """Selective scans: arguments checked, and run by the chosen backend."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from msssm.native import selective as native
-from msssm.padding import zero_padding
+from msssm.padding import true_lengths, zero_padding
 from msssm.scan import blocked, gpu, reference
-from msssm.scan.checks import Discretization, check_discretization, check_lengths, check_shape, expect_dimensions
+from msssm.scan.checks import Discretization, check_discretization, check_operand, expect_dimensions
 from msssm.scan.dispatch import Backend, choose
 from msssm.scan.mixing import as_heads, check_mix, mix_bands
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, step_size
+from msssm.transforms import plain_form
 
 _BANDED = {"reference": reference.banded_scan, "torch": blocked.banded_scan}
 
@@ -60,18 +63,21 @@ def multiscale_scan(
     """
     batch, length, M, channels = expect_dimensions("bands", bands, 4)
     N = A.shape[-1]
-    check_shape("delta", delta, (batch, length, M, channels))
-    check_shape("A", A, (M, channels, N))
-    check_shape("B", B, (batch, length, M, N))
-    check_shape("C", C, (batch, length, M, N))
+    varying, per_band = (batch, length, M), (M, channels)
     check_mix(mix, bands)
-    if D is not None:
-        check_shape("D", D, (M, channels))
-    if delta_bias is not None:
-        check_shape("delta_bias", delta_bias, (M, channels))
-    check_lengths(lengths, batch, length)
-    if initial_state is not None:
-        check_shape("initial_state", initial_state, (batch, M, channels, N))
+    for name, x, shape in (
+        ("bands", bands, (*varying, channels)),
+        ("delta", delta, (*varying, channels)),
+        ("A", A, (*per_band, N)),
+        ("B", B, (*varying, N)),
+        ("C", C, (*varying, N)),
+        ("mix", mix, mix.shape),
+        ("D", D, per_band),
+        ("delta_bias", delta_bias, per_band),
+        ("initial_state", initial_state, (batch, *per_band, N)),
+    ):
+        check_operand(name, x, shape, bands)
+    lengths = true_lengths(lengths, bands)
     y, state = _run(
         bands, delta, A, B, C, as_heads(mix), D, delta_bias, lengths, initial_state, discretization, backend
     )
@@ -117,20 +123,20 @@ def selective_scan(
     """
     batch, length, channels = expect_dimensions("u", u, 3)
     N = A.shape[-1]
-    check_shape("delta", delta, (batch, length, channels))
-    check_shape("A", A, (channels, N))
-    check_shape("B", B, (batch, length, N))
-    check_shape("C", C, (batch, length, N))
-    if D is not None:
-        check_shape("D", D, (channels,))
-        D = D.unsqueeze(0)
-    if delta_bias is not None:
-        check_shape("delta_bias", delta_bias, (channels,))
-        delta_bias = delta_bias.unsqueeze(0)
-    check_lengths(lengths, batch, length)
-    if initial_state is not None:
-        check_shape("initial_state", initial_state, (batch, channels, N))
-        initial_state = initial_state.unsqueeze(1)
+    for name, x, shape in (
+        ("u", u, (batch, length, channels)),
+        ("delta", delta, (batch, length, channels)),
+        ("A", A, (channels, N)),
+        ("B", B, (batch, length, N)),
+        ("C", C, (batch, length, N)),
+        ("D", D, (channels,)),
+        ("delta_bias", delta_bias, (channels,)),
+        ("initial_state", initial_state, (batch, channels, N)),
+    ):
+        check_operand(name, x, shape, u)
+    lengths = true_lengths(lengths, u)
+    D, delta_bias = (None if x is None else x.unsqueeze(0) for x in (D, delta_bias))
+    initial_state = None if initial_state is None else initial_state.unsqueeze(1)
     one_band = u.new_ones(()).expand(batch, length, 1, 1)
     u, delta, B, C = (x.unsqueeze(2) for x in (u, delta, B, C))
     y, state = _run(
@@ -157,7 +163,7 @@ def _run(
     check_discretization(discretization)
     # Decays and states lose their meaning in half precision (products of many factors close to 1).
     dtype = torch.promote_types(torch.float32, u.dtype)
-    backend = choose(backend, u.device, dtype)
+    backend = choose(backend, u.device, dtype, plain="reference")
     output_dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
         if backend != "triton":  # which widens as it reads
@@ -173,12 +179,54 @@ def _run(
                 u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization
             )
         else:
-            u, delta, B, C, mix = (zero_padding(x, lengths) for x in (u, delta, B, C, mix))
-            if delta_bias is not None:
-                # A step of 0 leaves the state.
-                delta = zero_padding(step_size(delta, delta_bias), lengths)
-            if initial_state is None:
-                initial_state = u.new_zeros(u.shape[0], *A.shape)
-            bands, state = _BANDED[backend](u, delta, A, B, C, initial_state, discretization)
-            y = mix_bands(bands if D is None else bands + D * u, mix)
+            y, state = _in_torch(
+                u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization, _BANDED[backend]
+            )
     return y.to(output_dtype), state
+
+
+def _in_torch(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    discretization: str,
+    banded_scan: Callable[..., tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """`_run` around a scan of the bands."""
+    u, delta, B, C, mix = (zero_padding(x, lengths) for x in (u, delta, B, C, mix))
+    if delta_bias is not None:
+        # A step of 0 leaves the state.
+        delta = zero_padding(step_size(delta, delta_bias), lengths)
+    if initial_state is None:
+        initial_state = u.new_zeros(u.shape[0], *A.shape)
+    bands, state = banded_scan(u, delta, A, B, C, initial_state, discretization)
+    return mix_bands(bands if D is None else bands + D * u, mix), state
+
+
+@plain_form("msssm::selective", "msssm::triton_selective")
+def _plain(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor | None,
+    zoh: bool,
+    *_: float,
+) -> tuple[Tensor, ...]:
+    """y and the last state of the operators, whose states are (B, M, N, D) and A (M, N, D)."""
+    wide = [x.to(A.dtype) for x in (u, delta, A.transpose(1, 2), B, C, mix)]
+    state = None if initial is None else initial.transpose(2, 3)
+    y, last = _in_torch(*wide, D, delta_bias, lengths, state, "zoh" if zoh else "euler", reference.banded_scan)
+    return y.to(u.dtype), last.transpose(2, 3)

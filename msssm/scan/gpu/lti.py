@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msssm.operands import FLOAT32, HALF_OR_FULL, WHOLE, dense, dense_or_none
 from msssm.scan.gpu.common import BLOCK_D, OPTIONS, TILE, cdiv, cut, empty, over_heads, run_chain
 from msssm.scan.gpu.lti_kernels import block_of_states, forward, reverse, sums
+from msssm.transforms import beyond_first, plain_gradients
 
 
 def _sizes(u: Tensor, decay: Tensor, mix: Tensor) -> dict[str, int]:
@@ -62,11 +64,30 @@ def _first_states(
     return states, chunks, span
 
 
+def _as_read(
+    u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None, initial: Tensor
+) -> Any:
+    """The tensors of an operator as the kernels read them."""
+    batch, length, bands, channels = u.shape
+    planes, _, states, _ = decay.shape
+    parameter, device = (bands, states, channels), u.device
+    return (
+        dense(u, u.shape, HALF_OR_FULL, device),
+        dense(decay, (planes, *parameter), FLOAT32, device),
+        dense(weight, (planes, *parameter), FLOAT32, device),
+        dense(mix, (batch, length, bands, mix.shape[-1]), HALF_OR_FULL, device),
+        dense_or_none(D, (bands, channels), FLOAT32, device),
+        dense_or_none(lengths, (batch,), WHOLE, device),
+        dense(initial, (planes, batch, *parameter), FLOAT32, device),
+    )
+
+
 @torch.library.custom_op("msssm::triton_lti", mutates_args=())
 def _lti(
     u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None, initial: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `scan`, but decay and weight (planes, M, N, D) and states (planes, B, M, N, D), all contiguous."""
+    u, decay, weight, mix, D, lengths, initial = _as_read(u, decay, weight, mix, D, lengths, initial)
     batch, length, _, channels = u.shape
     sizes = _sizes(u, decay, mix)
     state_blocks, channel_blocks = _blocks(sizes)
@@ -105,7 +126,10 @@ def _lti_backward(
     grad_last: Tensor,
 ) -> list[Tensor]:
     """Gradients of u, decay, weight, mix, D (uninitialised where absent) and the initial state."""
+    u, decay, weight, mix, D, lengths, initial = _as_read(u, decay, weight, mix, D, lengths, initial)
     batch, length, bands, channels = u.shape
+    grad_y = dense(grad_y, (batch, length, channels), HALF_OR_FULL, u.device)
+    grad_last = dense(grad_last, initial.shape, FLOAT32, u.device)
     sizes = _sizes(u, decay, mix)
     state_blocks, channel_blocks = _blocks(sizes)
     new = empty(lengths is not None)
@@ -165,6 +189,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+    if beyond_first():
+        return plain_gradients("msssm::triton_lti", ctx.saved_tensors, (grad_y, grad_last))
     *grads, grad_D, grad_initial = _lti_backward(*ctx.saved_tensors, grad_y.contiguous(), grad_last.contiguous())
     return *grads, None if ctx.saved_tensors[4] is None else grad_D, None, grad_initial
 

@@ -8,8 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msssm.scan.gpu.common import BLOCK_D, OPTIONS, TILE, block_of_states, cdiv, cut, empty, over_heads, run_chain
+from msssm.operands import FLOAT32, HALF_OR_FULL, WHOLE, dense, dense_or_none
+from msssm.scan.gpu.common import (
+    BLOCK_D,
+    OPTIONS,
+    TILE,
+    block_of_states,
+    cdiv,
+    cut,
+    empty,
+    over_heads,
+    run_chain,
+)
 from msssm.scan.gpu.selective_kernels import backward, carry_back, forward
+from msssm.transforms import beyond_first, plain_gradients
 
 
 def _sizes(u: Tensor, A: Tensor, mix: Tensor) -> dict[str, int]:
@@ -35,6 +47,33 @@ def _first_states(initial: Tensor, own: Tensor, A: Tensor, totals: Tensor, rever
     run_chain(decay.unsqueeze(0), own.unsqueeze(0), initial.unsqueeze(0), reverse)
 
 
+def _as_read(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+) -> Any:
+    """The tensors of an operator as the kernels read them."""
+    batch, length, bands, channels = u.shape
+    N, heads, device = B.shape[-1], mix.shape[-1], u.device
+    return (
+        dense(u, u.shape, HALF_OR_FULL, device),
+        dense(delta, u.shape, HALF_OR_FULL, device),
+        dense(A, (bands, N, channels), FLOAT32, device),
+        dense(B, (batch, length, bands, N), HALF_OR_FULL, device),
+        dense(C, (batch, length, bands, N), HALF_OR_FULL, device),
+        dense(mix, (batch, length, bands, heads), HALF_OR_FULL, device),
+        dense_or_none(D, (bands, channels), FLOAT32, device),
+        dense_or_none(delta_bias, (bands, channels), FLOAT32, device),
+        dense_or_none(lengths, (batch,), WHOLE, device),
+    )
+
+
 @torch.library.custom_op("msssm::triton_selective", mutates_args=())
 def _selective(
     u: Tensor,
@@ -54,7 +93,9 @@ def _selective(
 
     Returns y (B, L, D), the last state, and with `keep` the states before each tile of steps, (B, tiles, M, N, D).
     """
+    u, delta, A, B, C, mix, D, delta_bias, lengths = _as_read(u, delta, A, B, C, mix, D, delta_bias, lengths)
     batch, length, bands, channels = u.shape
+    initial = dense_or_none(initial, (batch, *A.shape), FLOAT32, u.device)
     sizes = _sizes(u, A, mix)
     state_blocks, channel_blocks = _blocks(sizes)
     programs = batch * state_blocks * channel_blocks
@@ -124,7 +165,11 @@ def _selective_backward(
     zoh: bool,
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, mix, D and delta_bias (uninitialised where absent), and the initial state."""
+    u, delta, A, B, C, mix, D, delta_bias, lengths = _as_read(u, delta, A, B, C, mix, D, delta_bias, lengths)
     batch, length, bands, channels = u.shape
+    checkpoints = dense(checkpoints, (batch, cdiv(length, TILE), *A.shape), FLOAT32, u.device)
+    grad_y = dense(grad_y, (batch, length, channels), HALF_OR_FULL, u.device)
+    grad_last = dense(grad_last, (batch, *A.shape), FLOAT32, u.device)
     sizes = _sizes(u, A, mix)
     state_blocks, channel_blocks = _blocks(sizes)
     programs = batch * bands * state_blocks * channel_blocks
@@ -189,21 +234,24 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, initial, ctx.zoh, _ = inputs
-    ctx.initial = initial is not None
+    *tensors, ctx.zoh, _ = inputs
     ctx.save_for_backward(*tensors, output[2])
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *_, D, delta_bias, _, _ = inputs = ctx.saved_tensors
+    *inputs, initial, checkpoints = ctx.saved_tensors
+    if beyond_first():
+        arguments = (*inputs, initial, ctx.zoh, False)
+        return plain_gradients("msssm::triton_selective", arguments, (grad_y, grad_last))
+    *_, D, delta_bias, _ = inputs
     *grads, grad_D, grad_bias, grad_initial = _selective_backward(
-        *inputs, grad_y.contiguous(), grad_last.contiguous(), ctx.zoh
+        *inputs, checkpoints, grad_y.contiguous(), grad_last.contiguous(), ctx.zoh
     )
     optional = (
         None if D is None else grad_D,
         None if delta_bias is None else grad_bias,
         None,
-        grad_initial if ctx.initial else None,
+        None if initial is None else grad_initial,
     )
     return *grads, *optional, None, None
 
