@@ -14,6 +14,7 @@ from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
 from msssm.paths import local_path
 from msssm.pretrained import layer_config, layer_factory, read_pretrained, write_pretrained
+from msssm.untouched import untouched
 
 
 class Backbone(SequenceLayer):
@@ -86,6 +87,8 @@ class Backbone(SequenceLayer):
 
     def step(self, x: Tensor, state: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
         """One time step: x (B, D) -> y (B, D) and the new states."""
+        if not untouched(self, Backbone):
+            return super().step(x, state)
         new_states = []
         for block, block_state in zip(cast("Iterable[Block]", self.blocks), state, strict=True):
             x, new_state = block.step(x, block_state)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
+from msssm.untouched import untouched
 
 
 class Block(SequenceLayer):
@@ -52,6 +53,8 @@ class Block(SequenceLayer):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One time step: x (B, D) -> y (B, D) and the new state."""
+        if not untouched(self, Block):
+            return super().step(x, state)
         x = x.unsqueeze(1)
         inner = self.norm(x) if self.prenorm else x
         inner, state = self.layer.step(inner.squeeze(1), state)

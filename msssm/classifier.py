@@ -9,6 +9,7 @@ from msssm.backbone import Backbone
 from msssm.errors import InputError
 from msssm.layer import State
 from msssm.padding import last_position, masked_mean, true_lengths, zero_padding
+from msssm.untouched import untouched
 
 Pooling = Literal["mean", "last"]
 
@@ -72,11 +73,14 @@ class SequenceClassifier(nn.Module):
 
     def initial_state(self, batch_size: int) -> ClassifierState:
         """The state before the first position."""
-        total = self.head.weight.new_zeros(batch_size, self.backbone.d_model, dtype=torch.float64)
+        total = self._parameter().new_zeros(batch_size, self.backbone.d_model, dtype=torch.float64)
         return ClassifierState(self.backbone.initial_state(batch_size), total, total.new_zeros(batch_size).long())
 
     def step(self, x: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
         """One position: x (B,) or (B, channels) -> logits (B, num_classes) of all so far, and the new state."""
+        if not untouched(self, SequenceClassifier):
+            logits, state = self(x.unsqueeze(1), state=state, return_state=True)
+            return logits, state
         y, backbone = self.backbone.step(self.encoder(x), state.backbone)
         total = state.total + y if self.pooling == "mean" else y.double()
         after = ClassifierState(backbone, total, state.positions + 1)
@@ -85,5 +89,9 @@ class SequenceClassifier(nn.Module):
     def classify(self, total: Tensor, positions: Tensor) -> Tensor:
         """Logits (B, num_classes) from a state's `total` (B, D) and `positions` (B,)."""
         pooled = total / positions.clamp(min=1).unsqueeze(1) if self.pooling == "mean" else total
-        logits: Tensor = self.head(pooled.to(self.head.weight.dtype))
+        logits: Tensor = self.head(pooled.to(self._parameter().dtype))
         return logits
+
+    def _parameter(self) -> Tensor:
+        """One of the backbone, for device and dtype; what an adapter or quantisation made of the head is not asked."""
+        return next(x for x in self.backbone.parameters() if x.is_floating_point())

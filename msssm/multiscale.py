@@ -3,19 +3,20 @@
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msssm.decomposition import ConvolutionBands, FilterInit, MultiScaleDecomposition
 from msssm.errors import InputError
 from msssm.initialization import Initialization
 from msssm.layer import SequenceLayer
-from msssm.native.step import StepParameters, layout_fits, multiscale_step
+from msssm.native.step import StepParameters, fits, multiscale_step
 from msssm.padding import zero_padding
 from msssm.scale_mixer import Mixer, ScaleMixer
 from msssm.scan import Backend, Discretization
 from msssm.scan.dispatch import choose
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
 from msssm.ssm import LOG_RATE_LIMITS, S4, S6, NoSSM
+from msssm.untouched import untouched
 
 
 class MultiScaleState(NamedTuple):
@@ -148,11 +149,11 @@ class MultiScaleSSM(SequenceLayer):
 
     def step(self, x: Tensor, state: MultiScaleState) -> tuple[Tensor, MultiScaleState]:
         """One time step: x (B, D) -> y (B, D) and the new state. For "s6" a single native call where there is one."""
-        if state.ssm is None or not self._steps_natively(x, state.filters, state.ssm):
-            return super().step(x, state)
-        if (parameters := self.step_parameters()) is None:
-            return super().step(x, state)
         self.check_input(x.unsqueeze(1), None)
+        if state.ssm is None or not self._steps_natively(x) or (parameters := self.step_parameters()) is None:
+            return super().step(x, state)
+        if not fits(x, state.filters, state.ssm, parameters):
+            return super().step(x, state)
         y, filters, states = multiscale_step(
             x,
             state.filters,
@@ -167,26 +168,34 @@ class MultiScaleSSM(SequenceLayer):
         return y, MultiScaleState(filters, states)
 
     def step_parameters(self) -> StepParameters | None:
-        """What a native step reads; None for a layer that it does not cover: it is of "s6" as the paper has it."""
-        ssm, decomposition = self.ssm, self.decomposition
-        if not isinstance(ssm, S6) or not isinstance(decomposition, MultiScaleDecomposition):
-            return None
-        if (self.gates, self.drive) != ("input", "band"):
+        """What a native step reads; None where it is not this layer's step.
+
+        It covers "s6" as the paper has it, float32 on a CPU, and modules that are what their classes say.
+        """
+        ssm, decomposition, mixer = self.ssm, self.decomposition, self.mixer
+        if (self.gates, self.drive) != ("input", "band") or not (
+            untouched(self, MultiScaleSSM)
+            and untouched(decomposition, MultiScaleDecomposition)
+            and untouched(ssm, S6)
+            and untouched(ssm.projection, nn.Linear)
+            and untouched(mixer, ScaleMixer)
+            and (mixer.mixer not in ("input", "softmax") or untouched(mixer.projection, nn.Linear))
+        ):
             return None
         low, high = decomposition.taps()
         projection, delta_weight, delta_bias, log_rate, skip = ssm.step_parameters()
-        mix = self.mixer.step_parameters()
-        return StepParameters(low, high, projection, delta_weight, delta_bias, log_rate, skip, *mix)
+        mix = mixer.step_parameters()
+        parameters = StepParameters(low, high, projection, delta_weight, delta_bias, log_rate, skip, *mix)
+        return parameters if ssm.projection.bias is None and parameters.readable(mixer.heads) else None
 
-    def _steps_natively(self, x: Tensor, filters: tuple[Tensor, ...], states: Tensor) -> bool:
+    def _steps_natively(self, x: Tensor) -> bool:
         """Without gradients, in float32 on a CPU, and not while tracing."""
         return (
             not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled(x.device.type)
-            and x.dtype == states.dtype == torch.float32
+            and x.dtype == torch.float32
             and choose(self.backend, x.device, x.dtype) == "cpu"
-            and layout_fits(x, filters, states)
         )
 
     def effective_memory(self) -> Tensor:

@@ -10,6 +10,7 @@ from msssm.errors import InputError
 from msssm.initialization import Initialization, initial_A, initial_delta, inverse_softplus
 from msssm.scan import Backend, Discretization, lti_scan, mix_bands, multiscale_scan
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, step_size
+from msssm.untouched import untouched
 
 # Limits of the decay rates -Re A: with those of the step sizes, |Abar| = exp(-delta rate) <= exp(-1e-7) stays below 1
 # in float32, and no parameter value gives 0 / 0 or 0 * inf.
@@ -116,7 +117,10 @@ class S6(nn.Module):
         """Low rank of Delta, B and C of each band, (B, L, M, R + 2 N)."""
         if x.ndim == 3:
             return self.projection(x).unflatten(-1, (self.bands, -1))
-        return torch.einsum("blmd,mrd->blmr", x, self.projection.weight.unflatten(0, (self.bands, -1)))
+        if untouched(self.projection, nn.Linear) and self.projection.bias is None:
+            return torch.einsum("blmd,mrd->blmr", x, self.projection.weight.unflatten(0, (self.bands, -1)))
+        # All projections of all bands, of which each band takes its own.
+        return self.projection(x).unflatten(-1, (self.bands, -1)).diagonal(dim1=2, dim2=3).movedim(-1, 2)
 
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """What a native step reads: projection, delta_weight, delta_bias, log_rate, skip."""

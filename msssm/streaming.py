@@ -6,22 +6,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from msssm.backbone import Backbone
 from msssm.block import Block
 from msssm.classifier import ClassifierState, SequenceClassifier
 from msssm.errors import InputError
 from msssm.multiscale import MultiScaleSSM
 from msssm.native.stream import BlockOptions, BlockParameters, PackedClassifier
+from msssm.norm import SequenceNorm
 from msssm.scan.dispatch import choose
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
 from msssm.ssm import S6
+from msssm.untouched import plain, untouched
 
 
 class StreamingClassifier:
-    """`SequenceClassifier.step` without gradients, from a copy of the weights as they are now.
+    """`SequenceClassifier.step` without gradients, of the model as it is now: what is changed later wants a new one.
 
-    On a CPU in float32, with the mean over a stack of multi-scale S6 layers, one native call does everything behind the
-    encoder; anything else goes through `SequenceClassifier.step`. Either gives the logits of the whole run over all
-    positions so far.
+    On a CPU in float32, with the mean over a stack of multi-scale S6 layers, one native call on a copy of the weights
+    does everything behind the encoder; anything else, adapters and hooks included, goes through
+    `SequenceClassifier.step`. Either gives the logits of the whole run over all positions so far.
 
     Args:
         model: in `eval()`.
@@ -57,18 +60,21 @@ class StreamingClassifier:
 
 def pack(model: SequenceClassifier) -> PackedClassifier | None:
     """The model for the native step; None where that does not cover it."""
-    if model.pooling != "mean":
+    backbone, head = model.backbone, model.head
+    if model.pooling != "mean" or not (untouched(model, SequenceClassifier) and untouched(backbone, Backbone)):
+        return None
+    if any(module.training for module in model.modules()) or not _linear(head):
         return None
     parameters, kinds = [], set()
-    for block in cast("Iterable[Block]", model.backbone.blocks):
-        layer = block.layer
+    for block in cast("Iterable[Block]", backbone.blocks):
+        layer, gate = block.layer, block.channel_mixer
+        if not (untouched(block, Block) and (gate is None or _linear(gate)) and (found := _norm(block.norm))):
+            return None
         if not isinstance(layer, MultiScaleSSM) or (own := layer.step_parameters()) is None:
             return None
-        ssm, gate = cast(S6, layer.ssm), block.channel_mixer
-        weight = ssm.log_rate
-        if weight.dtype != torch.float32 or choose(ssm.backend, weight.device, weight.dtype) != "cpu":
+        ssm, (norm, epsilon) = cast(S6, layer.ssm), found
+        if choose(ssm.backend, ssm.log_rate.device, torch.float32) != "cpu":
             return None
-        norm, epsilon = _norm(block.norm.norm)
         mixer, zoh = layer.mixer, ssm.discretization == "zoh"
         options = BlockOptions(mixer.heads, mixer.mixer == "softmax", zoh, block.prenorm, epsilon)
         linear = None if gate is None else (gate.weight, gate.bias)
@@ -76,17 +82,41 @@ def pack(model: SequenceClassifier) -> PackedClassifier | None:
         kinds.add((options, gate is None, *(None if tensor is None else tensor.shape for tensor in own)))
     if len(kinds) != 1:
         return None
-    last = None if model.backbone.norm is None else _norm(model.backbone.norm.norm)[0]
-    head = model.head.weight, model.head.bias
-    return PackedClassifier(parameters, last, head, options, (MIN_DELTA, MAX_DELTA))
+    last = None
+    if backbone.norm is not None:
+        if (found := _norm(backbone.norm)) is None:
+            return None
+        last, _ = found
+    return PackedClassifier(parameters, last, (head.weight, head.bias), options, (MIN_DELTA, MAX_DELTA))
 
 
-def _norm(norm: nn.Module) -> tuple[tuple[Tensor, Tensor], float]:
-    """Scale and shift (D,), and the epsilon of a layer norm; 0 for a batch norm, whose statistics are in them."""
-    if isinstance(norm, nn.LayerNorm):
-        return (norm.weight, norm.bias), norm.eps
-    assert isinstance(norm, nn.BatchNorm1d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return (scale, norm.bias - norm.running_mean * scale), 0.0
+def _linear(module: nn.Linear) -> bool:
+    """Whether it is a linear map with a bias, and nothing else."""
+    return (
+        untouched(module, nn.Linear)
+        and plain(module.weight, (module.out_features, module.in_features))
+        and module.bias is not None
+        and plain(module.bias, (module.out_features,))
+    )
+
+
+def _norm(norm: SequenceNorm) -> tuple[tuple[Tensor, Tensor], float] | None:
+    """Scale and shift (D,), and the epsilon of a layer norm; 0 for a batch norm, whose statistics are in them.
+
+    None where it is neither.
+    """
+    inner = norm.norm
+    if not untouched(norm, SequenceNorm):
+        return None
+    if isinstance(inner, nn.LayerNorm) and untouched(inner, nn.LayerNorm) and inner.eps > 0:
+        return ((inner.weight, inner.bias), inner.eps) if _vectors(inner.weight, inner.bias) else None
+    if isinstance(inner, nn.BatchNorm1d) and untouched(inner, nn.BatchNorm1d):
+        mean, variance = inner.running_mean, inner.running_var
+        if mean is not None and variance is not None and _vectors(inner.weight, inner.bias, mean, variance):
+            scale = inner.weight / torch.sqrt(variance + inner.eps)
+            return (scale, inner.bias - mean * scale), 0.0
+    return None
+
+
+def _vectors(*tensors: Tensor | None) -> bool:
+    return all(x is not None and plain(x, (len(x),)) for x in tensors)

@@ -21,9 +21,9 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def beyond_first() -> bool:
-    """In a backward: whether it is itself differentiated (`create_graph`) or transformed."""
-    return torch.is_grad_enabled() or transformed()
+def beyond_first(grad: Tensor) -> bool:
+    """In a backward, of `grad`: whether it is itself differentiated (`create_graph`), transformed or batched."""
+    return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def plain_form(*operators: str) -> Callable[[Plain], Plain]:
@@ -45,14 +45,15 @@ def plain_gradients(operator: str, inputs: Sequence[Any], grads: tuple[Tensor, .
         grads: of the results of the plain form.
 
     Returns:
-        one gradient for each argument, None where it is not a tensor of real or complex numbers.
+        one gradient for each argument, None where it needs none.
     """
-    places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
-
-    def outputs(*tensors: Tensor) -> Any:
-        given = dict(zip(places, tensors, strict=True))
-        return _PLAIN[operator](*(given.get(i, x) for i, x in enumerate(inputs)))
-
-    _, pull_back = torch.func.vjp(outputs, *(inputs[i] for i in places))
-    found = dict(zip(places, pull_back(grads), strict=True))
-    return tuple(found.get(i) for i in range(len(inputs)))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views stand for the arguments, so that no derivative runs on into what one argument owes to another.
+        leaves = [x.view_as(x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
+        results = _PLAIN[operator](*(x if leaf is None else leaf for x, leaf in zip(inputs, leaves, strict=True)))
+    pairs = [(y, grad) for y, grad in zip(results, grads, strict=True) if y.requires_grad]
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    ys, grad_ys = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(ys, wanted, grad_ys, create_graph=create_graph, allow_unused=True))
+    return tuple(None if leaf is None else next(found) for leaf in leaves)

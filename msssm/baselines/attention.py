@@ -5,10 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msssm.errors import InputError
 from msssm.layer import SequenceLayer
 from msssm.padding import position_mask, zero_padding
+from msssm.transforms import transformed
 
 
 class AttentionState(NamedTuple):
@@ -65,21 +67,30 @@ class CausalAttention(SequenceLayer):
         )
         if valid.shape[1] == length:
             # Right-padded from the start: the future mask alone hides the padding from every true position.
-            attended = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
+            attended = _attend(q, keys, values, is_causal=True)
         else:
             past = valid.shape[1] - length
             order = torch.arange(valid.shape[1], device=x.device)
             causal = order <= past + torch.arange(length, device=x.device).unsqueeze(1)
             itself = order == past + torch.arange(length, device=x.device).unsqueeze(1)  # keeps padded rows finite
             mask = (causal & valid.unsqueeze(1)) | itself
-            attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask.unsqueeze(1))
+            attended = _attend(q, keys, values, mask.unsqueeze(1))
         y = self.output(attended.transpose(1, 2).flatten(2))
         return (y, AttentionState(keys, values, valid)) if return_state else y
 
     def initial_state(self, batch_size: int) -> AttentionState:
-        weight = self.input.weight
-        empty = weight.new_zeros(batch_size, self.heads, 0, self.d_model // self.heads)
-        return AttentionState(empty, empty, weight.new_zeros(batch_size, 0, dtype=torch.bool))
+        # Quantised, it has none.
+        parameter = next((x for x in self.parameters() if x.is_floating_point()), torch.empty(0))
+        empty = parameter.new_zeros(batch_size, self.heads, 0, self.d_model // self.heads)
+        return AttentionState(empty, empty, parameter.new_zeros(batch_size, 0, dtype=torch.bool))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Softmax attention; under a transform in the one form that has all its rules."""
+    if not transformed():
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
 
 
 def _rotate(x: Tensor, positions: Tensor) -> Tensor:

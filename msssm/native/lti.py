@@ -173,7 +173,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, grad_last_im: Tensor) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
-    if beyond_first():
+    if beyond_first(grad_y):
         return plain_gradients("msssm::lti", inputs, (grad_y, grad_last, grad_last_im))
     grads = _lti_backward(
         *inputs,

@@ -200,7 +200,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, checkpoints = ctx.saved_tensors
-    if beyond_first():
+    if beyond_first(grad_y):
         options = ctx.zoh, ctx.lowest, ctx.highest, False
         return plain_gradients("msssm::selective", (*inputs, *options), (grad_y, grad_last))
     grad_y = inner_contiguous(grad_y)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from msssm.native.library import integers, native, pointers
+from msssm.untouched import plain
 
 
 class StepParameters(NamedTuple):
@@ -22,6 +23,30 @@ class StepParameters(NamedTuple):
     mix_weight: Tensor | None  # (M H, D), of a mixer that looks at the input
     mix_bias: Tensor | None  # (M H,)
     fixed: Tensor | None  # (M, H); without any of these, every weight is 1
+
+    def readable(self, heads: int) -> bool:
+        """Whether native code can read all of them as they lie."""
+        levels, taps, channels = self.low.shape
+        bands, _, states = self.log_rate.shape
+        rank = self.delta_weight.shape[1]
+        shapes = (
+            (levels, taps, channels),
+            (levels, taps, channels),
+            (bands * (rank + 2 * states), channels),
+            (bands, rank, channels),
+            (bands, channels),
+            (bands, channels, states),
+            (bands, channels),
+            (bands * heads, channels),
+            (bands * heads,),
+            (bands, heads),
+        )
+        mixes = self.mix_weight is None or self.mix_bias is not None
+        return (
+            mixes
+            and bands == levels + 2
+            and all(x is None or (plain(x, shape) and x.is_contiguous()) for x, shape in zip(self, shapes, strict=True))
+        )
 
 
 def multiscale_step(
@@ -59,7 +84,19 @@ def multiscale_step(
     return y, moved.split(past, dim=1), following.transpose(2, 3)
 
 
-def layout_fits(x: Tensor, filters: tuple[Tensor, ...], states: Tensor) -> bool:
+def fits(x: Tensor, filters: tuple[Tensor, ...], states: Tensor, parameters: StepParameters) -> bool:
     """Whether the kernel can read these as they lie: what a scan or a step returns, it can."""
-    rows = all(history.stride()[1:] == (history.shape[2], 1) or not history.numel() for history in filters)
-    return rows and x.stride(1) == 1 and states.transpose(2, 3).is_contiguous()
+    batch, channels = len(x), parameters.low.shape[2]
+    levels, taps, _ = parameters.low.shape
+    return (
+        plain(x, (batch, channels))
+        and x.stride(1) == 1
+        and plain(states, (batch, *parameters.log_rate.shape))
+        and states.transpose(2, 3).is_contiguous()
+        and len(filters) == levels
+        and all(
+            plain(history, (batch, (taps - 1) << level, channels))
+            and (history.stride()[1:] == (channels, 1) or not history.numel())
+            for level, history in enumerate(filters)
+        )
+    )

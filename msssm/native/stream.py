@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from msssm.errors import InputError
 from msssm.native.library import integers, native, pointer
 from msssm.native.step import StepParameters
+from msssm.transforms import transformed
 
 
 class BlockParameters(NamedTuple):
@@ -78,8 +80,24 @@ class PackedClassifier:
         """x (B, D), contiguous, is used up -> logits (B, classes) of the mean over all steps so far.
 
         The state, and the total (B, D) float64 and count (B,) int64 of the mean, become those of the next step.
+
+        Raises:
+            InputError: a transform, whose rules a step in place does not have; or tensors of another kind.
         """
-        batch = len(x)
+        if transformed():
+            raise InputError("streaming has no rules for transforms of torch.func: use SequenceClassifier.step")
+        batch, (_, _, channels) = len(x), self._state_shape
+        for name, given, shape, dtype in (
+            ("encoder's output", x, (batch, channels), torch.float32),
+            ("state", state, (batch, *self._state_shape), torch.float32),
+            ("total", total, (batch, channels), torch.float64),
+            ("number of positions", count, (batch,), torch.int64),
+        ):
+            if given.shape != shape or given.dtype != dtype or not given.is_cpu or not given.is_contiguous():
+                raise InputError(
+                    f"streaming: the {name} must be contiguous {dtype} of shape {shape} on the CPU, got {given.dtype} "
+                    f"of shape {tuple(given.shape)} on {given.device}; start from StreamingClassifier.initial_state"
+                )
         self._sizes[0] = batch
         logits = x.new_empty(batch, self._classes)
         self._step(self._sizes, self._values, self._pointer, *map(pointer, (state, total, count, x, logits)))

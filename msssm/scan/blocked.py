@@ -105,7 +105,7 @@ class _BlockedScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, checkpoints = ctx.saved_tensors
-        if beyond_first():
+        if beyond_first(grad_y):
             return plain_gradients("blocked", (*inputs, ctx.discretization), (grad_y, grad_last))
         u, delta, A, B, C, _ = inputs
         A = A.transpose(1, 2).contiguous()

@@ -189,7 +189,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-    if beyond_first():
+    if beyond_first(grad_y):
         return plain_gradients("msssm::triton_lti", ctx.saved_tensors, (grad_y, grad_last))
     *grads, grad_D, grad_initial = _lti_backward(*ctx.saved_tensors, grad_y.contiguous(), grad_last.contiguous())
     return *grads, None if ctx.saved_tensors[4] is None else grad_D, None, grad_initial

@@ -240,7 +240,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, initial, checkpoints = ctx.saved_tensors
-    if beyond_first():
+    if beyond_first(grad_y):
         arguments = (*inputs, initial, ctx.zoh, False)
         return plain_gradients("msssm::triton_selective", arguments, (grad_y, grad_last))
     *_, D, delta_bias, _ = inputs
