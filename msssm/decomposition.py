@@ -142,14 +142,15 @@ def _plain(
 
 
 def check_history(state: tuple[Tensor, ...], silence: tuple[Tensor, ...], x: Tensor) -> None:
-    """Raises InputError unless the histories have the shapes of those of silence, and the device of x."""
+    """Raises InputError unless the histories are floating, of the shapes of those of silence, and beside x."""
     if [history.shape for history in state] != [history.shape for history in silence]:
         raise InputError(
             f"the state must be histories of shapes {[tuple(history.shape) for history in silence]}, "
             f"got {[tuple(history.shape) for history in state]}"
         )
-    if any(history.device != x.device for history in state):
-        raise InputError(f"the state must be on {x.device}, where x is, got {[str(h.device) for h in state]}")
+    if any(history.device != x.device or not history.is_floating_point() for history in state):
+        got = [f"{history.dtype} on {history.device}" for history in state]
+        raise InputError(f"the state must be floating and on {x.device}, where x is, got {got}")
 
 
 class ConvolutionBands(nn.Module):

@@ -149,7 +149,6 @@ class MultiScaleSSM(SequenceLayer):
 
     def step(self, x: Tensor, state: MultiScaleState) -> tuple[Tensor, MultiScaleState]:
         """One time step: x (B, D) -> y (B, D) and the new state. For "s6" a single native call where there is one."""
-        self.check_input(x.unsqueeze(1), None)
         if state.ssm is None or not self._steps_natively(x) or (parameters := self.step_parameters()) is None:
             return super().step(x, state)
         if not fits(x, state.filters, state.ssm, parameters):

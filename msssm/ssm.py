@@ -212,7 +212,7 @@ class S4(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Same as `S6.forward`; the raw input x is not used, and the state is complex if the diagonal is."""
         with torch.autocast(bands.device.type, enabled=False):
-            C: Tensor = self.C if self.frequency is None else torch.view_as_complex(self.C)
+            C: Tensor = self.C if self.frequency is None else torch.view_as_complex(self.C.contiguous())
             return lti_scan(
                 bands,
                 self.step_sizes(),

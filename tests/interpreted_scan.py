@@ -8,12 +8,17 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read at Triton's first import
 
+from typing import Any
+
 import pytest
 import torch
 
-from msssm.scan import Discretization, gpu
+from msssm.errors import InputError
+from msssm.scan import Discretization, gpu, multiscale_scan
 from msssm.scan.gpu import common
+from msssm.scan.lti import _sequential
 from tests.scan_cases import (
+    Arguments,
     assert_all_near,
     lti_arguments,
     lti_results,
@@ -142,6 +147,74 @@ def test_lti_scan_of_half_precision(dtype: torch.dtype) -> None:
 def test_lti_scan_in_chunks(is_complex: bool, lengths: list[int] | None) -> None:
     given = lti_arguments(LONG, is_complex=is_complex, lengths=lengths)
     assert_all_near(lti_results(given), lti_truth(given))
+
+
+def test_kernels_read_any_layout_and_refuse_what_they_would_misread() -> None:
+    given = selective_arguments((2, 9, 2, 3, 4, 1), lengths=[9, 4], bias=True)
+    expected = selective_results(given, "zoh")
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+    results = selective_results({name: x if x is None else turned(x) for name, x in given.items()}, "zoh")
+    assert all(torch.equal(results[name], x) for name, x in expected.items())
+    results = selective_results(given | {"lengths": torch.tensor([[9, 7], [4, 7]])[:, 0]}, "zoh")
+    assert all(torch.equal(results[name], x) for name, x in expected.items())
+    for name, x in {
+        "B": given["B"].double(),  # type: ignore[union-attr]
+        "A": given["A"].half(),  # type: ignore[union-attr]
+        "lengths": torch.tensor([9, 4], dtype=torch.int32),
+        "D": given["D"][:1],  # type: ignore[index]
+    }.items():
+        with pytest.raises(InputError, match=r"a kernel takes torch"):
+            gpu.multiscale_scan(**given | {name: x}, discretization="zoh")
+
+
+def test_kernels_stay_within_lengths_that_lie_outside() -> None:
+    for results, arguments in ((selective_case, selective_arguments), (lti_results, lti_arguments)):
+        given = arguments((2, 9, 1, 3, 4, 1), lengths=[9, 0])
+        outside = given | {"lengths": torch.tensor([10**9, -(10**9)])}
+        expected = results(given)
+        assert all(torch.equal(x, expected[name]) for name, x in results(outside).items())
+
+
+def selective_case(given: Arguments) -> dict[str, torch.Tensor]:
+    return selective_results(given, "zoh")
+
+
+@pytest.mark.parametrize("is_complex", [None, False, True])
+def test_second_derivatives_and_transforms_are_those_of_the_plain_form(is_complex: bool | None) -> None:
+    shape = (1, 4, 2, 3, 2, 1)
+    given = selective_arguments(shape) if is_complex is None else lti_arguments(shape, is_complex=is_complex)
+    u = given.pop("u")
+    assert u is not None
+
+    def scan(backend: bool, u: torch.Tensor) -> torch.Tensor:
+        if is_complex is None:
+            run = gpu.multiscale_scan if backend else plain_selective
+            y, state = run(u=u, **given, discretization="zoh")  # type: ignore[operator]
+        else:
+            y, state = (gpu.lti_scan if backend else plain_lti)(u=u, **given)  # type: ignore[arg-type]
+        return y.pow(2).sum() + state.abs().pow(2).sum()
+
+    found = []
+    for backend in (True, False):
+        leaf = u.clone().requires_grad_()
+        (first,) = torch.autograd.grad(scan(backend, leaf), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(2).sum(), leaf)
+        found.append((first.detach(), second))
+    for x, y in zip(*found, strict=True):
+        assert_near(x, y, 1e-5)
+
+
+def plain_selective(u: torch.Tensor, **given: Any) -> Any:
+    return multiscale_scan(u, **given, return_state=True, backend="reference")
+
+
+def plain_lti(**given: Any) -> Any:
+    return _sequential(
+        given["u"], given["decay"], given["weight"], given["mix"], given["D"], None, given["initial_state"]
+    )
 
 
 def test_scans_compile_without_graph_breaks() -> None:

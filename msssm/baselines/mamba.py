@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msssm.decomposition import dilated_convolution
+from msssm.decomposition import check_history, dilated_convolution
 from msssm.layer import SequenceLayer
 from msssm.padding import last_positions, zero_padding
 from msssm.scan import Backend
@@ -65,7 +65,9 @@ class Mamba(SequenceLayer):
         """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         u, gate = self.input(zero_padding(x, lengths)).chunk(2, dim=-1)
-        history, ssm_state = self.initial_state(len(x)) if state is None else state
+        silence = self.initial_state(len(x))
+        history, ssm_state = silence if state is None else state
+        check_history((history,), (silence.convolution,), x)
         extended = torch.cat((history.to(u.dtype), u), dim=1)
         v = F.silu(dilated_convolution(extended, self.taps, 1) + self.bias)
         one_band = v.new_ones(()).expand(*v.shape[:2], 1)

@@ -86,8 +86,7 @@ def multiscale_step(
 
 def fits(x: Tensor, filters: tuple[Tensor, ...], states: Tensor, parameters: StepParameters) -> bool:
     """Whether the kernel can read these as they lie: what a scan or a step returns, it can."""
-    batch, channels = len(x), parameters.low.shape[2]
-    levels, taps, _ = parameters.low.shape
+    batch, (levels, taps, channels) = len(states), parameters.low.shape
     return (
         plain(x, (batch, channels))
         and x.stride(1) == 1
