@@ -172,6 +172,8 @@ class MultiScaleSSM(SequenceLayer):
         It covers "s6" as the paper has it, float32 on a CPU, and modules that are what their classes say.
         """
         ssm, decomposition, mixer = self.ssm, self.decomposition, self.mixer
+        if not isinstance(ssm, S6) or not isinstance(decomposition, MultiScaleDecomposition):
+            return None
         if (self.gates, self.drive) != ("input", "band") or not (
             untouched(self, MultiScaleSSM)
             and untouched(decomposition, MultiScaleDecomposition)

@@ -128,11 +128,12 @@ def _plain(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of the native operator: y, and both parts of the last state (B, M, N, D)."""
-    rate, weight, state = (
-        None if re is None else (re if im is None else torch.complex(re, im)).transpose(-1, -2)
-        for re, im in ((decay, decay_im), (weight, weight_im), (initial, initial_im))
-    )
-    y, last = _sequential(u, rate, weight, mix, D, lengths, state)
+
+    def turned(re: Tensor, im: Tensor | None) -> Tensor:
+        return (re if im is None else torch.complex(re, im)).transpose(-1, -2)
+
+    state = None if initial is None else turned(initial, initial_im)
+    y, last = _sequential(u, turned(decay, decay_im), turned(weight, weight_im), mix, D, lengths, state)
     last = last.transpose(-1, -2)
     return y, *((last.real, last.imag) if last.is_complex() else (last, u.new_empty(0)))
 

@@ -55,8 +55,10 @@ def multiscale_scan(
             MSSSM_BACKEND names one.
 
     Returns:
-        y (B, L, D) in the dtype of `bands`, and the state in float32 (float64 for float64 inputs). Second derivatives
-        need the backend "reference".
+        y (B, L, D) in the dtype of `bands`, and the state in float32 (float64 for float64 inputs).
+
+        Second derivatives (`create_graph`), and under "auto" the transforms of `torch.func` and forward mode, run
+        through the sequential reference. With another backend named, a transform is refused.
 
     Raises:
         ValueError: shapes that do not fit together, or a discretization or backend that is unknown or cannot run here.
@@ -226,7 +228,11 @@ def _plain(
     *_: float,
 ) -> tuple[Tensor, ...]:
     """y and the last state of the operators, whose states are (B, M, N, D) and A (M, N, D)."""
-    wide = [x.to(A.dtype) for x in (u, delta, A.transpose(1, 2), B, C, mix)]
+    wide = (x.to(A.dtype) for x in (u, delta, A.transpose(1, 2), B, C, mix))
+    u_wide, delta, A, B, C, mix = wide
     state = None if initial is None else initial.transpose(2, 3)
-    y, last = _in_torch(*wide, D, delta_bias, lengths, state, "zoh" if zoh else "euler", reference.banded_scan)
+    discretization = "zoh" if zoh else "euler"
+    y, last = _in_torch(
+        u_wide, delta, A, B, C, mix, D, delta_bias, lengths, state, discretization, reference.banded_scan
+    )
     return y.to(u.dtype), last.transpose(2, 3)
