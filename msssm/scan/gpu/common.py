@@ -9,7 +9,7 @@ chunks then gives their true first states, and the second pass starts from those
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 # Triton has no types.
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,8 +23,30 @@ TILE = 64
 # One configuration, chosen by registers and spills of the compiled kernels: nothing is tuned at run time. Without the
 # bound on registers, which is the hardware's own, ptxas spills a few bytes for occupancy that these grids do not reach.
 OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "maxnreg": 255, "enable_fp_fusion": True}
+
+
+class Configuration(NamedTuple):
+    """How the kernels of an operator are launched: all are right, and which is fastest depends on the device."""
+
+    warps: int  # wanted on each scheduler of the device
+
+
+# The first is the default. The self-check times each once on a kind of device, and remembers the fastest.
+CONFIGURATIONS = (Configuration(warps=1),)
+_selected: dict[tuple[str, torch.device], Configuration] = {}
+
 # These would otherwise be compiled anew for lengths that are 1 or multiples of 16.
 SIZES = ["length", "span", "chunks"]
+
+
+def select(kernels: str, device: torch.device, index: int) -> None:
+    """From here on, "selective" or "lti" kernels run on the device in CONFIGURATIONS[index]."""
+    _selected[kernels, device] = CONFIGURATIONS[index]
+
+
+def configuration(kernels: str, device: torch.device) -> Configuration:
+    """The selected one, or the default."""
+    return _selected.get((kernels, device), CONFIGURATIONS[0])
 
 
 @triton.jit
