@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,11 +17,15 @@ from msssm.decomposition import MultiScaleDecomposition
 from msssm.errors import InputError
 from msssm.native.library import library
 from msssm.scan import Backend, lti_scan, multiscale_scan, selective_scan
-from msssm.scan.dispatch import choose, obstacle
+from msssm.scan.dispatch import choose, fastest_on, obstacle
+from msssm.scan.selfcheck import milliseconds, relative_error
+from msssm.scan.verdict import KERNELS, Kernels, file_of, identity, settle
 
 # Largest errors in float32 against the reference in float64, relative to the largest value.
 OUTPUT, GRADIENT = 2e-5, 2e-4
 BATCH, LENGTH, BANDS, CHANNELS, STATES = 2, 256, 5, 64, 16
+
+_KERNELS: dict[str, Kernels] = {"selective_scan": "selective", "multiscale_scan": "selective", "lti_scan": "lti"}
 
 Operator = Callable[[list[Tensor], Backend], Tensor]
 
@@ -39,18 +42,20 @@ class Check(NamedTuple):
 
 
 def main(args: list[str]) -> None:
-    """Prints the report.
+    """Prints the report; with `--renew`, the Triton kernels are checked anew.
 
     Raises:
-        ValueError: arguments, since there are none.
+        ValueError: other arguments.
         SystemExit: with code 1 where an operator disagrees with the reference.
     """
-    if args:
-        raise InputError(f"doctor takes no arguments, got {' '.join(args)}")
+    if args not in ([], ["--renew"]):
+        raise InputError(f"doctor takes no arguments but --renew, got {' '.join(args)}")
     for line in environment():
         print(line)
     wrong = False
     for device in devices():
+        for line in verdicts(device, renew=bool(args)):
+            print(line, flush=True)
         checks = check(device)
         for line in describe(device, checks):
             print(line, flush=True)
@@ -77,7 +82,32 @@ def environment() -> Iterator[str]:
 
 
 def devices() -> list[torch.device]:
-    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+    """The CPU, and the first GPU of each name."""
+    gpus = {torch.cuda.get_device_name(i): torch.device("cuda", i) for i in reversed(range(torch.cuda.device_count()))}
+    return [torch.device("cpu"), *sorted(gpus.values(), key=str)]
+
+
+def verdicts(device: torch.device, *, renew: bool) -> Iterator[str]:
+    """What the check of the Triton kernels found on a GPU, now or earlier, and where that is kept."""
+    if fastest_on(device) != "triton" or obstacle("triton", device, torch.float32) is not None:
+        return
+    yield f"\nTriton kernels on {device}, {identity('selective', device)['device']}"
+    for kernels in KERNELS:
+        found = settle(kernels, device, renew=renew)
+        if found is None:
+            yield f"  {kernels:<16} not checked"
+            continue
+        if found.fault is not None:
+            yield f"  {kernels:<16} NOT USED: {found.complaint}"
+        else:
+            name = "used" if found.backend == "triton" else "not used"
+            yield (
+                f"  {kernels:<16} right, {name}: {found.triton_ms:.2f} ms, plain torch {found.torch_ms:.2f} ms, "
+                f"configuration {found.configuration}"
+            )
+        path = file_of(identity(kernels, device))
+        kept = path is not None and path.exists()
+        yield f"{'':<19}{f'kept in {path}; `msssm doctor --renew` checks again' if kept else 'kept for this process'}"
 
 
 def check(device: torch.device) -> list[Check]:
@@ -87,7 +117,7 @@ def check(device: torch.device) -> list[Check]:
 
 def describe(device: torch.device, checks: list[Check]) -> Iterator[str]:
     """The checks of a device as lines."""
-    yield f"\noperators on {device.type}, float32 (forward + backward of {BATCH} x {LENGTH} steps)"
+    yield f"\noperators on {device}, float32 (forward + backward of {BATCH} x {LENGTH} steps)"
     for found in checks:
         line = f"  {found.operator:<16} {found.backend:<9} "
         if found.milliseconds is None:
@@ -151,15 +181,16 @@ def _decompose(tensors: list[Tensor], backend: Backend) -> Tensor:
 
 def _check(name: str, operator: Operator, tensors: list[Tensor], device: torch.device) -> Check:
     wide, narrow = ([x.to(device, dtype).requires_grad_() for x in tensors] for dtype in (torch.float64, torch.float32))
-    backend = choose("auto", device, torch.float32)
+    kernels = _KERNELS.get(name)
+    backend = choose("auto", device, torch.float32, kernels)
     expected, actual = _evaluate(operator, wide, "reference"), _evaluate(operator, narrow, "auto")
     tolerances = [OUTPUT, *([GRADIENT] * len(tensors))]
-    error = max(_error(a, e) / t for a, e, t in zip(actual, expected, tolerances, strict=True))
-    remedy = _remedy(backend, device)
+    error = max(relative_error(a, e) / t for a, e, t in zip(actual, expected, tolerances, strict=True))
+    remedy = _remedy(backend, device, kernels)
     if error > 1:
         return Check(name, backend, remedy, error, None, None)
-    own = _milliseconds(lambda: _evaluate(operator, narrow, "auto"), device, runs=5)
-    reference = _milliseconds(lambda: _evaluate(operator, narrow, "reference"), device, runs=2)
+    own = milliseconds(lambda: _evaluate(operator, narrow, "auto"), device, runs=5)
+    reference = milliseconds(lambda: _evaluate(operator, narrow, "reference"), device, runs=2)
     return Check(name, backend, remedy, error, own, reference / own)
 
 
@@ -168,32 +199,16 @@ def _evaluate(operator: Operator, tensors: list[Tensor], backend: Backend) -> li
     return [y.detach(), *torch.autograd.grad(y.square().sum(), tensors)]
 
 
-def _error(actual: Tensor, expected: Tensor) -> float:
-    difference = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
-    return difference.nan_to_num(torch.inf).item()
-
-
-def _remedy(backend: str, device: torch.device) -> str:
-    fastest = "triton" if device.type == "cuda" else "cpu"
-    if backend == fastest:
+def _remedy(backend: str, device: torch.device, kernels: Kernels | None) -> str:
+    fastest = fastest_on(device)
+    if backend == fastest or (fastest == "triton" and kernels is None):
         return ""
     missing = obstacle(fastest, device, torch.float32)
     if missing is not None:
         return f"not the fastest: backend {fastest!r} {missing}"
-    return f"not the fastest: MSSSM_BACKEND asks for {backend!r}; unset it for {fastest!r}"
-
-
-def _milliseconds(function: Callable[[], object], device: torch.device, runs: int) -> float:
-    times = []
-    for _ in range(runs):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
+    if os.environ.get("MSSSM_BACKEND", "auto") == "auto":
+        return ""  # the verdict on the Triton kernels has said why
+    return f"not the fastest: MSSSM_BACKEND asks for {backend!r}; unset it for the fastest"
 
 
 def _version(package: str) -> str:

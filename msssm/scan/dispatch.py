@@ -10,17 +10,24 @@ import torch
 from msssm.errors import InputError
 from msssm.native.library import library
 from msssm.scan import gpu
+from msssm.scan.verdict import Kernels, settle
 from msssm.transforms import transformed
 
 Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
 
-# What is chosen by itself must be known to be right; the kernels have passed their tests in Triton's interpreter only.
-_UNVERIFIED = "is not yet verified on a GPU: run `make test-gpu`, then set MSSSM_BACKEND=triton"
 _COMPILER = "install a C++ compiler (g++ or clang++), then msssm again"
+_SLOWER = "msssm scans with plain torch, several times slower than it could"
 
 
-def choose(backend: str, device: torch.device, dtype: torch.dtype, plain: Backend = "torch") -> str:
+def choose(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    plain: Backend = "torch",
+    *,
+    kernels: Kernels | None = None,
+) -> str:
     """The backend that runs on tensors of this kind.
 
     Args:
@@ -28,6 +35,7 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, plain: Backen
         device: of the tensors.
         dtype: of the computation.
         plain: the fastest one made of torch operators throughout, which any transform of `torch.func` goes through.
+        kernels: the Triton kernels of the operator; None where it has none, and runs in plain torch on a GPU.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run here.
@@ -49,15 +57,40 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, plain: Backen
             raise InputError(f"backend {backend!r} {missing}")
     if backend != "auto":
         return backend
-    fastest = "triton" if device.type == "cuda" else "cpu"
+    fastest = fastest_on(device)
+    if fastest == "triton" and kernels is None:
+        return "torch"
     missing = obstacle(fastest, device, dtype)
-    if missing is None and fastest == "cpu":
-        return "cpu"
     if missing is None:
-        missing = _UNVERIFIED
+        return fastest if kernels is None or fastest == "cpu" else _verified(kernels, device)
     if missing.startswith("is not"):
-        _warn_once(f"msssm scans with plain torch, several times slower than it could: backend {fastest!r} {missing}")
+        _warn_once(f"{_SLOWER}: backend {fastest!r} {missing}")
     return "torch"
+
+
+def fastest_on(device: torch.device) -> Literal["cpu", "triton"]:
+    """The backend of own kernels for a device."""
+    return "triton" if device.type == "cuda" else "cpu"
+
+
+def _verified(kernels: Kernels, device: torch.device) -> str:
+    """ "triton" where its kernels have been checked and are faster, else "torch"."""
+    verdict = settle(kernels, device)
+    if verdict is None:
+        _warn_once(
+            f"{_SLOWER}: the {kernels} kernels of backend 'triton' are not checked yet on {device}, and cannot be in a "
+            "CUDA graph, a backward or a forked process: run the model once before"
+        )
+        return "torch"
+    if verdict.fault is not None:
+        failed = f"the {kernels} kernels of backend 'triton' failed their check on {device}"
+        _warn_once(f"{_SLOWER}: {failed}: {verdict.complaint}")
+    return verdict.backend
+
+
+# A check runs while tracing as at any other time, and its outcome is a constant of the graph. This is what
+# torch.compiler.assume_constant_result does, without its import of a second.
+_verified._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -69,7 +69,7 @@ def lti_scan(
         check_operand(name, x, shape, bands, complex_too=complex_too)
     lengths = true_lengths(lengths, bands)
     dtype = torch.promote_types(torch.float32, torch.promote_types(bands.dtype, A.real.dtype))
-    chosen = choose(backend, bands.device, dtype, plain="torch")
+    chosen = choose(backend, bands.device, dtype, plain="torch", kernels="lti")
     with torch.autocast(bands.device.type, enabled=False):
         u, delta, mix = bands, delta.to(dtype), as_heads(mix)
         if chosen != "triton":  # which widens as it reads

@@ -165,7 +165,7 @@ def _run(
     check_discretization(discretization)
     # Decays and states lose their meaning in half precision (products of many factors close to 1).
     dtype = torch.promote_types(torch.float32, u.dtype)
-    backend = choose(backend, u.device, dtype, plain="reference")
+    backend = choose(backend, u.device, dtype, plain="reference", kernels="selective")
     output_dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
         if backend != "triton":  # which widens as it reads
