@@ -21,11 +21,6 @@ def test_float64_on_a_cpu_is_plain_torch_without_a_word(recwarn: pytest.Warnings
     assert not recwarn.list
 
 
-def test_a_gpu_gets_plain_torch_and_hears_why() -> None:
-    with pytest.warns(UserWarning, match=r"'triton' is not yet verified on a GPU: run `make test-gpu`"):
-        assert choose("auto", GPU, torch.bfloat16) == "torch"
-
-
 def test_triton_runs_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch.gpu, "available", lambda: True)
     assert choose("triton", GPU, torch.bfloat16) == "triton"

@@ -49,6 +49,9 @@ GRADIENTS = [(kernels, name) for kernels in KERNELS for name in faulty.DIFFERENT
 
 @pytest.fixture(autouse=True)
 def small_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    from msssm.scan.gpu import common
+
+    monkeypatch.setattr(common, "_selected", {})
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # lets "triton" run on a CPU
     monkeypatch.setattr(
         selfcheck,
