@@ -163,17 +163,23 @@ def test_a_first_use_under_compile_checks_outside_the_graph(kernels: Kernels) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_the_whole_check_passes_and_cuts_into_chunks(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the sizes that a GPU gets, but for the race, with as many chunks as there are tiles."""
-    chains = []
+def test_the_check_covers_sequences_in_chunks(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the length that a GPU gets, with as many chunks as there are tiles: chunks that are not joined are found."""
+    chains: list[None] = []
+
+    def run_chain(*args: Any, **options: Any) -> None:
+        chains.append(None)
+        common.run_chain(*args, **options)
+
     for module in (selective, lti):
-        monkeypatch.setattr(
-            module, "run_chain", lambda *args, **options: (chains.append(1), common.run_chain(*args, **options))
-        )
+        monkeypatch.setattr(module, "run_chain", run_chain)
     monkeypatch.setattr(common, "warps_wanted", lambda device: 10**6)
-    monkeypatch.setattr(
-        selfcheck, "race", lambda kernels: selfcheck.cases(kernels)[-1]._replace(shape=(1, 2, 1, 1, 1, 1))
-    )
-    found = selfcheck.examine(kernels, CPU)
-    assert found.fault is None
+    cases = selfcheck.cases(kernels)
+    long = [case._replace(shape=(2, case.shape[1], 1, 2, 2, 1)) for case in cases[::3] if case.options]
+    assert [case.shape[1] for case in long] == [261, 261]
+    monkeypatch.setattr(selfcheck, "cases", lambda kernels: long)
+    monkeypatch.setattr(selfcheck, "race", lambda kernels: cases[-1]._replace(shape=(1, 2, 1, 1, 1, 1)))
+    assert selfcheck.examine(kernels, CPU).fault is None
     assert chains
+    monkeypatch.setattr(common, "run_chain", lambda *args, **options: None)
+    assert "is off by" in (selfcheck.examine(kernels, CPU).fault or "")

@@ -1,6 +1,7 @@
 """`msssm doctor` tells the truth about backends, and praises no operator that is wrong."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from msssm import doctor
 from msssm.native import library as native
+from msssm.scan import verdict
 from msssm.scan.dispatch import choose
+from msssm.scan.verdict import Kernels, Verdict
 from tasks.main import main
 
 CPU = torch.device("cpu")
@@ -84,7 +87,36 @@ def test_a_backend_from_the_environment_is_named(monkeypatch: pytest.MonkeyPatch
     assert text.count("MSSSM_BACKEND asks for 'torch'; unset it for the fastest") == len(OPERATORS)
 
 
-def test_takes_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--renew"]])
+def test_shows_the_verdicts_on_the_triton_kernels_and_renews_them(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = {"selective": Verdict(None, 1, 1.25, 40.0), "lti": Verdict("y is off by 3.0e-01 of its largest value")}
+    asked = []
+
+    def settle(kernels: Kernels, device: torch.device, *, renew: bool) -> Verdict:
+        asked.append((kernels, renew))
+        return found[kernels]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "settle", settle)
+    monkeypatch.setattr(doctor, "obstacle", lambda *args: None)
+    monkeypatch.setattr(doctor, "fastest_on", lambda device: "triton")
+    key = verdict.identity("selective", CPU)
+    verdict.save(verdict.file_of(key), key, found["selective"])
+    main(["doctor", *arguments])
+    shown = capsys.readouterr().out
+    assert re.search(r"^Triton kernels on cpu, Triton's interpreter$", shown, re.M)
+    assert re.search(r"^  selective +right, used: 1\.25 ms, plain torch 40\.00 ms, configuration 1$", shown, re.M)
+    assert f"kept in {verdict.file_of(key)}; `msssm doctor --renew` checks again" in shown
+    assert re.search(
+        r"^  lti +NOT USED: y is off by .* value; report it with the output of `msssm doctor`$", shown, re.M
+    )
+    assert shown.count("kept for this process") == 1
+    assert asked == [("selective", bool(arguments)), ("lti", bool(arguments))]
+
+
+def test_takes_no_other_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["doctor", "--fast"])
     assert stop.value.code == 2

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from msssm.scan import Discretization, gpu
+from msssm.scan.selfcheck import examine
+from msssm.scan.verdict import KERNELS, Kernels
 from tests.scan_cases import (
     Arguments,
     assert_all_near,
@@ -76,6 +78,11 @@ def test_chunks_change_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(common, "warps_wanted", lambda device, warps=warps: warps)
         results.append(selective_results(given, "zoh"))
     assert_all_near(results[0], {name: x.double() for name, x in results[1].items()})
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_the_check_that_decides_on_the_backend_passes(kernels: Kernels) -> None:
+    assert examine(kernels, torch.device("cuda", 0)).fault is None
 
 
 def test_offsets_beyond_32_bits() -> None:

@@ -52,7 +52,7 @@ def multiscale_scan(
         discretization: "zoh" (Bbar = (exp(delta A) - 1) / A B) or "euler" (Bbar = delta B, as Mamba's).
         backend: "cpu" (native, float32), "triton" (GPU), "torch" (blocked, recomputing backward), "reference"
             (sequential), or "auto": the fastest that is known to be right here, unless the environment variable
-            MSSSM_BACKEND names one.
+            MSSSM_BACKEND names one. The first "auto" on a GPU checks the Triton kernels there, for some seconds.
 
     Returns:
         y (B, L, D) in the dtype of `bands`, and the state in float32 (float64 for float64 inputs).
