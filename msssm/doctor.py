@@ -182,7 +182,7 @@ def _decompose(tensors: list[Tensor], backend: Backend) -> Tensor:
 def _check(name: str, operator: Operator, tensors: list[Tensor], device: torch.device) -> Check:
     wide, narrow = ([x.to(device, dtype).requires_grad_() for x in tensors] for dtype in (torch.float64, torch.float32))
     kernels = _KERNELS.get(name)
-    backend = choose("auto", device, torch.float32, kernels)
+    backend = choose("auto", device, torch.float32, kernels=kernels)
     expected, actual = _evaluate(operator, wide, "reference"), _evaluate(operator, narrow, "auto")
     tolerances = [OUTPUT, *([GRADIENT] * len(tensors))]
     error = max(relative_error(a, e) / t for a, e, t in zip(actual, expected, tolerances, strict=True))

@@ -324,12 +324,12 @@ def test_no_check_while_a_graph_is_captured(
         with pytest.warns(
             UserWarning, match=r"lti kernels .* are not checked yet on cuda:0.*run the model once before"
         ):
-            assert choose("auto", GPU, torch.float32, "lti") == "torch"
+            assert choose("auto", GPU, torch.float32, kernels="lti") == "torch"
         assert not fresh.checks
-    assert choose("auto", GPU, torch.float32, "lti") == "triton"
+    assert choose("auto", GPU, torch.float32, kernels="lti") == "triton"
     fresh.restart()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert choose("auto", GPU, torch.float32, "lti") == "triton"  # from the file
+    assert choose("auto", GPU, torch.float32, kernels="lti") == "triton"  # from the file
     assert len(fresh.checks) == 1
 
 
@@ -368,7 +368,7 @@ def test_no_check_inside_a_backward(fresh: Fresh) -> None:
 def test_no_triton_is_no_check(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch.gpu, "available", lambda: False)
     with pytest.warns(UserWarning, match="'triton' is not installed: pip install triton"):
-        assert choose("auto", GPU, torch.float32, "lti") == "torch"
+        assert choose("auto", GPU, torch.float32, kernels="lti") == "torch"
     assert not fresh.checks
 
 
@@ -377,7 +377,7 @@ def test_the_environment_decides_without_a_check(
     backend: str, fresh: Fresh, a_gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MSSSM_BACKEND", backend)
-    assert choose("auto", GPU, torch.float32, "lti") == backend
+    assert choose("auto", GPU, torch.float32, kernels="lti") == backend
     assert not fresh.checks
 
 
@@ -386,7 +386,7 @@ def test_float64_and_operators_without_kernels_are_plain_torch_without_a_word(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose("auto", GPU, torch.float64, "lti") == "torch"
+        assert choose("auto", GPU, torch.float64, kernels="lti") == "torch"
         assert choose("auto", GPU, torch.float32) == "torch"
     assert not fresh.checks
 
@@ -394,7 +394,7 @@ def test_float64_and_operators_without_kernels_are_plain_torch_without_a_word(
 def test_a_failure_is_told_once_in_one_line(fresh: Fresh, a_gpu: SimpleNamespace) -> None:
     fresh.finding = Verdict("gradient of delta is off by 1.0e-01 of its largest value, 2.0e-04 is allowed (zoh)")
     with pytest.warns(UserWarning, match="failed their check") as warned:
-        assert [choose("auto", GPU, torch.float32, "selective") for _ in range(3)] == ["torch"] * 3
+        assert [choose("auto", GPU, torch.float32, kernels="selective") for _ in range(3)] == ["torch"] * 3
     [told] = [str(one.message) for one in warned]
     assert told == (
         "msssm scans with plain torch, several times slower than it could: the selective kernels of backend 'triton' "
@@ -408,7 +408,7 @@ def test_tracing_runs_the_check_outside_the_graph(fresh: Fresh, monkeypatch: pyt
     monkeypatch.setattr(dispatch, "obstacle", lambda *args: None)
 
     def scan(x: torch.Tensor) -> torch.Tensor:
-        return x + (1 if choose("auto", x.device, x.dtype, "lti") == "triton" else 0)
+        return x + (1 if choose("auto", x.device, x.dtype, kernels="lti") == "triton" else 0)
 
     torch._dynamo.reset()
     compiled = torch.compile(scan, backend="eager", fullgraph=True)

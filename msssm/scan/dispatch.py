@@ -74,7 +74,7 @@ def fastest_on(device: torch.device) -> Literal["cpu", "triton"]:
 
 
 def _verified(kernels: Kernels, device: torch.device) -> str:
-    """ "triton" where its kernels have been checked and are faster, else "torch"."""
+    """Triton where its kernels have been checked and are faster, else plain torch."""
     verdict = settle(kernels, device)
     if verdict is None:
         _warn_once(
