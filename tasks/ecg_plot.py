@@ -17,6 +17,7 @@ COLUMN, COLUMNS = 2.5, 4  # s
 _ROWS = [["I", "AVR", "V1", "V4"], ["II", "AVL", "V2", "V5"], ["III", "AVF", "V3", "V6"]]
 _TALLEST = 4.0  # mV from the baseline; what goes further is cut off
 _LEFT, _RIGHT, _HEADER, _FOOTER, _NAME = 15, 5, 30, 9, 6  # mm
+_REMARKS = 4  # lines
 _PULSE = np.array([[2, 0], [4, 0], [4, GAIN], [9, GAIN], [9, 0], [11, 0]])  # mm: 1 mV for 0.2 s
 _PAPER, _THIN, _THICK, _INK = "#fff8f6", "#f7d3cf", "#e9a39c", "#16161d"
 RESEARCH = "Research model, not a medical device: not for diagnosis."
@@ -113,7 +114,9 @@ def _header(
         figure.text(x, 1 - line / height, short, color=_INK, va="top", **style)
 
     place(0.016, 4, title, 50, fontsize=14, fontweight="bold")
-    for index, remark in enumerate(remarks[:4]):
+    if len(remarks) > _REMARKS:
+        remarks = [*remarks[: _REMARKS - 1], f"and {len(remarks) - _REMARKS + 1} more remarks"]
+    for index, remark in enumerate(remarks):
         place(0.016, 11.5 + 4.4 * index, remark, 88, fontsize=8)
     for index, (name, probability) in enumerate(findings[:5]):
         line = 4 + 5 * index

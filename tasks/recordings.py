@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.errors import InputError as DataError
 from datamodules.ptbxl import PTBXLDataModule, Recording, find_recordings, read_recording
 from datamodules.ptbxl.datamodule import window_starts
-from datamodules.ptbxl.recording import FillMissing
+from datamodules.ptbxl.recording import FillMissing, Implausible
 from datamodules.ptbxl.statements import scp_statements
 from msssm import SequenceClassifier, StreamingClassifier
 from msssm.errors import InputError
@@ -38,6 +38,7 @@ class RecordingOptions:
     sampling_rate: float | None
     leads: list[str] | None
     fill_missing: FillMissing
+    implausible: Implausible
     stream: bool
     output: str
 
@@ -46,13 +47,26 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     """The options of predict for a recording of one's own."""
     parser.add_argument(
         "--record", type=str | None, default=None,
-        help="An ECG to predict: a WFDB record, a .csv or .npy in mV, or a folder of them; needs no data set.",
+        help="An ECG to predict: a WFDB record, a table (.csv, .tsv, .txt, .gz) or an array (.npy, .npz), in mV unless it "
+        "names another unit; or a folder of them. Needs no data set.",
     )  # fmt: skip
-    parser.add_argument("--sampling_rate", type=float | None, default=None, help="Of a .csv or .npy, in Hz.")
-    parser.add_argument("--leads", type=list[str] | None, default=None, help="Columns of a .csv or .npy, in order.")
+    parser.add_argument(
+        "--sampling_rate",
+        type=float | None,
+        default=None,
+        help="Hz, of a file that has no rate and no column of times.",
+    )
+    parser.add_argument(
+        "--leads", type=list[str] | None, default=None,
+        help="Names of the columns in order, of a file that does not name them; any other name, as x, skips a column.",
+    )  # fmt: skip
     parser.add_argument(
         "--fill_missing", type=FillMissing, default="no",
         help="Missing leads and samples: no (an error), derive (limb leads from I and II), zero (that, and the mean).",
+    )  # fmt: skip
+    parser.add_argument(
+        "--implausible", type=Implausible, default="refuse",
+        help="Where most leads are flat or cannot be an ECG in mV: refuse, or accept (take them as they are).",
     )  # fmt: skip
     parser.add_argument("--stream", action="store_true", help="Feed the recording sample by sample.")
     parser.add_argument("--output", type=str, default="predictions", help="Folder for .json, .csv and .png.")
@@ -103,6 +117,7 @@ def predict_recordings(
                 given_rate=options.sampling_rate,
                 given_leads=options.leads,
                 fill_missing=options.fill_missing,
+                implausible=options.implausible,
             )
             windows.starts(len(recording.signal))
         except (InputError, DataError) as error:
@@ -223,7 +238,7 @@ def _print_stream(
 def _names(files: Sequence[Path], source: Path) -> list[str]:
     """Of the outputs: the path within the folder, with the ending only where two recordings differ in nothing else."""
     inside = [file.relative_to(source) if source.is_dir() else Path(file.name) for file in files]
-    bare = [str(path.with_suffix("")) for path in inside]
+    bare = [str(Path(str(path).removesuffix(".gz")).with_suffix("")) for path in inside]
     return [str(path) if bare.count(name) > 1 else name for path, name in zip(inside, bare, strict=True)]
 
 

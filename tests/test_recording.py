@@ -54,12 +54,12 @@ def test_resampling_keeps_low_tones_and_removes_high_ones(tmp_path: Path, rate: 
     time = np.arange(round(10 * rate)) / rate
     low = np.sin(2 * np.pi * 5 * time)
     high = np.sin(2 * np.pi * 70 * time) if rate > 140 else 0 * time
-    np.save(tmp_path / "a.npy", np.stack([low + high] * 12, axis=1))
+    np.save(tmp_path / "a.npy", np.outer(low + high, np.linspace(1, 2, 12)))
     recording = read_recording(tmp_path / "a.npy", 100, given_rate=rate, given_leads=LEADS)
     assert abs(len(recording.signal) - 1000) <= 1
     wanted = np.sin(2 * np.pi * 5 * np.arange(len(recording.signal)) / 100)
     middle = slice(50, 950)
-    np.testing.assert_allclose(recording.signal[middle, 3], wanted[middle], rtol=0, atol=0.01)
+    np.testing.assert_allclose(recording.signal[middle, 0], wanted[middle], rtol=0, atol=0.01)
     assert recording.notes == [f"resampled from {rate:g} to 100 Hz"]
 
 
@@ -139,7 +139,11 @@ def test_a_bad_wfdb_record_is_answered(tmp_path: Path, make: Any, message: str) 
     [
         (MILLIVOLTS, {"given_leads": LEADS}, "needs a sampling rate in Hz, got None; give it: --sampling_rate"),
         (MILLIVOLTS, {"given_rate": 100}, "does not name its leads"),
-        (MILLIVOLTS.T, {"given_rate": 100, "given_leads": LEADS}, r"has 1000 columns for 12 leads; it must be \(L, le"),
+        (
+            MILLIVOLTS[:, :11],
+            {"given_rate": 100, "given_leads": LEADS},
+            r"has 11 columns for 12 leads; it must be \(L, l",
+        ),
         (1000 * MILLIVOLTS, {"given_rate": 100, "given_leads": LEADS}, "cannot be mV; convert it to mV"),
         (MILLIVOLTS[:, 0], {"given_rate": 100, "given_leads": LEADS}, r"shape \(1000,\), expected numbers of shape"),
         (MILLIVOLTS / 0.0, {"given_rate": 100, "given_leads": LEADS}, "has infinite values"),
@@ -173,5 +177,4 @@ def test_recordings_are_found(tmp_path: Path) -> None:
         find_recordings(tmp_path / "empty")
     (tmp_path / "deep" / "link.npy").symlink_to("/dev/null")
     (tmp_path / "empty" / "r.hea").symlink_to(path)
-    with pytest.raises(ValueError, match="lies outside the folder"):
-        find_recordings(tmp_path / "empty")
+    assert find_recordings(tmp_path / "empty") == [tmp_path / "empty" / "r.hea"]

@@ -1,21 +1,20 @@
 """One WFDB record as 12 leads of int16 in microvolts, checked against its header."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import wfdb
 
 from datamodules.disk import leaves_its_folder
-from datamodules.errors import InputError
+from datamodules.ptbxl.wfdb_record import Channel
+from datamodules.ptbxl.wfdb_record import CorruptRecordError as CorruptRecordError
+from datamodules.ptbxl.wfdb_record import read as _read_with_wfdb
 
 LEADS = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
 UNITS_PER_MILLIVOLT = 1000
-MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}  # of one unit
 SECONDS = 10
 MISSING = -32768  # WFDB's mark of a sample that was not measured, in format 16
 _LIMIT = 32767
@@ -25,10 +24,6 @@ _RECORD_LINE = re.compile(r"(\S+) (\d+) (\d+) (\d+)")
 _SIGNAL_LINE = re.compile(r"(\S+) 16 1000(?:\.0)?(?:\(0\))?/mV 16 0 -?\d+ (-?\d+) 0 (\S+)")
 
 Signal = npt.NDArray[np.int16]
-
-
-class CorruptRecordError(InputError):
-    """A record that is not what its header, or the data set, says; the message is the reason alone."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +49,20 @@ def read_record(root: Path, name: str, sampling_rate: int) -> Record:
     path = root / name
     if leaves_its_folder(name):
         raise CorruptRecordError("its path points outside the data folder")
-    raw = read_raw(path)
-    rate, leads, digital = raw.sampling_rate, raw.leads, raw.digital
-    if rate != sampling_rate:
-        raise CorruptRecordError(f"sampled at {rate:g} Hz, expected {sampling_rate} Hz")
-    names = [lead.upper() for lead in leads]
+    channels = read_channels(path)
+    names = [channel.name.upper() for channel in channels]
+    if other := {f"{channel.rate:g}" for channel in channels if channel.rate != sampling_rate}:
+        raise CorruptRecordError(f"sampled at {', '.join(sorted(other))} Hz, expected {sampling_rate} Hz")
+    if other := {channel.unit for channel in channels if channel.unit != "mV"}:
+        raise CorruptRecordError(f"is in {', '.join(sorted(other))}, expected mV")
     if absent := [lead for lead in LEADS if lead not in names]:
         raise CorruptRecordError(f"has {len(names)} leads, without {', '.join(absent)}")
     if len(names) != len(LEADS):
         raise CorruptRecordError(f"has {len(names)} leads, expected {len(LEADS)}: {', '.join(LEADS)}")
-    if len(digital) != SECONDS * sampling_rate:
-        raise CorruptRecordError(f"has {len(digital)} samples per lead, expected {SECONDS * sampling_rate}")
-    check_sums(raw)
-    signal = raw.microvolts[:, [names.index(lead) for lead in LEADS]]
+    if len(channels[0].samples) != SECONDS * sampling_rate:
+        raise CorruptRecordError(f"has {len(channels[0].samples)} samples per lead, expected {SECONDS * sampling_rate}")
+    check_sums(channels)
+    signal = _microvolts([channels[names.index(lead)] for lead in LEADS])
     return _graded(np.ascontiguousarray(signal))
 
 
@@ -81,43 +77,31 @@ def _graded(signal: Signal) -> Record:
     return Record(signal, *([lead for lead, flag in zip(LEADS, flags_of, strict=True) if flag] for flags_of in flags))
 
 
-class Raw(NamedTuple):
-    """A record as its files have it: rate in Hz, names of the leads, samples (L, leads) as stored, their checksums, and
-    the samples in microvolts (int16, `MISSING` where there is none)."""
-
-    sampling_rate: float
-    leads: list[str]
-    digital: npt.NDArray[np.integer]
-    checksums: list[int | None]
-    microvolts: Signal
-
-
-def read_raw(path: Path, units: Collection[str] = ("mV",)) -> Raw:
-    """Reads `<path>.{hea,dat}` of any length, rate and leads.
-
-    Args:
-        path: of the record, without an ending.
-        units: that are taken, of `MILLIVOLTS`.
+def read_channels(path: Path) -> list[Channel]:
+    """Reads the WFDB record `<path>.hea` of any length, rate, format and leads; several segments become one.
 
     Raises:
         CorruptRecordError: with the reason.
     """
-    return _read_plain(path) or _read_with_wfdb(path, units)
+    return _read_plain(path) or _read_with_wfdb(path)
 
 
-def check_sums(raw: Raw) -> None:
-    """Raises CorruptRecordError naming the leads whose sum is not the header's checksum, modulo 65536."""
-    sums = raw.digital.sum(axis=0, dtype=np.int64)
-    wrong = [
-        lead.upper()
-        for lead, a, b in zip(raw.leads, sums, raw.checksums, strict=True)
-        if b is not None and (int(a) - b) % 65536 != 0
-    ]
-    if wrong:
+def check_sums(channels: Sequence[Channel]) -> None:
+    """Raises CorruptRecordError naming the leads whose checksum is wrong."""
+    if wrong := [channel.name.upper() for channel in channels if channel.damaged]:
         raise CorruptRecordError(f"wrong checksum of lead {', '.join(wrong)}")
 
 
-def _read_plain(path: Path) -> Raw | None:
+def _microvolts(channels: Sequence[Channel]) -> Signal:
+    """(L, leads) int16 of channels in mV."""
+    samples = np.stack([channel.samples for channel in channels], axis=1)
+    if samples.dtype == np.int16:
+        return samples.astype(np.int16, copy=False)
+    scaled = np.rint(samples * UNITS_PER_MILLIVOLT)
+    return np.where(np.isnan(scaled), MISSING, np.clip(np.nan_to_num(scaled), -_LIMIT, _LIMIT)).astype(np.int16)
+
+
+def _read_plain(path: Path) -> list[Channel] | None:
     """A record written exactly as PTB-XL's are; None for any other, which is left to wfdb.
 
     wfdb spends 2 ms on such a header, a hundred times what the samples take.
@@ -144,40 +128,8 @@ def _read_plain(path: Path) -> Raw | None:
     if len(content) != 2 * count * samples:
         raise CorruptRecordError(f"{file} holds {len(content)} bytes, its header says {2 * count * samples}")
     digital = np.frombuffer(content, dtype="<i2").reshape(samples, count)
-    leads: list[str] = [field[2] for field in fields]
-    checksums: list[int | None] = [int(field[1]) for field in fields]
-    return Raw(float(record[3]), leads, digital, checksums, digital)
-
-
-def _check_header(path: Path) -> None:
-    """What wfdb passes over, or answers with an error from deep inside."""
-    header = path.with_name(path.name + ".hea")
-    if not header.is_file():
-        raise CorruptRecordError(f"{header.name} is missing")
-    text = header.read_text("latin-1")
-    first, *signals = [line.split() for line in text.splitlines() if line.strip() and line[0] != "#"] or [[]]
-    if len(first) < 2 or not first[1].isdecimal():
-        raise CorruptRecordError(f"{header.name} is not a WFDB header")
-    if int(first[1]) != len(signals):
-        raise CorruptRecordError(f"{header.name} announces {first[1]} leads and describes {len(signals)}")
-    gains = [re.match(r"[\d.]*[1-9]", fields[2]) if len(fields) > 2 else None for fields in signals]
-    if None in gains:  # wfdb takes 200 units per mV instead of 0
-        raise CorruptRecordError(f"{header.name} has a lead without a positive ADC gain")
-
-
-def _read_with_wfdb(path: Path, units: Collection[str]) -> Raw:
-    """Any record that wfdb can read."""
-    _check_header(path)
-    try:
-        record = wfdb.rdrecord(str(path), physical=False)
-        digital = np.asarray(record.d_signal)
-        checksums = list(record.checksum or [])
-        physical = np.asarray(record.dac())
-        found, leads, rate = list(map(str, record.units)), [name or "" for name in record.sig_name], float(record.fs)
-    except Exception as error:  # wfdb meets broken headers with whatever its parsing runs into
-        raise CorruptRecordError(f"cannot be read: {str(error) or type(error).__name__}") from error
-    if not set(found) <= set(units):
-        raise CorruptRecordError(f"is in {', '.join(sorted(set(found)))}, expected {' or '.join(units)}")
-    scaled = np.rint(physical * [MILLIVOLTS[unit] * UNITS_PER_MILLIVOLT for unit in found])
-    microvolts = np.where(np.isnan(scaled), MISSING, np.clip(np.nan_to_num(scaled), -_LIMIT, _LIMIT)).astype(np.int16)
-    return Raw(rate, leads, digital, checksums or [None] * len(leads), microvolts)
+    sums = digital.sum(axis=0, dtype=np.int64)
+    return [
+        Channel(field[2], float(record[3]), "mV", digital[:, i], (int(sums[i]) - int(field[1])) % 65536 != 0)
+        for i, field in enumerate(fields)
+    ]

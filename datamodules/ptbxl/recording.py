@@ -8,24 +8,21 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy.signal import resample_poly
 
 from datamodules.errors import InputError, MissingFileError
-from datamodules.ptbxl.record import (
-    LEADS,
-    MILLIVOLTS,
-    MISSING,
-    UNITS_PER_MILLIVOLT,
-    CorruptRecordError,
-    check_sums,
-    read_raw,
-)
+from datamodules.ptbxl import plausible
+from datamodules.ptbxl.columns import Samples, read_samples
+from datamodules.ptbxl.record import LEADS
+from datamodules.ptbxl.wfdb_record import CorruptRecordError, segments
 
 FillMissing = Literal["no", "derive", "zero"]
-ENDINGS = (".hea", ".csv", ".npy")
+Implausible = Literal["refuse", "accept"]
+_TABLES = (".csv", ".tsv")
+_PLAIN = (".txt",)
+ENDINGS = (".hea", ".npy", ".npz", *_TABLES, *_PLAIN, *(f"{ending}.gz" for ending in (*_TABLES, *_PLAIN)))
+_KINDS = "a WFDB header, a .csv, .tsv or .txt (also .gz), a .npy or .npz"
 MIN_SECONDS = 1.0
-_LARGEST = 32.767  # mV; what is larger was not given in mV
 
 Floats = npt.NDArray[np.float64]
 # Einthoven 1895 and Goldberger 1942: the limb leads are two measurements seen six times.
@@ -54,26 +51,38 @@ class Recording:
 
 
 def find_recordings(path: Path) -> list[Path]:
-    """The recordings that a path stands for: a folder's (.hea, .csv, .npy), or one, a WFDB record with or without .hea.
+    """The recordings that a path stands for: one, a WFDB record with or without .hea, or a folder's.
+
+    Of a folder, .txt files are taken only where there is no other kind; segments of a WFDB record are part of it.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if one in a folder leads out of it, by a link.
     """
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+        found = sorted(file for file in path.rglob("*") if _ending(file) and file.is_file())
         if not found:
-            raise MissingFileError(f"asked for the recordings in {path}, got none; it has no .hea, .csv or .npy")
-        if outside := [file for file in found if not file.resolve().is_relative_to(path.resolve())]:
-            raise InputError(f"{outside[0]} lies outside the folder; name the record itself, or copy it there")
-        return found
-    candidates = [path] if path.suffix.lower() in ENDINGS else [path.with_suffix(".hea"), Path(f"{path}.hea")]
+            raise MissingFileError(f"asked for the recordings in {path}, got none; it has no {_KINDS[2:]}")
+        parts = {
+            file.with_name(f"{name}.hea")
+            for file in found
+            if _ending(file) == ".hea"
+            for name in segments(file.with_suffix(""))
+        }
+        found = [file for file in found if file not in parts]
+        return [file for file in found if not _ending(file).startswith(_PLAIN)] or found
+    candidates = [path] if _ending(path) else [path.with_suffix(".hea"), Path(f"{path}.hea")]
     for file in candidates:
         if file.is_file():
             return [file]
-    raise MissingFileError(
-        f"asked for the recording {path}, got no such file; name a WFDB header, a .csv, a .npy, or a folder of them"
-    )
+    if path.is_file():
+        raise InputError(f"asked for the recording {path}, which is none that is read; give {_KINDS}, or a folder")
+    raise MissingFileError(f"asked for the recording {path}, got no such file; name {_KINDS}, or a folder of them")
+
+
+def _ending(path: Path) -> str:
+    """One of `ENDINGS`, or ""."""
+    name = path.name.lower()
+    return next((ending for ending in ENDINGS if name.endswith(ending)), "")
 
 
 def read_recording(
@@ -83,101 +92,52 @@ def read_recording(
     given_rate: float | None = None,
     given_leads: Sequence[str] | None = None,
     fill_missing: FillMissing = "no",
+    implausible: Implausible = "refuse",
 ) -> Recording:
     """Reads one recording, brings its leads into order and resamples it (polyphase, with a filter against aliasing).
 
     Args:
-        path: a WFDB header (units mV, uV or V; its checksums are compared), a .csv with one column per lead, or a .npy
-            of shape (L, leads), both in mV; a .csv may begin with `# sampling_rate: 500` and have its leads as header.
+        path: a WFDB header (its checksums are compared); a table with a column or a row per lead in any usual dialect
+            (`datamodules.ptbxl.table`); a .npy of shape (L, leads) or (leads, L), or a .npz of one such array or of
+            one per lead. mV where no unit is named. Columns of times or row numbers are recognised.
         sampling_rate: Hz, of the model.
-        given_rate: Hz, of a .csv or .npy that does not say.
-        given_leads: names of the columns of a .csv or .npy, in their order.
+        given_rate: Hz, of a file that does not say.
+        given_leads: names of the columns in their order, of a file that does not name them; any that is no lead, such
+            as `x`, skips a column.
         fill_missing: what to do about missing leads and samples: "no" raises; "derive" takes limb leads from I and II;
             "zero" does that too, and fills what is still missing as in training: with the mean.
+        implausible: what to do if half of the leads or more are flat or too small for an ECG in mV, or one is too
+            large: "refuse" raises; "accept" takes them as they are, and notes it.
 
     Raises:
         ValueError: naming the recording and what is wrong with it.
     """
     try:
-        rate, names, values = _read(path, given_rate, given_leads)
-        values, filled = _in_order(names, values, fill_missing)
+        samples = read_samples(path, given_rate, given_leads)
+        rate = samples.rate
+        values, filled = _in_order(samples, fill_missing)
         missing = np.isnan(values)
         _check(values, rate, fill_missing)
+        odd = _check_plausible(values, rate, implausible)
     except CorruptRecordError as error:
         raise InputError(f"the recording {path} {error}") from error
     ratio = Fraction(sampling_rate) / Fraction(str(rate)).limit_denominator(1000)
     signal, notes = np.where(missing, 0.0, values), []
+    if holed := [(lead, gaps) for lead, gaps in zip(LEADS, missing.T, strict=True) if 0 < gaps.sum() < len(gaps)]:
+        odd.append("missing samples filled in " + ", ".join(plausible.gap(lead, gaps, rate) for lead, gaps in holed))
     if ratio != 1:
         signal = resample_poly(signal, ratio.numerator, ratio.denominator, axis=0, padtype="line")
         old = np.minimum(np.arange(len(signal)) * len(missing) // len(signal), len(missing) - 1)
         missing = missing[old]
         notes.append(f"resampled from {rate:g} to {sampling_rate} Hz")
-    notes += filled
-    if flat := [lead for lead, trace in zip(LEADS, values.T, strict=True) if np.ptp(trace) == 0]:
-        notes.append(f"flat: {', '.join(flat)}")
-    if holed := [lead for lead, gaps in zip(LEADS, missing.T, strict=True) if 0 < gaps.sum() < len(gaps)]:
-        notes.append(f"missing samples filled in {', '.join(holed)}")
-    return Recording(path.stem, np.ascontiguousarray(signal), missing, sampling_rate, rate, notes)
+    notes += [*filled, *samples.notes, *odd]
+    name = path.name[: -len(_ending(path))] or path.stem
+    return Recording(name, np.ascontiguousarray(signal), missing, sampling_rate, rate, notes)
 
 
-def _read(path: Path, rate: float | None, leads: Sequence[str] | None) -> tuple[float, list[str], Floats]:
-    """Rate in Hz, names of the leads, mV (L, leads) with NaN where a sample is missing."""
-    if path.suffix.lower() == ".hea":
-        raw = read_raw(path.with_suffix(""), tuple(MILLIVOLTS))
-        check_sums(raw)
-        values = np.where(raw.microvolts == MISSING, np.nan, raw.microvolts / UNITS_PER_MILLIVOLT)
-        return raw.sampling_rate, raw.leads, values
-    if path.suffix.lower() == ".csv":
-        header_rate, header_leads, values = _read_csv(path)
-        rate, leads = (header_rate if rate is None else rate), (header_leads if leads is None else leads)
-    else:
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise CorruptRecordError(f"is not an array of numbers: {error}") from error
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise CorruptRecordError(f"is {values.dtype} of shape {values.shape}, expected numbers of shape (L, leads)")
-    if rate is None or not np.isfinite(rate) or rate <= 0:
-        raise CorruptRecordError(f"needs a sampling rate in Hz, got {rate}; give it: --sampling_rate 500")
-    if leads is None:
-        raise CorruptRecordError("does not name its leads; give them in their order: --leads '[I, II, ...]'")
-    if len(leads) != values.shape[1]:
-        raise CorruptRecordError(f"has {values.shape[1]} columns for {len(leads)} leads; it must be (L, leads)")
-    if np.isinf(values).any():
-        raise CorruptRecordError("has infinite values")
-    with np.errstate(invalid="ignore"):
-        largest = np.nanmax(np.abs(values.astype(np.float64)), initial=0)
-    if largest > _LARGEST:
-        raise CorruptRecordError(f"reaches {largest:g}, which cannot be mV; convert it to mV")
-    return float(rate), list(leads), values.astype(np.float64)
-
-
-def _read_csv(path: Path) -> tuple[float | None, list[str] | None, Floats]:
-    rate = None
-    try:
-        with path.open(encoding="utf-8") as file:
-            comments, first = [], file.readline()
-            while first.startswith("#"):
-                comments.append(first)
-                first = file.readline()
-        for line in comments:
-            key, _, value = line.lstrip("# ").replace("=", ":").partition(":")
-            if key.strip().lower() == "sampling_rate":
-                rate = float(value)
-        named = any(cell.strip().strip('"').upper() in LEADS for cell in first.split(","))
-        table = pd.read_csv(path, skiprows=len(comments), header=0 if named else None, skipinitialspace=True)
-        values = table.to_numpy(dtype=np.float64)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise CorruptRecordError(f"is not a table of numbers: {error}") from error
-    return rate, [str(name).strip() for name in table.columns] if named else None, values
-
-
-def _in_order(names: Sequence[str], values: Floats, fill: FillMissing) -> tuple[Floats, list[str]]:
+def _in_order(samples: Samples, fill: FillMissing) -> tuple[Floats, list[str]]:
     """(L, 12) in the order of `LEADS`, NaN where nothing is known, and what was filled in."""
-    upper = [name.strip().upper() for name in names]
-    if twice := sorted({lead for lead in upper if lead in LEADS and upper.count(lead) > 1}):
-        raise CorruptRecordError(f"has lead {', '.join(twice)} more than once")
-    columns = {lead: values[:, upper.index(lead)] for lead in LEADS if lead in upper}
+    columns = {lead: trace for lead, trace in samples.leads.items() if not np.isnan(trace).all()}
     absent = [lead for lead in LEADS if lead not in columns]
     derived = [lead for lead in absent if lead in _DERIVED and {"I", "II"} <= columns.keys()] if fill != "no" else []
     for lead in derived:
@@ -187,9 +147,11 @@ def _in_order(names: Sequence[str], values: Floats, fill: FillMissing) -> tuple[
     if zero and (fill != "zero" or not columns):
         remedy = "or --fill_missing zero" if fill == "derive" else "--fill_missing derive (limb leads) or zero"
         raise CorruptRecordError(
-            f"has {len(upper)} leads ({', '.join(names)}), without {', '.join(zero)}; give all twelve, {remedy}"
+            f"has {len(samples.names)} leads ({', '.join(samples.names)}), without {', '.join(zero)}; give all twelve, "
+            f"{remedy}"
         )
-    columns |= {lead: np.full(len(values), np.nan) for lead in zero}
+    length = len(next(iter(columns.values())))
+    columns |= {lead: np.full(length, np.nan) for lead in zero}
     notes = [f"derived from I and II: {', '.join(derived)}"] if derived else []
     notes += [f"missing, filled: {', '.join(zero)}"] if zero else []
     return np.stack([columns[lead] for lead in LEADS], axis=1), notes
@@ -202,5 +164,29 @@ def _check(values: Floats, rate: float, fill: FillMissing) -> None:
     if gaps.any() and fill != "zero":
         listed = ", ".join(f"{lead} ({count})" for lead, count in zip(LEADS, gaps, strict=True) if count)
         raise CorruptRecordError(f"has missing samples (NaN) in {listed}; cut them out, or --fill_missing zero")
-    if not any(np.unique(trace[~np.isnan(trace)]).size > 1 for trace in values.T):
-        raise CorruptRecordError("is flat: no lead carries a signal")
+
+
+def _check_plausible(values: Floats, rate: float, implausible: Implausible) -> list[str]:
+    """What is odd about the leads that are there.
+
+    Raises:
+        CorruptRecordError: half of them or more cannot be leads of an ECG in mV, or one is too large.
+    """
+    known = ~np.isnan(values).all(axis=0)
+    leads = [lead for lead, here in zip(LEADS, known, strict=True) if here]
+    judgement = plausible.judge(leads, values[:, known], rate)
+    faults = judgement.faults
+    listed = ", ".join(f"{lead} ({reason})" for lead, reason in faults.items())
+    if implausible == "refuse" and faults and (judgement.too_large or 2 * len(faults) >= len(leads)):
+        if all(reason.startswith("constant") for reason in faults.values()):
+            what = "is flat: no lead carries a signal" if len(faults) == len(leads) else "is flat in most leads"
+        elif judgement.too_large:
+            what = "cannot be mV; convert it to mV"
+        else:
+            what = f"has leads that cannot be an ECG in mV, {len(faults)} of {len(leads)}"
+        raise CorruptRecordError(f"{what}: {listed}; {judgement.cause}; or --implausible accept, if it is right")
+    flat = [lead for lead, reason in faults.items() if reason.startswith("constant")]
+    other = [f"{lead} ({reason})" for lead, reason in faults.items() if lead not in flat]
+    notes = [f"flat: {', '.join(flat)}"] if flat else []
+    notes += [f"implausible: {', '.join(other)}; {judgement.cause}"] if other else []
+    return notes + judgement.remarks
