@@ -47,8 +47,8 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     """The options of predict for a recording of one's own."""
     parser.add_argument(
         "--record", type=str | None, default=None,
-        help="An ECG to predict: a WFDB record, a table (.csv, .tsv, .txt, .gz) or an array (.npy, .npz), in mV unless it "
-        "names another unit; or a folder of them. Needs no data set.",
+        help="An ECG to predict: a WFDB record, a table (.csv, .tsv, .txt, .gz) or an array (.npy, .npz), in mV unless "
+        "it names another unit; or a folder of them. Needs no data set.",
     )  # fmt: skip
     parser.add_argument(
         "--sampling_rate",

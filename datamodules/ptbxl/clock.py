@@ -120,7 +120,8 @@ def read_axis(name: str | None, values: "pd.Series[float]") -> Axis | None:
         if named:
             raise CorruptRecordError(_uneven(called, elapsed))
         return Axis(None, "row numbers") if rows else None
-    if unit is None and (step == 1 or rows):
+    counted = rows and not bare.startswith(("unnamed", "index", "idx", "level"))  # those may be times as well
+    if unit is None and (step == 1 or counted):
         return Axis(None, "a count of 1 per sample" if named else "row numbers")  # of samples, or of milliseconds
     return _rate(elapsed, step, unit, called)
 

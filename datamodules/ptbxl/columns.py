@@ -119,6 +119,10 @@ def _of_table(table: Table, given_rate: float | None, given_leads: Sequence[str]
             if rate is not None:
                 one_rate(rate, axis.rate, f"{own} (and {rate:g} by {source})")
             rate, source = axis.rate, own
+    if given_rate is None and rate is None:
+        raise CorruptRecordError(
+            "; ".join(["needs a sampling rate in Hz, got None; give it: --sampling_rate 500", *notes])
+        )
     rate = one_rate(given_rate, rate, source)
     written = [table.names[i] for i in kept] if table.names is not None else None
     names = _names(written, given_leads if not whole else [titles[i] for i in kept], len(kept))
@@ -128,7 +132,8 @@ def _of_table(table: Table, given_rate: float | None, given_leads: Sequence[str]
             notes.append(f"not used: {title}")
             continue
         if not pd.api.types.is_numeric_dtype(frame[i]) or frame[i].dtype.kind not in "fiu":
-            raise CorruptRecordError(f"has {frame[i].iloc[0]!r} in the column of {title}, expected numbers")
+            wrong = frame[i][pd.to_numeric(frame[i], errors="coerce").isna() & frame[i].notna()]
+            raise CorruptRecordError(f"has {wrong.iloc[0]!r} in the column of {title}, expected numbers")
         if read_axis(None, frame[i]) is not None:
             raise CorruptRecordError(
                 f"rises in equal steps in its column {i + 1}, which is to be {name.lead}: row numbers or times are no "

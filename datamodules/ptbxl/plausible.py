@@ -64,7 +64,9 @@ def judge(leads: Sequence[str], values: Floats, rate: float) -> Judgement:
         elif _standardised(values):
             faults = {lead: f"a standard deviation of {np.nanstd(values[:, 0]):.3g}, as every lead" for lead in leads}
             cause = "they were standardised, and are not in mV any more; give the samples as measured"
-    remarks = [f"the same samples: {', '.join(group)}" for group in alike] + _stretches(leads, values, middle, rate)
+    remarks = [f"the same samples: {', '.join(group)}" for group in alike]
+    fair = [lead not in faults for lead in leads]
+    remarks += _stretches([lead for lead in leads if lead not in faults], values[:, fair], middle[fair], rate)
     return Judgement(faults, too_large, cause, remarks)
 
 

@@ -8,6 +8,7 @@ or per row; compressed by gzip or not.
 import csv
 import gzip
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from datamodules.ptbxl.wfdb_record import CorruptRecordError
 _MOST_BYTES = 2**30
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas", r"\s+": "blanks"}
 _PROBED = 20  # lines, by which the dialect is told
+_SHARE = 0.75  # of the columns that are numbers, where some hold marks or labels
 _MOST_LEADS = 40  # rows of a table that has a lead in each
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "-", "--", "."}
 _COMMENT = ("#", "%", "//")
@@ -74,13 +76,16 @@ class _Dialect(NamedTuple):
         form = _POINT if self.decimal == "." else _COMMA
         return cell.lower() in _MISSING or form.fullmatch(cell) is not None
 
-    def row(self, line: str) -> int:
-        """Columns of a line of numbers, of which the first may be a time or a name; 0 of any other line."""
-        cells = self.cells(line)
-        while len(cells) > 1 and not cells[-1]:
-            cells.pop()
+    def row(self, line: str, share: float = 1.0) -> int:
+        """Columns of a line of numbers; 0 of any other line. The first may be a time or a name.
+
+        Args:
+            line: of the table.
+            share: of the other columns, that must be numbers.
+        """
+        cells = _trimmed(self.cells(line))
         numbers = cells[1:] if len(cells) > 1 else cells
-        return len(cells) if any(numbers) and all(map(self.is_number, numbers)) else 0
+        return len(cells) if any(numbers) and sum(map(self.is_number, numbers)) >= share * len(numbers) else 0
 
 
 def read_table(path: Path) -> Table:
@@ -95,11 +100,14 @@ def read_table(path: Path) -> Table:
     if not lines:
         raise CorruptRecordError("is empty: expected a table of numbers, a column per lead")
     dialect = _dialect([line for _, line in lines])
-    width = max(dialect.row(line) for _, line in lines[-_PROBED - 1 :])
-    begin = next(i for i, (_, line) in enumerate(lines) if dialect.row(line) >= max(1, width - 1))
+    width = max(dialect.row(line, _SHARE) for _, line in lines[-_PROBED - 1 :])
+    begin = next(i for i, (_, line) in enumerate(lines) if _begins(dialect, line, width))
     if begin + 1 < len(lines) and _counts_up(dialect.cells(lines[begin][1])):
         begin += 1  # a header of column numbers, as pandas writes for an array
     before, body = lines[:begin], lines[begin:]
+    if width > 1:  # columns without a single value, if they have a name
+        most = max(len(dialect.cells(line)) for _, line in body[-_PROBED:])
+        width = max(width, *(min(most, len(_trimmed(dialect.cells(line)))) for _, line in before[-2:]), 0)
     header, units, remarks = _header(dialect, [line for _, line in before], width, remarks)
     frame = _numbers(dialect, body, width)
     notes: list[str] = []
@@ -115,6 +123,17 @@ def read_table(path: Path) -> Table:
     rate, source = _rate(remarks)
     unit = next((match["value"] for line in remarks if (match := _UNIT.search(line))), None)
     return Table(frame, header, rate, source, unit, notes)
+
+
+def _trimmed(cells: list[str]) -> list[str]:
+    """Without empty ones at the end."""
+    return cells[: max((i for i, cell in enumerate(cells, start=1) if cell), default=0)]
+
+
+def _begins(dialect: _Dialect, line: str, width: int) -> bool:
+    if width == 1:
+        return dialect.row(line) == 1
+    return dialect.row(line, _SHARE) > 0 and len(dialect.cells(line)) >= width
 
 
 def _text(path: Path) -> str:
@@ -149,11 +168,11 @@ def _dialect(lines: Sequence[str]) -> _Dialect:
     probed = lines[-_PROBED - 1 : -1] or lines
     probed = probed if len(lines) > 3 else lines[-1:]
     quote = "'" if any(line.lstrip().startswith("'") for line in lines[:_PROBED]) else '"'
-    for separator in _SEPARATORS:
-        for decimal in ".,":
+    for share in (1.0, _SHARE):
+        for separator, decimal in itertools.product(_SEPARATORS, ".,"):
             dialect = _Dialect(separator, decimal, quote)
-            widths = [dialect.row(line) for line in probed]
-            if min(widths) > 1 and max(widths) - min(widths) <= 0:
+            widths = [dialect.row(line, share) for line in probed]
+            if min(widths) > 1 and min(len(dialect.cells(line)) for line in probed) >= max(widths):
                 _check_commas(dialect, probed)
                 return dialect
     for decimal in ".,":
@@ -184,6 +203,8 @@ def _header(
     units = None
     if rows and _are_units(rows[-1]):
         units = _of_width(rows.pop(), width)
+    if width == 1 and (stated := next((match["value"] for line in before if (match := _LEAD.search(line))), None)):
+        return [stated.strip()], units, [*remarks, *before]
     names = _of_width(rows[-1], width) if rows else None
     if names is not None and (sum(map(bool, names)) > 1 or width == 1):
         return names, units, [*remarks, *before[: len(rows) - 1]]
@@ -193,8 +214,6 @@ def _header(
             f"names {len(rows[-1])} columns ({', '.join(rows[-1])}) and has {width} in its rows, read with "
             f"{_SEPARATORS[dialect.separator]} between them; decimal commas need another separator, or quotes"
         )
-    if width == 1 and (stated := next((match["value"] for line in before if (match := _LEAD.search(line))), None)):
-        return [stated.strip()], units, [*remarks, *before]
     return None, units, [*remarks, *before]
 
 
@@ -238,22 +257,24 @@ def _numbers(dialect: _Dialect, body: Sequence[tuple[int, str]], width: int) -> 
         raise CorruptRecordError(f"is not a table of numbers: {error}") from error
     if dialect.separator == "|" and body[0][1].lstrip().startswith("|"):
         frame = frame.iloc[:, 1:]
-    numeric = all(map(pd.api.types.is_numeric_dtype, frame.dtypes.iloc[1:width]))
     # pandas fills the end of a row that is cut off.
-    if not numeric or frame.shape[1] < width or frame.iloc[:, width - 1].isna().any():
+    if frame.shape[1] < width or frame.iloc[:, width - 1].isna().any():
         _find_fault(dialect, body, width)
-    return frame.iloc[:, :width].set_axis(range(width), axis=1)
+    frame = frame.iloc[:, :width].set_axis(range(width), axis=1)
+    for column in (frame[i].astype(str) for i in frame if not pd.api.types.is_numeric_dtype(frame[i])):
+        wrong = ~column.map(dialect.is_number)
+        if 0 < wrong.mean() < 0.5:  # not one of texts
+            row = int(wrong.to_numpy().argmax())
+            raise CorruptRecordError(
+                f"is not a table of numbers: its line {body[row][0]} holds {column[row][:40]!r}; mend or remove the line"
+            )
+    return frame
 
 
 def _find_fault(dialect: _Dialect, body: Sequence[tuple[int, str]], width: int) -> None:
-    """Names the first line that is not one of `width` numbers; missing ones at its end leave it as long as others."""
+    """Names the first line that has not `width` columns; missing values at its end leave it as long as the others."""
     for i, line in body:
         cells = dialect.cells(line)
-        wrong = next((cell for cell in cells[1:] if not dialect.is_number(cell)), None)
-        if wrong is not None:
-            raise CorruptRecordError(
-                f"is not a table of numbers: its line {i} holds {wrong[:40]!r}; mend or remove the line or the column"
-            )
         if len(cells) < width or any(cells[width:]):
             raise CorruptRecordError(
                 f"is not a table of numbers: its line {i} has {len(cells)} columns, the others {width}; mend it"
