@@ -177,7 +177,6 @@ GAP = np.where(np.arange(1000) < 500, SECONDS, SECONDS + 3)
         (first("time", GAP), {}, r"has unequal times: its column 'time' .* by 3\.01 after sample 500"),
         (first("time (s)", 1e-5 * SECONDS), {}, r"got 1e\+07 from its column 'time \(s\)'"),
         (first("n", range(1000)), {}, "needs a sampling rate in Hz, got None; give it: --sampling_rate"),
-        (first("I", range(1000)), {}, "needs a sampling rate"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_answered(tmp_path: Path, content: Any, options: Any, message: str) -> None:

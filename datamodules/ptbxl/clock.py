@@ -102,19 +102,19 @@ def read_axis(name: str | None, values: "pd.Series[float]") -> Axis | None:
     unit, bare = _unit(words)
     named = _TIME.fullmatch(bare) is not None or bare in _UNIT
     called = f"its column {name.strip()!r}" if name and name.strip() else "its column of times"
+    seconds: npt.NDArray[np.generic] = values.to_numpy()
     if not pd.api.types.is_numeric_dtype(values):
-        seconds = _clock(values)
-        if seconds is None:
+        clock = _clock(values)
+        if clock is None:
             return None
-        unit, named = "s", True
-    else:
-        seconds = values.to_numpy()
-        if not np.isfinite(seconds.astype(np.float64)).all():
-            return None
+        seconds, unit, named = clock, "s", True
+    elif not np.isfinite(seconds.astype(np.float64)).all():
+        return None
     rows = _ROWS.fullmatch(bare) is not None
     if len(seconds) < _FEWEST:
         return Axis(None, "times" if named else "row numbers") if named or rows else None
-    elapsed = (seconds - seconds[0]).astype(np.float64)  # integers of nanoseconds need the subtraction first
+    # Integers of nanoseconds need the subtraction first.
+    elapsed: npt.NDArray[np.float64] = np.subtract(seconds, seconds[0]).astype(np.float64)
     step = elapsed[-1] / (len(elapsed) - 1)
     if not _steady(elapsed, step):
         if named:
@@ -179,13 +179,13 @@ def _clock(values: "pd.Series[float]") -> npt.NDArray[np.float64] | None:
         if re.fullmatch(r"\d+:\d{1,2}([.,]\d+)?", first):
             texts = "00:" + texts
         if re.fullmatch(r"\d+:\d{1,2}([.,]\d+)?|\d+:\d\d:\d\d([.,]\d+)?", first):
-            return pd.to_timedelta(texts.str.replace(",", ".")).dt.total_seconds().to_numpy()
+            return pd.to_timedelta(texts.str.replace(",", ".")).dt.total_seconds().to_numpy(np.float64)
         if re.match(r"\d{4}-\d\d-\d\d", first):
             moments = pd.to_datetime(texts.str.replace(",", "."), format="ISO8601")
         elif re.search(r"\d:\d\d", first):
             moments = pd.to_datetime(texts, format="mixed", dayfirst=True)
         else:
             return None
-        return (moments - moments.iloc[0]).dt.total_seconds().to_numpy()
+        return (moments - moments.iloc[0]).dt.total_seconds().to_numpy(np.float64)
     except (ValueError, TypeError, OverflowError):  # texts of another kind
         return None

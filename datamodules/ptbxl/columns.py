@@ -164,7 +164,7 @@ def _of_channels(channels: Sequence[Channel], given_rate: float | None, given_le
         if channel.samples.dtype == np.int16:
             samples = np.where(channel.samples == MISSING, np.nan, channel.samples / UNITS_PER_MILLIVOLT)
         else:
-            samples = (millivolts(channel.unit) or 1.0) * channel.samples
+            samples = (millivolts(channel.unit) or 1.0) * channel.samples.astype(np.float64)
         if channel.rate != fastest:
             samples = _brought_to(samples, Fraction(fastest / channel.rate).limit_denominator(1000))
             notes.append(f"{title} resampled from {channel.rate:g} to {fastest:g} Hz")

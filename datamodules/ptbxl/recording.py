@@ -116,7 +116,7 @@ def read_recording(
         samples = read_samples(path, given_rate, given_leads)
         rate = samples.rate
         values, filled = _in_order(samples, fill_missing)
-        missing = np.isnan(values)
+        missing: npt.NDArray[np.bool_] = np.isnan(values)
         _check(values, rate, fill_missing)
         odd = _check_plausible(values, rate, implausible)
     except CorruptRecordError as error:

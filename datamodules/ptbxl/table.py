@@ -266,7 +266,7 @@ def _numbers(dialect: _Dialect, body: Sequence[tuple[int, str]], width: int) -> 
         if 0 < wrong.mean() < 0.5:  # not one of texts
             row = int(wrong.to_numpy().argmax())
             raise CorruptRecordError(
-                f"is not a table of numbers: its line {body[row][0]} holds {column[row][:40]!r}; mend or remove the line"
+                f"is not a table of numbers: its line {body[row][0]} holds {column[row][:40]!r}; mend the line"
             )
     return frame
 
