@@ -195,7 +195,7 @@ def test_row_numbers_under_the_name_of_a_lead_are_no_lead(tmp_path: Path) -> Non
     ("rate", "said"),
     [
         (0.002, "500 Hz if it is a period in seconds"), (2.0, "500 Hz if it is a period in ms"),
-        (0.5, "500 Hz if it is in kHz"), (0.0001, "not a period"), (0.0, ""), (-100.0, ""), (np.nan, "got nan"),
+        (0.5, "500 Hz if it is in kHz"), (0.0001, ""), (0.0, ""), (-100.0, ""), (np.nan, "got nan"),
         (np.inf, "got inf"), (1e9, "25 to 100000"),
     ],
 )  # fmt: skip
