@@ -179,13 +179,13 @@ def _clock(values: "pd.Series[float]") -> npt.NDArray[np.float64] | None:
         if re.fullmatch(r"\d+:\d{1,2}([.,]\d+)?", first):
             texts = "00:" + texts
         if re.fullmatch(r"\d+:\d{1,2}([.,]\d+)?|\d+:\d\d:\d\d([.,]\d+)?", first):
-            return pd.to_timedelta(texts.str.replace(",", ".")).dt.total_seconds().to_numpy(np.float64)
+            return pd.to_timedelta(texts.str.replace(",", ".")).dt.total_seconds().to_numpy().astype(np.float64)
         if re.match(r"\d{4}-\d\d-\d\d", first):
             moments = pd.to_datetime(texts.str.replace(",", "."), format="ISO8601")
         elif re.search(r"\d:\d\d", first):
             moments = pd.to_datetime(texts, format="mixed", dayfirst=True)
         else:
             return None
-        return (moments - moments.iloc[0]).dt.total_seconds().to_numpy(np.float64)
+        return (moments - moments.iloc[0]).dt.total_seconds().to_numpy().astype(np.float64)
     except (ValueError, TypeError, OverflowError):  # texts of another kind
         return None

@@ -172,7 +172,7 @@ def _check_plausible(values: Floats, rate: float, implausible: Implausible) -> l
     Raises:
         CorruptRecordError: half of them or more cannot be leads of an ECG in mV, or one is too large.
     """
-    known = ~np.isnan(values).all(axis=0)
+    known: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).all(axis=0))
     leads = [lead for lead, here in zip(LEADS, known, strict=True) if here]
     judgement = plausible.judge(leads, values[:, known], rate)
     faults = judgement.faults
