@@ -253,12 +253,27 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.C
     assert f"{tmp_path}/file" in capsys.readouterr().err
 
 
+def _unfinished(run: Path, folder: Path) -> None:
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(run / "config.yaml", folder)
+    shutil.copy(run / "checkpoints/last.ckpt", folder / "checkpoints")
+
+
+def test_a_start_that_was_refused_binds_no_configuration(complete: tuple[Path, Path], tmp_path: Path) -> None:
+    """It leaves a config.yaml and no checkpoint; the mended command takes the folder."""
+    recipe, _ = complete
+    with pytest.raises(SystemExit, match="2"):
+        fit(recipe, f"--run_dir={tmp_path}/run", "--trainer.max_steps=3", "--trainer.val_check_interval=5")
+    assert not (tmp_path / "run/metrics.json").exists()
+    fit(recipe, f"--run_dir={tmp_path}/run", "--trainer.max_steps=3", "--trainer.val_check_interval=3")
+    assert (tmp_path / "run/metrics.json").exists()
+
+
 def test_an_unfinished_run_of_another_configuration_is_kept(
     complete: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, run = complete
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.yaml").write_text((run / "config.yaml").read_text())
+    _unfinished(run, tmp_path / "other")
     with pytest.raises(SystemExit, match="2"):
         fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/other", "--model.lr=0.5")
     assert "unfinished run whose configuration differs in: model.init_args.lr;" in (told := capsys.readouterr().err)
@@ -395,8 +410,7 @@ def test_a_longer_training_is_another_one(
     complete: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, run = complete
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/config.yaml").write_text((run / "config.yaml").read_text())
+    _unfinished(run, tmp_path / "other")
     with pytest.raises(SystemExit, match="2"):
         fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/other", "--trainer.max_epochs=5")
     told = capsys.readouterr().err
