@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from msssm.block import Block
 from msssm.errors import InputError
@@ -29,11 +27,12 @@ class Backbone(SequenceLayer):
         prenorm: normalise before each layer (and once at the end) instead of after each residual sum.
         glu: GELU and a gated linear unit after each layer, see `Block`.
         dropout: probability that a whole channel of a row is dropped, in every block.
-        checkpoint_blocks: keep only each block's input for the backward and compute the block again there: memory of
-            one block instead of all, for about a third more time. Batch norm would count each batch twice.
+        recompute: keep for the backward each block's input and what its scans return, and compute the rest again, see
+            `msssm.recompute`: memory that hardly grows with the levels. Layers that are not `recomputable`, and blocks
+            with forward hooks inside, keep everything.
 
     Raises:
-        ValueError: an option out of its range, or checkpoint_blocks with batch norm.
+        ValueError: an option out of its range.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Backbone(SequenceLayer):
         prenorm: bool = False,
         glu: bool = True,
         dropout: float = 0.0,
-        checkpoint_blocks: bool = False,
+        recompute: bool = True,
     ) -> None:
         super().__init__(d_model)
         self._config = {
@@ -56,14 +55,13 @@ class Backbone(SequenceLayer):
             "prenorm": prenorm,
             "glu": glu,
             "dropout": dropout,
-            "checkpoint_blocks": checkpoint_blocks,
+            "recompute": recompute,
         }
         if n_layers < 1:
             raise InputError(f"n_layers must be at least 1, got {n_layers}")
-        if checkpoint_blocks and norm == "batch":
-            raise InputError("checkpoint_blocks needs norm='layer': batch norm would count each batch twice")
-        self.checkpoint_blocks = checkpoint_blocks
-        self.blocks = nn.ModuleList(Block(layer(d_model), norm, prenorm, glu, dropout) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(
+            Block(layer(d_model), norm, prenorm, glu, dropout, recompute) for _ in range(n_layers)
+        )
         self.norm = SequenceNorm(d_model, norm) if prenorm else None
 
     def forward(
@@ -78,7 +76,7 @@ class Backbone(SequenceLayer):
         states = (None,) * len(self.blocks) if state is None else state
         new_states = []
         for block, block_state in zip(self.blocks, states, strict=True):
-            result = self._run(block, x, lengths, block_state, return_state)
+            result = block(x, lengths, block_state, return_state)
             x, new_state = result if return_state else (result, None)
             new_states.append(new_state)
         if self.norm is not None:
@@ -96,11 +94,6 @@ class Backbone(SequenceLayer):
         if self.norm is not None:
             x = self.norm(x.unsqueeze(1)).squeeze(1)
         return x, tuple(new_states)
-
-    def _run(self, block: nn.Module, *args: Any) -> Any:
-        if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
 
     def initial_state(self, batch_size: int) -> tuple[State, ...]:
         blocks = cast("Iterable[Block]", self.blocks)

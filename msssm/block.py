@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
+from msssm.recompute import recomputed, unobserved
 from msssm.untouched import untouched
 
 
@@ -22,6 +23,7 @@ class Block(SequenceLayer):
         prenorm: normalise before the layer instead of after the residual sum.
         glu: mix channels after the layer; Mamba's own block does it inside.
         dropout: probability that a whole channel of a row is dropped.
+        recompute: keep for the backward only what `msssm.recompute` does, where the layer is `recomputable`.
     """
 
     def __init__(
@@ -31,13 +33,14 @@ class Block(SequenceLayer):
         prenorm: bool = False,
         glu: bool = True,
         dropout: float = 0.0,
+        recompute: bool = True,
     ) -> None:
         super().__init__(layer.d_model)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be in [0, 1), got {dropout}")
         self.layer = layer
         self.norm = SequenceNorm(layer.d_model, norm)
-        self.prenorm, self.dropout = prenorm, dropout
+        self.prenorm, self.dropout, self.recompute = prenorm, dropout, recompute
         self.channel_mixer = nn.Linear(layer.d_model, 2 * layer.d_model) if glu else None
 
     def forward(
@@ -46,9 +49,10 @@ class Block(SequenceLayer):
         """x (B, L, D) -> y (B, L, D), and the layer's state if asked; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         inner = self.norm(x, lengths) if self.prenorm else x
-        result = self.layer(inner, lengths, state, return_state)
-        inner, new_state = result if return_state else (result, None)
-        y = self._joined(x, inner, lengths)
+        arguments = x, inner, lengths, state, return_state
+        # The norm stays outside: a batch must enter the running statistics once.
+        y, new_state = recomputed(self._residual, *arguments) if self._recomputes() else self._residual(*arguments)
+        y = y if self.prenorm else self.norm(y, lengths)
         return (y, new_state) if return_state else y
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -58,17 +62,27 @@ class Block(SequenceLayer):
         x = x.unsqueeze(1)
         inner = self.norm(x) if self.prenorm else x
         inner, state = self.layer.step(inner.squeeze(1), state)
-        return self._joined(x, inner.unsqueeze(1), None).squeeze(1), state
+        y = x + self._mixed(inner.unsqueeze(1))
+        return (y if self.prenorm else self.norm(y)).squeeze(1), state
 
-    def _joined(self, x: Tensor, inner: Tensor, lengths: Tensor | None) -> Tensor:
-        """What follows the layer: x and the layer's output (B, L, D) -> y (B, L, D)."""
+    def _residual(
+        self, x: Tensor, inner: Tensor, lengths: Tensor | None, state: State | None, return_state: bool
+    ) -> tuple[Tensor, State | None]:
+        """x + dropout(f(inner)), (B, L, D), and the layer's state if asked."""
+        result = self.layer(inner, lengths, state, return_state)
+        inner, new_state = result if return_state else (result, None)
+        return x + self._mixed(inner), new_state
+
+    def _mixed(self, inner: Tensor) -> Tensor:
+        """What follows the layer: its output (B, L, D) with the channels mixed, and some of them dropped."""
         if self.channel_mixer is not None:
             inner = F.glu(self.channel_mixer(F.gelu(inner)), dim=-1)
         if self.training and self.dropout:
-            keep = F.dropout(torch.ones_like(inner[:, :1]), self.dropout)
-            inner = inner * keep
-        y = x + inner
-        return y if self.prenorm else self.norm(y, lengths)
+            inner = inner * F.dropout(torch.ones_like(inner[:, :1]), self.dropout)
+        return inner
+
+    def _recomputes(self) -> bool:
+        return self.recompute and self.layer.recomputable and torch.is_grad_enabled() and unobserved(self.modules())
 
     def initial_state(self, batch_size: int) -> State:
         return self.layer.initial_state(batch_size)

@@ -60,6 +60,8 @@ class MultiScaleSSM(SequenceLayer):
         ValueError: an option out of its range.
     """
 
+    recomputable = True
+
     def __init__(
         self,
         d_model: int,

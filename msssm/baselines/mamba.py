@@ -34,6 +34,8 @@ class Mamba(SequenceLayer):
         backend: of the scan.
     """
 
+    recomputable = True
+
     def __init__(
         self,
         d_model: int,

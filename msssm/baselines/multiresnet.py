@@ -19,6 +19,8 @@ class MultiresConv(SequenceLayer):
         kernel_size: K, taps.
     """
 
+    recomputable = True
+
     def __init__(self, d_model: int, levels: int = 10, kernel_size: int = 4) -> None:
         super().__init__(d_model)
         self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, shared=True)

@@ -25,6 +25,8 @@ class S4D(SequenceLayer):
         dt_min, dt_max: range of the initial step sizes.
     """
 
+    recomputable = True
+
     def __init__(
         self,
         d_model: int,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from msssm.native.library import integers, native, planes, pointer, pointers, strides
 from msssm.operands import WHOLE, dense, dense_or_none, inner_contiguous, strided
+from msssm.recompute import kept
 from msssm.transforms import beyond_first, plain_gradients
 
 
@@ -47,6 +48,7 @@ def _as_read(
 
 
 @torch.library.custom_op("msssm::lti", mutates_args=(), device_types="cpu")
+@kept
 def _lti(
     u: Tensor,
     mix: Tensor,

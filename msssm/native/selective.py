@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msssm.native.library import integers, native, pointer, pointers, strides
 from msssm.operands import WHOLE, dense, dense_or_none, inner_contiguous, strided
+from msssm.recompute import kept
 from msssm.transforms import beyond_first, plain_gradients
 
 
@@ -53,6 +54,7 @@ def _as_read(
 
 
 @torch.library.custom_op("msssm::selective", mutates_args=(), device_types="cpu")
+@kept
 def _selective(
     u: Tensor,
     delta: Tensor,

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from msssm.operands import FLOAT32, HALF_OR_FULL, WHOLE, dense, dense_or_none
+=======
+from msssm.recompute import kept
+>>>>>>> 75cd4e4 (Blocks keep their input and what their scans return; the rest is computed again in the backward)
 from msssm.scan.gpu.common import BLOCK_D, OPTIONS, TILE, cdiv, cut, empty, over_heads, run_chain
 from msssm.scan.gpu.lti_kernels import block_of_states, forward, reverse, sums
 from msssm.transforms import beyond_first, plain_gradients
@@ -83,6 +87,7 @@ def _as_read(
 
 
 @torch.library.custom_op("msssm::triton_lti", mutates_args=())
+@kept
 def _lti(
     u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None, initial: Tensor
 ) -> tuple[Tensor, Tensor]:

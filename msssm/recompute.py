@@ -1,0 +1,89 @@
+"""What a block keeps for its backward: its input and the results of its scans. The rest is computed again there.
+
+Bands, projections and step sizes are (B, L, M, ...) and cheap; the results of a scan are (B, L, D) and sparse states, and
+costly. So memory hardly depends on the number of levels, and no scan runs twice.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
+from functools import partial, wraps
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+P = ParamSpec("P")
+Results = tuple[Tensor, ...]
+Run = Callable[[], Results]
+
+# How a `kept` scan comes by its results.
+_keeper: ContextVar[Callable[[Run], Results]] = ContextVar("keeper", default=lambda run: run())
+# The operators whose results are kept in compiled code, which does not pass through `kept` while it is traced.
+_SCANS = ("msssm::selective", "msssm::lti", "msssm::triton_selective", "msssm::triton_lti", "msssm::blocked")
+
+
+def recomputed(run: Callable[..., Any], *args: Any) -> Any:
+    """run(*args); its backward keeps `args` and what `kept` scans return inside, and runs the rest again.
+
+    Outputs and gradients are those of run(*args) to the bit, dropout and autocast included, however often a graph is
+    walked. Side effects of `run` come twice.
+    """
+    contexts = _compiled_contexts if torch.compiler.is_compiling() else _contexts
+    return checkpoint(run, *args, use_reentrant=False, context_fn=contexts)
+
+
+def kept(scan: Callable[P, Results]) -> Callable[P, Results]:
+    """A scan that runs once: in a second computation by `recomputed`, it returns what it did in the first."""
+
+    @wraps(scan)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Results:
+        return _keeper.get()(lambda: scan(*args, **kwargs))
+
+    return run
+
+
+def unobserved(modules: Iterable[nn.Module]) -> bool:
+    """Whether a second call goes unnoticed: no hook sees it, and no compiled code, which may overwrite what is kept."""
+    return not any(
+        m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl is not None or "forward" in vars(m)
+        for m in modules
+    )
+
+
+class _Keeping(AbstractContextManager[None]):
+    """Sets where `kept` scans take their results from; can be entered again, as a second backward through the same graph does."""
+
+    def __init__(self, keeper: Callable[[], Callable[[Run], Results]]) -> None:
+        self.keeper = keeper
+        self.tokens: list[Token[Any]] = []
+
+    def __enter__(self) -> None:
+        self.tokens.append(_keeper.set(self.keeper()))
+
+    def __exit__(self, *exception: object) -> None:
+        _keeper.reset(self.tokens.pop())
+
+
+def _contexts() -> tuple[_Keeping, _Keeping]:
+    """Of the first and of the second computation."""
+    results: list[Results] = []
+
+    def note(run: Run) -> Results:
+        results.append(run())
+        return tuple(x.detach() for x in results[-1])
+
+    def replay() -> Callable[[Run], Results]:
+        noted = iter(results)
+        return lambda run: tuple(x.detach() for x in next(noted))
+
+    return _Keeping(lambda: note), _Keeping(replay)
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    scan = getattr(operator, "_schema", None) is not None and operator._schema.name in _SCANS
+    return CheckpointPolicy.MUST_SAVE if scan else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_compiled_contexts = partial(create_selective_checkpoint_contexts, _policy)
