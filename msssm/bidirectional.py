@@ -33,6 +33,7 @@ class Bidirectional(SequenceLayer):
         if mix not in ("linear", "sum"):
             raise InputError(f"mix must be 'linear' or 'sum', got {mix!r}")
         self.forward_layer, self.backward_layer = layer(d_model), layer(d_model)
+        self.recomputable = self.forward_layer.recomputable
         self.mix = nn.Linear(2 * d_model, d_model) if mix == "linear" else None
 
     def forward(

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
-from msssm.recompute import recomputed, unobserved
+from msssm.recompute import recomputable, recomputed
 from msssm.untouched import untouched
 
 
@@ -51,7 +51,10 @@ class Block(SequenceLayer):
         inner = self.norm(x, lengths) if self.prenorm else x
         arguments = x, inner, lengths, state, return_state
         # The norm stays outside: a batch must enter the running statistics once.
-        y, new_state = recomputed(self._residual, *arguments) if self._recomputes() else self._residual(*arguments)
+        if self.recompute and self.layer.recomputable and recomputable(self.layer, *filter(None, [self.channel_mixer])):
+            y, new_state = recomputed(self._residual, *arguments)
+        else:
+            y, new_state = self._residual(*arguments)
         y = y if self.prenorm else self.norm(y, lengths)
         return (y, new_state) if return_state else y
 
@@ -80,9 +83,6 @@ class Block(SequenceLayer):
         if self.training and self.dropout:
             inner = inner * F.dropout(torch.ones_like(inner[:, :1]), self.dropout)
         return inner
-
-    def _recomputes(self) -> bool:
-        return self.recompute and self.layer.recomputable and torch.is_grad_enabled() and unobserved(self.modules())
 
     def initial_state(self, batch_size: int) -> State:
         return self.layer.initial_state(batch_size)

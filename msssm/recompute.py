@@ -1,10 +1,10 @@
 """What a block keeps for its backward: its input and the results of its scans. The rest is computed again there.
 
-Bands, projections and step sizes are (B, L, M, ...) and cheap; the results of a scan are (B, L, D) and sparse states, and
-costly. So memory hardly depends on the number of levels, and no scan runs twice.
+Bands, projections and step sizes are cheap and (B, L, M, ...); the results of a scan are costly, (B, L, D) and sparse
+states. So memory hardly depends on the number of levels, and no scan runs twice.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from functools import partial, wraps
@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from msssm.transforms import transformed
+
 P = ParamSpec("P")
 Results = tuple[Tensor, ...]
 Run = Callable[[], Results]
 
 # How a `kept` scan comes by its results.
 _keeper: ContextVar[Callable[[Run], Results]] = ContextVar("keeper", default=lambda run: run())
-# The operators whose results are kept in compiled code, which does not pass through `kept` while it is traced.
-_SCANS = ("msssm::selective", "msssm::lti", "msssm::triton_selective", "msssm::triton_lti", "msssm::blocked")
+# The operators whose results compiled code keeps.
+_SCANS = ("msssm::selective", "msssm::lti", "msssm::triton_selective", "msssm::triton_lti")
 
 
 def recomputed(run: Callable[..., Any], *args: Any) -> Any:
@@ -39,21 +41,30 @@ def kept(scan: Callable[P, Results]) -> Callable[P, Results]:
 
     @wraps(scan)
     def run(*args: P.args, **kwargs: P.kwargs) -> Results:
+        if torch.compiler.is_compiling():  # there `_policy` says what is kept
+            return scan(*args, **kwargs)
         return _keeper.get()(lambda: scan(*args, **kwargs))
 
     return run
 
 
-def unobserved(modules: Iterable[nn.Module]) -> bool:
-    """Whether a second call goes unnoticed: no hook sees it, and no compiled code, which may overwrite what is kept."""
+def recomputable(*modules: nn.Module) -> bool:
+    """Whether a second call of the modules, in the backward, is possible and goes unnoticed.
+
+    It is not under transforms of `torch.func`, which refuse it; hooks would see it, and compiled parts may overwrite what
+    is kept.
+    """
+    if not torch.is_grad_enabled() or transformed():
+        return False
     return not any(
         m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl is not None or "forward" in vars(m)
-        for m in modules
+        for module in modules
+        for m in module.modules()
     )
 
 
 class _Keeping(AbstractContextManager[None]):
-    """Sets where `kept` scans take their results from; can be entered again, as a second backward through the same graph does."""
+    """Sets where `kept` scans take their results from. Entered again by a second backward through the same graph."""
 
     def __init__(self, keeper: Callable[[], Callable[[Run], Results]]) -> None:
         self.keeper = keeper

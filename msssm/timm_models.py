@@ -99,7 +99,8 @@ class TimmImageModel(nn.Module):
         self.head: nn.Module = head.to(weight.device, weight.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.checkpoint_blocks = enable
+        for block in self.backbone.blocks:
+            block.recompute = enable
 
     def no_weight_decay(self) -> set[str]:
         """What `msssm.param_groups` leaves out of weight decay: A, step sizes and D of the SSMs, norms and biases."""

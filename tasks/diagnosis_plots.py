@@ -144,11 +144,12 @@ def _save(figure: Any, path: Path) -> bool:
 def profile_plot(path: Path, points: list[dict[str, Any]], laws: dict[str, dict[str, Any]]) -> None:
     """Time and memory against the length, one colour per number of levels; the fitted laws as lines."""
     parts = list(laws)
-    figure, axes = plt.subplots(len(parts), 2, figsize=(10, 3.6 * len(parts)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(parts), 3, figsize=(14, 3.6 * len(parts)), layout="constrained", squeeze=False)
     levels = sorted({point["levels"] for point in points})
     colours = dict(zip(levels, plt.get_cmap("viridis")(np.linspace(0, 0.95, len(levels))), strict=True))
     for row, part in zip(axes, parts, strict=True):
-        for ax, (value, unit, scale) in zip(row, (("seconds", "ms", 1e3), ("bytes", "MiB", 2**-20)), strict=True):
+        shown = ("kept", "MiB", 2**-20), ("peak", "MiB", 2**-20), ("seconds", "ms", 1e3)
+        for ax, (value, unit, scale) in zip(row, shown, strict=True):
             fit = laws[part][value]
             for level in levels:
                 chosen = [p for p in points if p["part"] == part and p["levels"] == level]
@@ -157,7 +158,7 @@ def profile_plot(path: Path, points: list[dict[str, Any]], laws: dict[str, dict[
                 if fit is not None:
                     ax.plot(lengths, [fit(level + 2, n) * scale for n in lengths], color=colours[level], linewidth=1)
             law = "" if fit is None else f"bands^{fit.bands_exponent:.2f} length^{fit.length_exponent:.2f}"
-            kind = "time" if value == "seconds" else "peak memory"
+            kind = {"seconds": "time", "peak": "peak memory", "kept": "kept"}[value]
             ax.set_title(f"{part}, {kind}: {law}", loc="left", fontsize=10)
             ax.set(xscale="log", yscale="log", xlabel="length", ylabel=unit)
             ticks = sorted({point["length"] for point in points})

@@ -27,8 +27,16 @@ BELOW = {
     "msssm.export": {"msssm.layer", "msssm.ssm"},
     "msssm.diagnostics": {"msssm.diagnostics", "msssm.decomposition", "msssm.layer", "msssm.ssm"},
     "msssm.layer": {"msssm.padding"},
-    "msssm.native": {"msssm.native", "msssm.operands", "msssm.transforms", "msssm.untouched"},
-    "msssm.scan": {"msssm.scan", "msssm.native", "msssm.operands", "msssm.padding", "msssm.transforms"},
+    "msssm.recompute": {"msssm.transforms", "msssm.untouched"},
+    "msssm.native": {"msssm.native", "msssm.operands", "msssm.recompute", "msssm.transforms", "msssm.untouched"},
+    "msssm.scan": {
+        "msssm.scan",
+        "msssm.native",
+        "msssm.operands",
+        "msssm.padding",
+        "msssm.recompute",
+        "msssm.transforms",
+    },
     "msssm.decomposition": {
         "msssm.native",
         "msssm.operands",

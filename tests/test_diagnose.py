@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from msssm.diagnostics import Cost, PowerLaw
+from msssm.diagnostics import PowerLaw
 from tasks import profile
 from tasks.diagnose import alarms
 from tasks.main import main
@@ -146,16 +146,18 @@ def test_profile_measures_every_point_and_fits_the_laws(tmp_path: Path, capsys: 
     _profile(tmp_path, "--levels 0 4 --lengths 256 2048 --d_model 16 --state_size 2 --device cpu")
     content = json.loads((tmp_path / "profile.json").read_text())
     keys = {(p["part"], p["levels"], p["length"]) for p in content["points"]}
-    assert keys == {(part, s, n) for part in ("layer", "decomposition") for s in (0, 4) for n in (256, 2048)}
+    assert keys == {(part, s, n) for part in profile.PARTS for s in (0, 4) for n in (256, 2048)}
     assert (tmp_path / "profile.png").stat().st_size > 10_000
-    [layer, _] = (tmp_path / "profile.md").read_text().split("## Peak memory of the decomposition")
-    mib = {(p["levels"], p["length"]): p["bytes"] / 2**20 for p in content["points"] if p["part"] == "layer"}
-    assert (
-        f"| S | L = 256 | L = 2048 |\n| ---: | ---: | ---: |\n| 0 | {mib[0, 256]:.1f} | {mib[0, 2048]:.1f} |" in layer
+    table = (tmp_path / "profile.md").read_text().split("## Peak memory of the block, MiB\n\n")[1]
+    mib = {(p["levels"], p["length"]): p["peak"] / 2**20 for p in content["points"] if p["part"] == "block"}
+    assert table.startswith(
+        f"| S | L = 256 | L = 2048 |\n| ---: | ---: | ---: |\n| 0 | {mib[0, 256]:.1f} | {mib[0, 2048]:.1f} |"
     )
-    # Bands of length x width numbers are what must be there: memory grows about linearly with the length.
-    assert 0.6 < content["laws"]["layer"]["bytes"]["length_exponent"] < 1.3
-    assert "layer, bytes: " in capsys.readouterr().out
+    block, plain = (content["laws"][part] for part in profile.PARTS)
+    # Memory grows about linearly with the length; what is kept with the bands only where bands are kept.
+    assert 0.6 < block["peak"]["length_exponent"] < 1.3
+    assert abs(block["kept"]["bands_exponent"]) < 0.1 < 0.4 < plain["kept"]["bands_exponent"]
+    assert "block, kept: " in capsys.readouterr().out
 
 
 def test_profile_of_one_length_has_no_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,4 +188,5 @@ def test_a_law_that_misses_its_points_is_not_trusted() -> None:
 
 
 def test_a_point_is_its_shortest_time_and_its_median_memory() -> None:
-    assert profile.best([Cost(3.0, 10), Cost(1.0, 90), Cost(2.0, 20)]) == Cost(1.0, 20)
+    cost = profile.BlockCost
+    assert profile.best([cost(3.0, 10, 5), cost(1.0, 90, 5), cost(2.0, 20, 5)]) == cost(1.0, 20, 5)

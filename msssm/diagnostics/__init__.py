@@ -3,7 +3,7 @@
 Each states its definition; on a model, `record_calls` finds what its layers are given.
 """
 
-from msssm.diagnostics.cost import Cost, PowerLaw, fit_power_law, measure_cost
+from msssm.diagnostics.cost import Cost, PowerLaw, fit_power_law, measure_cost, measure_kept
 from msssm.diagnostics.memory import BandMemory, band_memory, impulse_response
 from msssm.diagnostics.mixer import MixerReport, mixer_report, mixer_shares
 from msssm.diagnostics.mixing_distance import Mixing, mixing_distance
@@ -24,6 +24,7 @@ __all__ = [
     "impulse_response",
     "largest_eigenvalue",
     "measure_cost",
+    "measure_kept",
     "mixer_report",
     "mixer_shares",
     "mixing_distance",

@@ -60,6 +60,21 @@ def measure_cost(run: Callable[[], object], device: torch.device, repeats: int =
     return Cost(seconds, int(statistics.median(_peak(run) for _ in range(repeats))))
 
 
+def measure_kept(forward: Callable[[], object], device: torch.device) -> int:
+    """Bytes of tensors that stay allocated after `forward` while its result lives: what its backward needs, and that.
+
+    Counted by torch's allocator, to the byte; nothing else of the process enters.
+    """
+    forward()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        result = forward()
+        return torch.cuda.memory_allocated(device) - before
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        result = forward()  # noqa: F841
+    return sum(event.self_cpu_memory_usage for event in profile.key_averages())
+
+
 def _peak(run: Callable[[], object]) -> int:
     ctypes.CDLL(None).malloc_trim(0)  # else a peak is served from pages that earlier calls left behind
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now

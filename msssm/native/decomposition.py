@@ -118,9 +118,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_bands: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-    x, low, high, history, lengths = ctx.saved_tensors
+    x, low, high, history, lengths = inputs = ctx.saved_tensors
     if beyond_first(grad_bands):
-        return plain_gradients("msssm::decomposition", ctx.saved_tensors, (grad_bands, grad_last))
+        return plain_gradients("msssm::decomposition", inputs, (grad_bands, grad_last))
     *grads, grad_history = _decomposition_backward(
         x, low, high, history, lengths, inner_contiguous(grad_bands), grad_last.contiguous()
     )

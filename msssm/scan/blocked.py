@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from msssm.recompute import kept
 from msssm.scan import reference
 from msssm.transforms import beyond_first, plain_form, plain_gradients
 
@@ -62,6 +63,38 @@ def _contract_channels(x: Tensor, u: Tensor) -> Tensor:
     return torch.bmm(x.view(-1, N, D), u.reshape(-1, D, 1)).view(T, batch, M, N)
 
 
+def _block(u: Tensor, A: Tensor) -> int:
+    """Steps of one block."""
+    return min(MAX_BLOCK, max(MIN_BLOCK, BLOCK_ELEMENTS // max(1, len(u) * A.numel())))
+
+
+@kept
+def _scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, discretization: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, the last state, and the states before each block, (blocks, B, M, N, D)."""
+    length, block = u.shape[1], _block(u, A)
+    A_nd = A.transpose(1, 2).contiguous()
+    h = state.transpose(2, 3).contiguous()
+    y = torch.empty_like(u)
+    starts = range(0, length, block)
+    checkpoints = h.new_empty(len(starts), *h.shape)
+    for index, start in enumerate(starts):
+        stop = min(start + block, length)
+        checkpoints[index] = h
+        states = _advance(
+            _time_major(u, start, stop),
+            _time_major(delta, start, stop),
+            A_nd,
+            _time_major(B, start, stop),
+            h,
+            discretization,
+        ).states
+        y[:, start:stop] = _contract_states(_time_major(C, start, stop), states).transpose(0, 1)
+        h = states[-1].clone()
+    return y, h.transpose(2, 3).contiguous(), checkpoints
+
+
 plain_form("blocked")(reference.banded_scan)
 
 
@@ -77,30 +110,10 @@ class _BlockedScan(torch.autograd.Function):
         state: Tensor,
         discretization: str,
     ) -> tuple[Tensor, Tensor]:
-        batch, length = u.shape[:2]
-        per_step = max(1, batch * A.numel())
-        block = min(MAX_BLOCK, max(MIN_BLOCK, BLOCK_ELEMENTS // per_step))
-        A_nd = A.transpose(1, 2).contiguous()
-        h = state.transpose(2, 3).contiguous()
-        y = torch.empty_like(u)
-        starts = range(0, length, block)
-        checkpoints = h.new_empty(len(starts), *h.shape)
-        for index, start in enumerate(starts):
-            stop = min(start + block, length)
-            checkpoints[index] = h
-            states = _advance(
-                _time_major(u, start, stop),
-                _time_major(delta, start, stop),
-                A_nd,
-                _time_major(B, start, stop),
-                h,
-                discretization,
-            ).states
-            y[:, start:stop] = _contract_states(_time_major(C, start, stop), states).transpose(0, 1)
-            h = states[-1].clone()
+        y, last, checkpoints = _scan(u, delta, A, B, C, state, discretization)
         ctx.save_for_backward(u, delta, A, B, C, state, checkpoints)
-        ctx.block, ctx.discretization = block, discretization
-        return y, h.transpose(2, 3).contiguous()
+        ctx.discretization = discretization
+        return y, last
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
@@ -109,7 +122,7 @@ class _BlockedScan(torch.autograd.Function):
             return plain_gradients("blocked", (*inputs, ctx.discretization), (grad_y, grad_last))
         u, delta, A, B, C, _ = inputs
         A = A.transpose(1, 2).contiguous()
-        length, block, zoh = u.shape[1], ctx.block, ctx.discretization == "zoh"
+        length, block, zoh = u.shape[1], _block(u, A), ctx.discretization == "zoh"
         grad_u, grad_delta = torch.empty_like(u), torch.empty_like(delta)
         grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
         grad_A = torch.zeros_like(A)

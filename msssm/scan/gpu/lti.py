@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
 from msssm.operands import FLOAT32, HALF_OR_FULL, WHOLE, dense, dense_or_none
-=======
 from msssm.recompute import kept
->>>>>>> 75cd4e4 (Blocks keep their input and what their scans return; the rest is computed again in the backward)
 from msssm.scan.gpu.common import BLOCK_D, OPTIONS, TILE, cdiv, cut, empty, over_heads, run_chain
 from msssm.scan.gpu.lti_kernels import block_of_states, forward, reverse, sums
 from msssm.transforms import beyond_first, plain_gradients
@@ -194,10 +191,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors
     if beyond_first(grad_y):
-        return plain_gradients("msssm::triton_lti", ctx.saved_tensors, (grad_y, grad_last))
-    *grads, grad_D, grad_initial = _lti_backward(*ctx.saved_tensors, grad_y.contiguous(), grad_last.contiguous())
-    return *grads, None if ctx.saved_tensors[4] is None else grad_D, None, grad_initial
+        return plain_gradients("msssm::triton_lti", inputs, (grad_y, grad_last))
+    *grads, grad_D, grad_initial = _lti_backward(*inputs, grad_y.contiguous(), grad_last.contiguous())
+    return *grads, None if inputs[4] is None else grad_D, None, grad_initial
 
 
 torch.library.register_autograd("msssm::triton_lti", _backward, setup_context=_setup_context)

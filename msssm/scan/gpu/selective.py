@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
 from msssm.operands import FLOAT32, HALF_OR_FULL, WHOLE, dense, dense_or_none
+from msssm.recompute import kept
 from msssm.scan.gpu.common import (
     BLOCK_D,
     OPTIONS,
@@ -21,10 +21,6 @@ from msssm.scan.gpu.common import (
     over_heads,
     run_chain,
 )
-=======
-from msssm.recompute import kept
-from msssm.scan.gpu.common import BLOCK_D, OPTIONS, TILE, block_of_states, cdiv, cut, empty, over_heads, run_chain
->>>>>>> 75cd4e4 (Blocks keep their input and what their scans return; the rest is computed again in the backward)
 from msssm.scan.gpu.selective_kernels import backward, carry_back, forward
 from msssm.transforms import beyond_first, plain_gradients
 
