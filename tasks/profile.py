@@ -126,8 +126,8 @@ def as_markdown(content: dict[str, Any], laws: dict[str, dict[str, PowerLaw | No
         "",
         f"Forward + backward, D = {settings['d_model']}, N = {settings['state_size']} per band, "
         f"K = {settings['kernel_size']}, {settings['batch_size']} rows; a block is layer, GLU, residual and norm. "
-        f"Commit {commit}{' with uncommitted changes' if content['dirty'] else ''}. Bands are S + 2. Other programs do not disturb "
-        "the memory of this one; its times they do.",
+        f"Commit {commit}{' with uncommitted changes' if content['dirty'] else ''}. Bands are S + 2. "
+        "Other programs do not disturb the memory of this one; its times they do.",
         "",
         *(f"- {name}, {value}: {describe(fit)}" for name, each in laws.items() for value, fit in each.items()),
     ]
