@@ -19,8 +19,7 @@ class SequenceLayer(nn.Module):
     before, equals the run over the whole, and so does `step`. Streaming layers with batch norm must be in `eval()`.
     """
 
-    # Whether most of the layer's time is in scans, which `msssm.recompute` runs once, and a second call of the rest has no
-    # side effects.
+    # Whether most of the layer's time is in scans, which `msssm.recompute` runs once.
     recomputable = False
 
     def __init__(self, d_model: int) -> None:

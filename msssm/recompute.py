@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from msssm.transforms import transformed
@@ -51,13 +52,13 @@ def kept(scan: Callable[P, Results]) -> Callable[P, Results]:
 def recomputable(*modules: nn.Module) -> bool:
     """Whether a second call of the modules, in the backward, is possible and goes unnoticed.
 
-    It is not under transforms of `torch.func`, which refuse it; hooks would see it, and compiled parts may overwrite what
-    is kept.
+    It is not under transforms of `torch.func`, which refuse it. Hooks would see it, buffers may be counts or averages
+    of the calls (spectral norm, observers), and compiled parts may overwrite what is kept.
     """
-    if not torch.is_grad_enabled() or transformed():
+    if not torch.is_grad_enabled() or transformed() or _has_any_global_hook():
         return False
     return not any(
-        m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl is not None or "forward" in vars(m)
+        m._forward_hooks or m._forward_pre_hooks or m._buffers or m._compiled_call_impl or "forward" in vars(m)
         for module in modules
         for m in module.modules()
     )

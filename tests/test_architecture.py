@@ -27,7 +27,7 @@ BELOW = {
     "msssm.export": {"msssm.layer", "msssm.ssm"},
     "msssm.diagnostics": {"msssm.diagnostics", "msssm.decomposition", "msssm.layer", "msssm.ssm"},
     "msssm.layer": {"msssm.padding"},
-    "msssm.recompute": {"msssm.transforms", "msssm.untouched"},
+    "msssm.recompute": {"msssm.transforms"},
     "msssm.native": {"msssm.native", "msssm.operands", "msssm.recompute", "msssm.transforms", "msssm.untouched"},
     "msssm.scan": {
         "msssm.scan",

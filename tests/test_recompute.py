@@ -150,6 +150,16 @@ def test_a_hook_inside_a_block_is_called_once(place: str) -> None:
     assert len(calls) == 1
 
 
+def test_what_counts_its_calls_is_called_once() -> None:
+    """Spectral norm iterates at each call in training."""
+    states = []
+    for recompute in (True, False):
+        model = backbone(blocks=1, recompute=recompute)
+        nn.utils.parametrizations.spectral_norm(model.blocks[0].channel_mixer)
+        states.append([*gradients(model, model), *model.buffers()])
+    assert_same(*states)
+
+
 def test_a_scan_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward and two backwards through the same graph; the decomposition is computed again in each."""
     from msssm.native import decomposition, selective
