@@ -55,10 +55,62 @@ def test_selective_scan(shape: tuple[int, ...], discretization: Discretization) 
     assert_all_near(selective_results(given, discretization), selective_truth(given, discretization))
 
 
+@pytest.fixture(params=[0, 1, 2])
+def configuration(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> common.Configuration:
+    """Each way to lay out the work."""
+    monkeypatch.setattr(common, "_selected", {})
+    for kernels in ("selective", "lti"):
+        common.select(kernels, torch.device("cpu"), request.param)
+    return common.CONFIGURATIONS[request.param]
+
+
+def test_selective_scan_of_few_steps(configuration: common.Configuration) -> None:
+    """Fewer than are loaded ahead, one more, and rows that end in between."""
+    for length in {1, 2, configuration.ahead - 1, configuration.ahead + 1}:
+        given = selective_arguments((1, length, 2, 3, 2, 1))
+        assert_all_near(selective_results(given, "euler"), selective_truth(given, "euler"))
+    given = selective_arguments((3, 6, 1, 33, 2, 1), lengths=[configuration.ahead + 1, 1, 0], bias=True)
+    truth = selective_truth(given, "euler")
+    for name in ("u", "delta", "B", "C", "mix"):
+        given[name][1, 1:] = given[name][2] = torch.nan  # type: ignore[index]
+    assert_all_near(selective_results(given, "euler"), truth)
+
+
+def test_lti_scan_of_few_steps(configuration: common.Configuration) -> None:
+    for length in {1, 2, configuration.ahead - 1, configuration.ahead + 1}:
+        given = lti_arguments((1, length, 2, 3, 2, 1))
+        assert_all_near(lti_results(given), lti_truth(given))
+    given = lti_arguments((3, 6, 2, 33, 2, 1), is_complex=True, lengths=[configuration.ahead + 1, 1, 0])
+    assert_all_near(lti_results(given), lti_truth(given))
+
+
+def test_no_steps_leave_the_state_and_hand_its_gradient_through() -> None:
+    given, fixed = selective_arguments((2, 0, 2, 3, 4, 1)), lti_arguments((2, 0, 2, 3, 4, 1))
+    for results, state in (
+        (selective_results(given, "zoh"), given["initial_state"]),
+        (lti_results(fixed), fixed["initial_state"]),
+    ):
+        assert results["y"].shape == (2, 0, 3)
+        assert torch.equal(results["state"], state)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(99)
+        assert torch.equal(results["initial_state"], torch.randn(2, 2, 3, 4, generator=generator))
+        assert not results["D"].any()
+
+
+def test_weights_are_read_in_words_at_addresses_of_words() -> None:
+    from msssm.scan.gpu.selective import _words
+
+    odd = torch.arange(9, dtype=torch.bfloat16)[1:]
+    assert odd.data_ptr() % 4 == 2
+    assert _words(odd).data_ptr() % 4 == 0
+    assert torch.equal(_words(odd), odd)
+
+
 @pytest.mark.parametrize("dtype", HALVES)
-def test_selective_scan_of_half_precision(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("states", [16, 3])  # in pairs, and one by one
+def test_selective_scan_of_half_precision(states: int, dtype: torch.dtype) -> None:
     """States, decays and sums in float32: only what is stored in half precision is rounded."""
-    given = selective_arguments((1, 9, 2, 5, 16, 1), dtype)
+    given = selective_arguments((1, 9, 2, 5, states, 1), dtype)
     results = selective_results(given, "zoh")
     assert {name for name, x in results.items() if x.dtype == dtype} == {"y", "u", "delta", "B", "C", "mix"}
     assert_all_near(results, selective_truth(given, "zoh"))
@@ -78,7 +130,7 @@ def test_selective_scan_of_padded_rows_with_steps_from_softplus() -> None:
 
 
 @pytest.mark.usefixtures("chunked")
-@pytest.mark.parametrize(("discretization", "lengths"), [("zoh", [200, 130]), ("euler", None)])
+@pytest.mark.parametrize(("discretization", "lengths"), [("zoh", [200, 130]), ("euler", [200, 5]), ("euler", None)])
 def test_selective_scan_in_chunks(discretization: Discretization, lengths: list[int] | None) -> None:
     """The decays differ from step to step: chunks combined in the wrong order would show."""
     given = selective_arguments(LONG, step=0.03, lengths=lengths)
@@ -143,7 +195,7 @@ def test_lti_scan_of_half_precision(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("chunked")
-@pytest.mark.parametrize(("is_complex", "lengths"), [(True, [200, 130]), (False, None)])
+@pytest.mark.parametrize(("is_complex", "lengths"), [(True, [200, 130]), (False, [200, 5]), (False, None)])
 def test_lti_scan_in_chunks(is_complex: bool, lengths: list[int] | None) -> None:
     given = lti_arguments(LONG, is_complex=is_complex, lengths=lengths)
     assert_all_near(lti_results(given), lti_truth(given))

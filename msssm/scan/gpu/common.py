@@ -1,7 +1,7 @@
 """What the kernels share: which part of the work is whose, and the pieces of a long sequence.
 
-A program is one warp, a lane is a channel, and a tile of states (BLOCK_N, BLOCK_D) lies in its registers; time runs
-sequentially. Where batch and channels do not fill the device, the length is cut into chunks that run side by side,
+A program is one warp, a lane is a channel or two, and a tile of states (BLOCK_N, BLOCK_D) lies in its registers; time
+runs sequentially. Where batch and channels do not fill the device, the length is cut into chunks that run side by side,
 twice: first from a state of zero, which gives each chunk's own contribution to its last state; a short chain over the
 chunks then gives their true first states, and the second pass starts from those.
 """
@@ -16,23 +16,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# One warp. Registers hold two tiles of constants, the states and one step's B and C without spilling.
-BLOCK_D, MOST_STATES = 32, 16
-# Steps between two checkpoints.
+# States of a channel that one lane keeps at most.
+MOST_STATES = 16
+# Steps between two checkpoints, whatever the configuration: a forward and its backward may run under different ones.
 TILE = 64
-# One configuration, chosen by registers and spills of the compiled kernels: nothing is tuned at run time. Without the
-# bound on registers, which is the hardware's own, ptxas spills a few bytes for occupancy that these grids do not reach.
+# Without the bound on registers, which is the hardware's own, ptxas spills a few bytes for occupancy that these grids
+# do not reach.
 OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "maxnreg": 255, "enable_fp_fusion": True}
 
 
 class Configuration(NamedTuple):
-    """How the kernels of an operator are launched: all are right, and which is fastest depends on the device."""
+    """How the passes over time of an operator are laid out: all are right, and which is fastest depends on the device.
 
-    warps: int  # wanted on each scheduler of the device
+    channels: of one program, a multiple of 32: more of them share the loads of B and C and the loop.
+    ahead: steps between a load and the arithmetic on what it loads; divides TILE.
+    registers: of a lane at most, for inputs of 16 bits: 128 leave room for four warps on each scheduler, 255 for two.
+    """
+
+    channels: int = 32
+    ahead: int = 2
+    registers: int = 128
+
+    def options(self, dtype: torch.dtype) -> dict[str, Any]:
+        """For inputs of this type: steps of float32 ahead take twice the registers, and would spill."""
+        return OPTIONS | {"maxnreg": self.registers if dtype.itemsize == 2 else 255}
 
 
 # The first is the default. The self-check times each once on a kind of device, and remembers the fastest.
-CONFIGURATIONS = (Configuration(warps=1),)
+CONFIGURATIONS = (Configuration(), Configuration(channels=64, registers=255), Configuration(ahead=4, registers=255))
 _selected: dict[tuple[str, torch.device], Configuration] = {}
 
 # These would otherwise be compiled anew for lengths that are 1 or multiples of 16.
@@ -69,6 +80,12 @@ def place(lengths, length, span, chunks, BANDS: tl.constexpr, D: tl.constexpr, N
     return row, chunk, band, state_block, channel_block, begin, end
 
 
+@triton.jit
+def whether(i, end, BLOCK: tl.constexpr):
+    """i < end as a mask (BLOCK,)."""
+    return tl.full((BLOCK,), i, tl.int32) < end
+
+
 @triton.jit(do_not_specialize=["size", "chunks", "planes_apart"])
 def chain(decay, states, initial, size, chunks, planes_apart, COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
@@ -100,6 +117,25 @@ def chain(decay, states, initial, size, chunks, planes_apart, COMPLEX: tl.conste
             state = a * state + own
 
 
+@triton.jit(do_not_specialize=["size", "length"])
+def add_parts(parts, total, lengths, size, length, COUNT: tl.constexpr, INNER: tl.constexpr, STEP: tl.constexpr,
+              BLOCK: tl.constexpr):  # fmt: skip
+    """total (B, L, ..., INNER) = sum over k, in this order, of parts (B, L, ..., COUNT, INNER).
+
+    STEP elements of the total belong to a time. Past a row's length nothing is read and the total is 0.
+    """
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ok = i < size
+    if lengths is not None:
+        time = i // STEP
+        ok &= time % length < tl.load(lengths + time // length, mask=ok, other=0)
+    at = parts + i // INNER * (COUNT * INNER) + i % INNER
+    found = tl.zeros((BLOCK,), tl.float32)
+    for k in range(COUNT):
+        found += tl.load(at + k * INNER, mask=ok, other=0.0)
+    tl.store(total + i, found, mask=i < size)
+
+
 def cdiv(x: int, y: int) -> int:
     return -(-x // y)
 
@@ -120,12 +156,17 @@ def block_of_states(states: int, most: int = MOST_STATES) -> int:
 
 
 def cut(programs: int, length: int, device: torch.device) -> tuple[int, int]:
-    """(chunks, steps in a chunk) for work that makes `programs` programs uncut.
+    """(chunks, steps in a chunk) for work that makes `programs` programs uncut."""
+    return split(programs, length, warps_wanted(device))
+
+
+def split(programs: int, length: int, wanted: int) -> tuple[int, int]:
+    """`cut` for a device that wants so many warps.
 
     The first pass doubles the work, so that fewer than four chunks would not pay.
     """
     tiles = max(1, cdiv(length, TILE))
-    chunks = min(warps_wanted(device) // max(1, programs), tiles)
+    chunks = min(wanted // max(1, programs), tiles)
     if chunks < 4:
         chunks = 1
     span = cdiv(tiles, chunks)
@@ -133,8 +174,22 @@ def cut(programs: int, length: int, device: torch.device) -> tuple[int, int]:
 
 
 def warps_wanted(device: torch.device) -> int:
-    """One per scheduler: four in each multiprocessor."""
-    return 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    """Four on each of a multiprocessor's four schedulers: what its registers hold of the default configuration."""
+    return 16 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def add_up(parts: Tensor, lengths: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The sum of parts (B, L, ..., K, inner) over K, in a fixed order: two runs are bit-equal."""
+    batch, length, *between, count, inner = parts.shape
+    if count == 1:
+        return parts.squeeze(-2).to(dtype)
+    total = parts.new_empty(batch, length, *between, inner, dtype=dtype)
+    if total.numel():
+        step, block = total[0, 0].numel(), 1024
+        add_parts[(cdiv(total.numel(), block),)](
+            parts, total, lengths, total.numel(), length, COUNT=count, INNER=inner, STEP=step, BLOCK=block
+        )
+    return total
 
 
 def empty(partial_read: bool) -> Any:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from msssm.operands import FLOAT32, HALF_OR_FULL, WHOLE, dense, dense_or_none
 from msssm.recompute import kept
-from msssm.scan.gpu.common import BLOCK_D, OPTIONS, TILE, cdiv, cut, empty, over_heads, run_chain
+from msssm.scan.gpu.common import OPTIONS, TILE, add_up, cdiv, configuration, cut, empty, over_heads, run_chain
 from msssm.scan.gpu.lti_kernels import block_of_states, forward, reverse, sums
 from msssm.transforms import beyond_first, plain_gradients
 
 
 def _sizes(u: Tensor, decay: Tensor, mix: Tensor) -> dict[str, int]:
     planes, bands, states, channels = decay.shape
+    chosen = configuration("lti", u.device)
     return {
         "BANDS": bands,
         "D": channels,
@@ -24,12 +25,17 @@ def _sizes(u: Tensor, decay: Tensor, mix: Tensor) -> dict[str, int]:
         "HEADS": mix.shape[-1],
         "COMPLEX": planes == 2,
         "BLOCK_N": block_of_states(states, planes == 2),
-        "BLOCK_D": BLOCK_D,
+        "BLOCK_D": chosen.channels,
+        "AHEAD": chosen.ahead,
     }
 
 
+def _options(u: Tensor) -> dict[str, Any]:
+    return configuration("lti", u.device).options(u.dtype)
+
+
 def _blocks(sizes: dict[str, int]) -> tuple[int, int]:
-    return cdiv(sizes["N"], sizes["BLOCK_N"]), cdiv(sizes["D"], BLOCK_D)
+    return cdiv(sizes["N"], sizes["BLOCK_N"]), cdiv(sizes["D"], sizes["BLOCK_D"])
 
 
 def _decay_of_chunks(decay: Tensor, lengths: Tensor | None, rows: int, length: int, chunks: int, span: int) -> Tensor:
@@ -46,20 +52,30 @@ def _decay_of_chunks(decay: Tensor, lengths: Tensor | None, rows: int, length: i
 
 
 def _first_states(
-    u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None, initial: Tensor
+    u: Tensor,
+    decay: Tensor,
+    weight: Tensor,
+    mix: Tensor,
+    D: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor,
+    side_by_side: int,
 ) -> tuple[Tensor, int, int]:
-    """The state before each chunk, (planes, B, chunks, M, N, D), with the number of chunks and their steps."""
+    """The state before each chunk, (planes, B, chunks, M, N, D), with the number of chunks and their steps.
+
+    side_by_side: programs of one chunk that will start from these states, for each of a row's blocks.
+    """
     batch, length = u.shape[:2]
     sizes = _sizes(u, decay, mix)
     state_blocks, channel_blocks = _blocks(sizes)
     programs = batch * state_blocks * channel_blocks
-    chunks, span = cut(programs, length, u.device)
+    chunks, span = cut(programs * side_by_side, length, u.device)
     if chunks == 1:
         return initial.clone().unsqueeze(2), chunks, span
     states = initial.new_zeros(len(initial), batch, chunks, *initial.shape[2:])
     forward[(programs * chunks,)](
         u, decay, weight, mix, D, lengths, states, None, None,
-        length, span, chunks, states[0].numel(), **sizes, TILE=TILE, **OPTIONS,
+        length, span, chunks, states[0].numel(), **sizes, TILE=TILE, **_options(u),
     )  # fmt: skip
     run_chain(_decay_of_chunks(decay, lengths, batch, length, chunks, span), states, initial, reverse=False)
     return states, chunks, span
@@ -93,18 +109,18 @@ def _lti(
     batch, length, _, channels = u.shape
     sizes = _sizes(u, decay, mix)
     state_blocks, channel_blocks = _blocks(sizes)
-    y = empty(lengths is not None)(
+    y = empty(lengths is not None and state_blocks == 1)(
         batch, length, state_blocks, channels, dtype=u.dtype if state_blocks == 1 else torch.float32, device=u.device
     )
     with torch.cuda.device_of(u):
-        states, chunks, span = _first_states(u, decay, weight, mix, D, lengths, initial)
+        states, chunks, span = _first_states(u, decay, weight, mix, D, lengths, initial, 1)
         programs = batch * state_blocks * channel_blocks * chunks
-        scratch = decay.new_empty(programs, TILE, BLOCK_D)
+        scratch = decay.new_empty(programs, TILE, sizes["BLOCK_D"])
         forward[(programs,)](
             u, decay, weight, mix, D, lengths, states, scratch, y,
-            length, span, chunks, states[0].numel(), **sizes, TILE=TILE, **OPTIONS,
+            length, span, chunks, states[0].numel(), **sizes, TILE=TILE, **_options(u),
         )  # fmt: skip
-    return y.squeeze(2) if state_blocks == 1 else y.sum(2).to(u.dtype), states[:, :, -1].clone()
+        return add_up(y, lengths, u.dtype), states[:, :, -1].clone()
 
 
 @_lti.register_fake
@@ -143,13 +159,13 @@ def _lti_backward(
     one_head = mix.shape[-1] == 1
     grad_mix = new(batch, length, bands, state_blocks, channel_blocks if one_head else channels, **wide)
     with torch.cuda.device_of(u):
-        states, chunks, span = _first_states(u, decay, weight, mix, D, lengths, initial)
+        states, chunks, span = _first_states(u, decay, weight, mix, D, lengths, initial, bands)
         size = states[0].numel()
         grid = (batch * bands * state_blocks * channel_blocks * chunks,)
         carries = grad_last.clone().unsqueeze(2) if chunks == 1 else torch.zeros_like(states)
         reversing = (decay, weight, mix, D, lengths, grad_y, carries)
         if chunks > 1:
-            reverse[grid](*reversing, None, length, span, chunks, size, **sizes, **OPTIONS)
+            reverse[grid](*reversing, None, length, span, chunks, size, **sizes, **_options(u))
             through = _decay_of_chunks(decay, lengths, batch, length, chunks, span)
             through[1:].neg_()
             run_chain(through, carries, grad_last, reverse=True)
@@ -159,7 +175,7 @@ def _lti_backward(
             u, decay, weight, mix, D, lengths, grad_y, states, carries, grad_decay, grad_weight, grad_mix, grad_skip,
             length, span, chunks, size, **sizes, **OPTIONS,
         )  # fmt: skip
-        reverse[grid](*reversing, grad_u, length, span, chunks, size, **sizes, **OPTIONS)
+        reverse[grid](*reversing, grad_u, length, span, chunks, size, **sizes, **_options(u))
     return [
         grad_u.squeeze(3) if state_blocks == 1 else grad_u.sum(3).to(u.dtype),
         grad_decay.sum((1, 2)),

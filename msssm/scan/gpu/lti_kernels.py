@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from msssm.scan.gpu import common
-from msssm.scan.gpu.common import SIZES, place
+from msssm.scan.gpu.common import SIZES, place, whether
 
 
 def block_of_states(states: int, is_complex: bool) -> int:
@@ -49,11 +49,20 @@ def multiply_add(a, b, x, y, p, q, COMPLEX: tl.constexpr):
     return first, second
 
 
+@triton.jit
+def real_part(v, w, h, k, COMPLEX: tl.constexpr):
+    """Re sum_n (v + iw) (h + ik)."""
+    terms = v * h
+    if COMPLEX:
+        terms -= w * k
+    return tl.sum(terms, 0)
+
+
 @triton.jit(do_not_specialize=[*SIZES, "planes_apart"])
 def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
             length, span, chunks, planes_apart,
             BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, COMPLEX: tl.constexpr,
-            TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+            TILE: tl.constexpr, AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """states (planes, B, chunks, M, N, D): before each chunk when called, after it on return.
 
     Writes y (B, L, state blocks, D). Without y it is the first pass, which needs no tiles.
@@ -68,12 +77,15 @@ def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
     real = (n < N)[:, None] & (d < D)[None, :]
     once = d + state_block * D < D
     own = n[:, None] * D + tl.multiple_of(d, 1)[None, :]
-    tile, slot = span, scratch
+    # Lanes past the last channel repeat it and write nothing, so that no load in the loops needs a mask.
+    here = tl.minimum(d, D - 1)
+    slot = scratch
     if y is not None:
-        tile = TILE
         slot = scratch + tl.program_id(0).to(tl.int64) * (TILE * BLOCK_D) + lane
-    for start in range(begin, end, tile):
-        stop = tl.minimum(start + tile, end)
+    for start in range(begin, end, TILE):
+        steps = tl.minimum(end - start, TILE).to(tl.int32)
+        # A step past the last one would move the state: what does not fill AHEAD steps runs alone.
+        whole = steps // AHEAD * AHEAD
         for m in range(BANDS):
             state_at = ((row * chunks + chunk) * BANDS + m) * (N * D) + own
             h, k = read(states, state_at, planes_apart, real, COMPLEX)
@@ -82,33 +94,66 @@ def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
             through = tl.zeros((BLOCK_D,), tl.float32)
             if skip is not None:
                 through = tl.load(skip + m * D + d, mask=once, other=0.0)
-            for t in range(start, stop):
-                at = (row * length + t) * BANDS + m
-                x = tl.load(u + at * D + d, mask=d < D, other=0.0).to(tl.float32)
+            # Within a tile 32 bits hold every offset.
+            at = (row * length + start) * BANDS + m
+            u_at, mix_at = u + at * D + here, mix + at * HEADS + here * HEADS // D
+            y_at = y
+            if y is not None:
+                y_at = y + ((row * length + start) * state_blocks + state_block) * D + d
+            xs, es, sums = (), (), ()
+            for j in tl.static_range(AHEAD):
+                later = tl.minimum(j, steps - 1)
+                xs += (tl.load(u_at + later * (BANDS * D)),)
+                if y is not None:
+                    es += (tl.load(mix_at + later * (BANDS * HEADS)),)
+                    sums += (tl.load(slot + later * BLOCK_D, mask=whether(0, m, BLOCK_D), other=0.0),)
+            for i in range(0, whole, AHEAD):
+                next_xs, next_es, next_sums = (), (), ()
+                for j in tl.static_range(AHEAD):
+                    later = tl.minimum(i + AHEAD + j, steps - 1)
+                    next_xs += (tl.load(u_at + later * (BANDS * D)),)
+                    if y is not None:
+                        next_es += (tl.load(mix_at + later * (BANDS * HEADS)),)
+                        next_sums += (tl.load(slot + later * BLOCK_D, mask=whether(0, m, BLOCK_D), other=0.0),)
+                    x = xs[j].to(tl.float32)
+                    h, k = multiply_add(a, b, h, k, x[None, :], 0.0, COMPLEX)
+                    if y is not None:
+                        out = sums[j] + es[j].to(tl.float32) * (real_part(v, w, h, k, COMPLEX) + through * x)
+                        if m < BANDS - 1:
+                            tl.store(slot + (i + j) * BLOCK_D, out)
+                        else:
+                            tl.store(y_at + (i + j) * (state_blocks * D), out, mask=d < D)
+                xs, es, sums = next_xs, next_es, next_sums
+            for i in range(whole, steps):
+                x = tl.load(u_at + i * (BANDS * D)).to(tl.float32)
                 h, k = multiply_add(a, b, h, k, x[None, :], 0.0, COMPLEX)
                 if y is not None:
-                    terms = v * h
-                    if COMPLEX:
-                        terms -= w * k
-                    e = tl.load(mix + at * HEADS + d * HEADS // D, mask=d < D, other=0.0).to(tl.float32)
-                    out = e * (tl.sum(terms, 0) + through * x)
-                    if m > 0:
-                        out += tl.load(slot + (t - start) * BLOCK_D)
+                    out = tl.load(slot + i * BLOCK_D, mask=whether(0, m, BLOCK_D), other=0.0)
+                    e = tl.load(mix_at + i * (BANDS * HEADS)).to(tl.float32)
+                    out += e * (real_part(v, w, h, k, COMPLEX) + through * x)
                     if m < BANDS - 1:
-                        tl.store(slot + (t - start) * BLOCK_D, out)
+                        tl.store(slot + i * BLOCK_D, out)
                     else:
-                        y_at = y + ((row * length + t) * state_blocks + state_block) * D + d
-                        tl.store(y_at, out, mask=d < D)
+                        tl.store(y_at + i * (state_blocks * D), out, mask=d < D)
             write(states, state_at, planes_apart, h, k, real, COMPLEX)
         # The next tile reads states that other threads may have written.
         tl.debug_barrier()
+
+
+@triton.jit
+def take(g, k, v, w, grad, COMPLEX: tl.constexpr):
+    """The gradient of the state with that of one output, by the conjugate of the weight."""
+    g += v * grad[None, :]
+    if COMPLEX:
+        k -= w * grad[None, :]
+    return g, k
 
 
 @triton.jit(do_not_specialize=[*SIZES, "planes_apart"])
 def reverse(decay, weight, mix, skip, lengths, grad_y, carries, grad_u,
             length, span, chunks, planes_apart,
             BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, COMPLEX: tl.constexpr,
-            BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+            AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """carries (planes, B, chunks, M, N, D): gradient of the state after each chunk when called, before it on return.
 
     Writes grad_u (B, L, M, state blocks, D), unless it is the first pass.
@@ -121,6 +166,7 @@ def reverse(decay, weight, mix, skip, lengths, grad_y, carries, grad_u,
     n = state_block * BLOCK_N + tl.arange(0, BLOCK_N)
     real = (n < N)[:, None] & (d < D)[None, :]
     once = d + state_block * D < D
+    here = tl.minimum(d, D - 1)
     own = n[:, None] * D + tl.multiple_of(d, 1)[None, :]
     carry_at = ((row * chunks + chunk) * BANDS + m) * (N * D) + own
     g, k = read(carries, carry_at, planes_apart, real, COMPLEX)
@@ -129,18 +175,38 @@ def reverse(decay, weight, mix, skip, lengths, grad_y, carries, grad_u,
     through = tl.zeros((BLOCK_D,), tl.float32)
     if skip is not None:
         through = tl.load(skip + m * D + d, mask=once, other=0.0)
-    for back in range(begin, end):
-        t = begin + end - 1 - back
-        at = (row * length + t) * BANDS + m
-        e = tl.load(mix + at * HEADS + d * HEADS // D, mask=d < D, other=0.0).to(tl.float32)
-        grad = e * tl.load(grad_y + (row * length + t) * D + d, mask=d < D, other=0.0).to(tl.float32)
-        # The conjugates of decay and weight.
-        g += v * grad[None, :]
-        if COMPLEX:
-            k -= w * grad[None, :]
+    steps = tl.maximum(end - begin, 0)
+    at = (row * length + begin) * BANDS + m
+    mix_at, y_at = mix + at * HEADS + here * HEADS // D, grad_y + (row * length + begin) * D + here
+    u_at = grad_u
+    if grad_u is not None:
+        u_at = grad_u + (at * state_blocks + state_block) * D + d
+    # Not further than the whole blocks of AHEAD steps reach: a step before the first one would move the gradient.
+    whole = steps // AHEAD * AHEAD
+    es, gs = (), ()
+    for j in tl.static_range(AHEAD):
+        ok, later = whether(j, steps, BLOCK_D), tl.maximum(steps - 1 - j, 0)
+        es += (tl.load(mix_at + later * (BANDS * HEADS), mask=ok, other=0.0),)
+        gs += (tl.load(y_at + later * D, mask=ok, other=0.0),)
+    for back in range(0, whole, AHEAD):
+        next_es, next_gs = (), ()
+        for j in tl.static_range(AHEAD):
+            later = tl.maximum(steps - 1 - AHEAD - back - j, 0)
+            next_es += (tl.load(mix_at + later * (BANDS * HEADS)),)
+            next_gs += (tl.load(y_at + later * D),)
+            grad = es[j].to(tl.float32) * gs[j].to(tl.float32)
+            g, k = take(g, k, v, w, grad, COMPLEX)
+            if grad_u is not None:
+                at_u = u_at + (steps - 1 - back - j) * (BANDS * state_blocks * D)
+                tl.store(at_u, tl.sum(g, 0) + through * grad, mask=d < D)
+            g, k = multiply_add(a, -b, g, k, 0.0, 0.0, COMPLEX)
+        es, gs = next_es, next_gs
+    for back in range(whole, steps):
+        i = steps - 1 - back
+        grad = tl.load(mix_at + i * (BANDS * HEADS)).to(tl.float32) * tl.load(y_at + i * D).to(tl.float32)
+        g, k = take(g, k, v, w, grad, COMPLEX)
         if grad_u is not None:
-            grad_at = grad_u + (at * state_blocks + state_block) * D + d
-            tl.store(grad_at, tl.sum(g, 0) + through * grad, mask=d < D)
+            tl.store(u_at + i * (BANDS * state_blocks * D), tl.sum(g, 0) + through * grad, mask=d < D)
         g, k = multiply_add(a, -b, g, k, 0.0, 0.0, COMPLEX)
     write(carries, carry_at, planes_apart, g, k, real, COMPLEX)
 
@@ -149,7 +215,7 @@ def reverse(decay, weight, mix, skip, lengths, grad_y, carries, grad_u,
 def sums(u, decay, weight, mix, skip, lengths, grad_y, states, carries, grad_decay, grad_weight, grad_mix, grad_skip,
          length, span, chunks, planes_apart,
          BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, COMPLEX: tl.constexpr,
-         BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+         AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """Gradients of the parameters, from the states before and the gradients after each chunk.
 
     Partial sums: grad_decay, grad_weight (planes, B, chunks, M, N, D); grad_skip (B, chunks, M, D); grad_mix
@@ -164,6 +230,7 @@ def sums(u, decay, weight, mix, skip, lengths, grad_y, states, carries, grad_dec
     n = state_block * BLOCK_N + tl.arange(0, BLOCK_N)
     real = (n < N)[:, None] & (d < D)[None, :]
     once = d + state_block * D < D
+    here = tl.minimum(d, D - 1)
     own = n[:, None] * D + tl.multiple_of(d, 1)[None, :]
     place_of = (row * chunks + chunk) * BANDS + m
     state_at = place_of * (N * D) + own
@@ -177,28 +244,42 @@ def sums(u, decay, weight, mix, skip, lengths, grad_y, states, carries, grad_dec
     slope, imaginary_slope = zero, zero
     sum_h, sum_k, sum_slope, sum_imaginary = zero, zero, zero, zero
     sum_skip = tl.zeros((BLOCK_D,), tl.float32)
-    for t in range(begin, end):
-        at = (row * length + t) * BANDS + m
-        x = tl.load(u + at * D + d, mask=d < D, other=0.0).to(tl.float32)
-        e = tl.load(mix + at * HEADS + d * HEADS // D, mask=d < D, other=0.0).to(tl.float32)
-        grad_mixed = tl.load(grad_y + (row * length + t) * D + d, mask=d < D, other=0.0).to(tl.float32)
-        grad = e * grad_mixed
-        slope, imaginary_slope = multiply_add(a, b, slope, imaginary_slope, h, k, COMPLEX)
-        h, k = multiply_add(a, b, h, k, x[None, :], 0.0, COMPLEX)
-        sum_h += grad[None, :] * h
-        sum_slope += grad[None, :] * slope
-        terms = v * h
-        if COMPLEX:
-            sum_k += grad[None, :] * k
-            sum_imaginary += grad[None, :] * imaginary_slope
-            terms -= w * k
-        product = grad_mixed * (tl.sum(terms, 0) + through * x)
-        if HEADS == 1:
-            mixed_at = (at * state_blocks + state_block) * channel_blocks + channel_block
-            tl.store(grad_mix + mixed_at, tl.sum(product, 0))
-        else:
-            tl.store(grad_mix + (at * state_blocks + state_block) * D + d, product, mask=d < D)
-        sum_skip += grad * x
+    steps = tl.maximum(end - begin, 0)
+    at = (row * length + begin) * BANDS + m
+    u_at, mix_at = u + at * D + here, mix + at * HEADS + here * HEADS // D
+    y_at = grad_y + (row * length + begin) * D + here
+    xs, es, gs = (), (), ()
+    for j in tl.static_range(AHEAD):
+        ok, later = whether(j, steps, BLOCK_D), tl.minimum(j, tl.maximum(steps - 1, 0))
+        xs += (tl.load(u_at + later * (BANDS * D), mask=ok, other=0.0),)
+        es += (tl.load(mix_at + later * (BANDS * HEADS), mask=ok, other=0.0),)
+        gs += (tl.load(y_at + later * D, mask=ok, other=0.0),)
+    for i in range(0, steps, AHEAD):
+        next_xs, next_es, next_gs = (), (), ()
+        for j in tl.static_range(AHEAD):
+            later = tl.minimum(i + AHEAD + j, steps - 1)
+            next_xs += (tl.load(u_at + later * (BANDS * D)),)
+            next_es += (tl.load(mix_at + later * (BANDS * HEADS)),)
+            next_gs += (tl.load(y_at + later * D),)
+            if i + j < steps:
+                x = xs[j].to(tl.float32)
+                grad_mixed = tl.where(d < D, gs[j].to(tl.float32), 0.0)
+                grad = es[j].to(tl.float32) * grad_mixed
+                slope, imaginary_slope = multiply_add(a, b, slope, imaginary_slope, h, k, COMPLEX)
+                h, k = multiply_add(a, b, h, k, x[None, :], 0.0, COMPLEX)
+                sum_h += grad[None, :] * h
+                sum_slope += grad[None, :] * slope
+                if COMPLEX:
+                    sum_k += grad[None, :] * k
+                    sum_imaginary += grad[None, :] * imaginary_slope
+                product = grad_mixed * (real_part(v, w, h, k, COMPLEX) + through * x)
+                part = ((at + (i + j) * BANDS) * state_blocks + state_block).to(tl.int64)
+                if HEADS == 1:
+                    tl.store(grad_mix + part * channel_blocks + channel_block, tl.sum(product, 0))
+                else:
+                    tl.store(grad_mix + part * D + d, product, mask=d < D)
+                sum_skip += grad * x
+        xs, es, gs = next_xs, next_es, next_gs
     g, q = read(carries, state_at, planes_apart, real, COMPLEX)
     if COMPLEX:
         # conj(weight sum) + conj(slope) (g + iq)

@@ -11,11 +11,12 @@ from torch import Tensor
 from msssm.operands import FLOAT32, HALF_OR_FULL, WHOLE, dense, dense_or_none
 from msssm.recompute import kept
 from msssm.scan.gpu.common import (
-    BLOCK_D,
     OPTIONS,
     TILE,
+    add_up,
     block_of_states,
     cdiv,
+    configuration,
     cut,
     empty,
     over_heads,
@@ -25,7 +26,7 @@ from msssm.scan.gpu.selective_kernels import backward, carry_back, forward
 from msssm.transforms import beyond_first, plain_gradients
 
 
-def _sizes(u: Tensor, A: Tensor, mix: Tensor) -> dict[str, int]:
+def _sizes(u: Tensor, A: Tensor, mix: Tensor, block_of_channels: int) -> dict[str, int]:
     _, _, bands, channels = u.shape
     states = A.shape[1]
     return {
@@ -34,12 +35,12 @@ def _sizes(u: Tensor, A: Tensor, mix: Tensor) -> dict[str, int]:
         "N": states,
         "HEADS": mix.shape[-1],
         "BLOCK_N": block_of_states(states),
-        "BLOCK_D": BLOCK_D,
+        "BLOCK_D": block_of_channels,
     }
 
 
 def _blocks(sizes: dict[str, int]) -> tuple[int, int]:
-    return cdiv(sizes["N"], sizes["BLOCK_N"]), cdiv(sizes["D"], BLOCK_D)
+    return cdiv(sizes["N"], sizes["BLOCK_N"]), cdiv(sizes["D"], sizes["BLOCK_D"])
 
 
 def _first_states(initial: Tensor, own: Tensor, A: Tensor, totals: Tensor, reverse: bool) -> None:
@@ -75,6 +76,11 @@ def _as_read(
     )
 
 
+def _words(x: Tensor) -> Tensor:
+    """x where the kernels may read it in words of 32 bits, else a copy."""
+    return x if x.data_ptr() % 4 == 0 else x.clone()
+
+
 @torch.library.custom_op("msssm::triton_selective", mutates_args=())
 @kept
 def _selective(
@@ -98,36 +104,31 @@ def _selective(
     u, delta, A, B, C, mix, D, delta_bias, lengths = _as_read(u, delta, A, B, C, mix, D, delta_bias, lengths)
     batch, length, bands, channels = u.shape
     initial = dense_or_none(initial, (batch, *A.shape), FLOAT32, u.device)
-    sizes = _sizes(u, A, mix)
+    chosen = configuration("selective", u.device)
+    sizes = _sizes(u, A, mix, chosen.channels)
     state_blocks, channel_blocks = _blocks(sizes)
-    programs = batch * state_blocks * channel_blocks
+    programs = batch * bands * state_blocks * channel_blocks
     chunks, span = cut(programs, length, u.device)
-    _, last, checkpoints = _selective_fake(
-        u, delta, A, B, C, mix, D, delta_bias, lengths, initial, zoh, keep and length > 0
-    )
+    _, last, checkpoints = _selective_fake(u, delta, A, B, C, mix, D, delta_bias, lengths, initial, zoh, keep)
     if initial is None:
         initial = torch.zeros_like(last)
-    y = empty(lengths is not None)(
-        batch, length, state_blocks, channels, dtype=u.dtype if state_blocks == 1 else torch.float32, device=u.device
+    parts = bands * state_blocks
+    y = empty(lengths is not None and parts == 1)(
+        batch, length, parts, channels, dtype=u.dtype if parts == 1 else torch.float32, device=u.device
     )
-    inputs = (u, delta, A, B, C, mix, D, delta_bias, lengths)
+    inputs = (u, delta, A, _words(B), _words(C), mix, D, delta_bias, lengths)
+    how = sizes | chosen.options(u.dtype) | {"ZOH": zoh, "TILE": TILE, "AHEAD": chosen.ahead}
     with torch.cuda.device_of(u):
         if chunks == 1:
             states = initial.clone().unsqueeze(1)
         else:
             states = initial.new_zeros(batch, chunks, *initial.shape[1:])
             totals = initial.new_empty(batch, chunks, bands, channels)
-            forward[(programs * chunks,)](
-                *inputs, states, totals, None, None, None, length, span, chunks, **sizes, ZOH=zoh, TILE=TILE, **OPTIONS
-            )
+            forward[(programs * chunks,)](*inputs, states, totals, None, None, length, span, chunks, **how)
             _first_states(initial, states, A, totals, reverse=False)
-        scratch = initial.new_empty(programs * chunks, TILE, BLOCK_D)
         kept = checkpoints if keep else None
-        forward[(programs * chunks,)](
-            *inputs, states, None, kept, scratch, y, length, span, chunks, **sizes, ZOH=zoh, TILE=TILE, **OPTIONS
-        )
-    y = y.squeeze(2) if state_blocks == 1 else y.sum(2).to(u.dtype)
-    return y, last.copy_(states[:, -1]), checkpoints
+        forward[(programs * chunks,)](*inputs, states, None, kept, y, length, span, chunks, **how)
+        return add_up(y, lengths, u.dtype), last.copy_(states[:, -1]), checkpoints
 
 
 @_selective.register_fake
@@ -172,20 +173,26 @@ def _selective_backward(
     checkpoints = dense(checkpoints, (batch, cdiv(length, TILE), *A.shape), FLOAT32, u.device)
     grad_y = dense(grad_y, (batch, length, channels), HALF_OR_FULL, u.device)
     grad_last = dense(grad_last, (batch, *A.shape), FLOAT32, u.device)
-    sizes = _sizes(u, A, mix)
+    # Two states before a step, their gradients and those of A leave no room for more channels or steps.
+    sizes = _sizes(u, A, mix, 32)
     state_blocks, channel_blocks = _blocks(sizes)
+    block = 1 if zoh else 2
     programs = batch * bands * state_blocks * channel_blocks
     chunks, span = cut(programs, length, u.device)
-    new = empty(lengths is not None)
+    padded = lengths is not None
     wide: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
-    times = (batch, length, bands, state_blocks)
+    times = (batch, length, bands)
     grad_u, grad_delta = (
-        new(*times, channels, dtype=x.dtype if state_blocks == 1 else torch.float32, device=u.device)
+        empty(padded and state_blocks == 1)(
+            *times, state_blocks, channels, dtype=x.dtype if state_blocks == 1 else torch.float32, device=u.device
+        )
         for x in (u, delta)
     )
-    grad_B, grad_C = (new(batch, length, bands, channel_blocks, A.shape[1], **wide) for _ in range(2))
+    grad_B, grad_C = (
+        empty(padded and channel_blocks == 1)(*times, channel_blocks, A.shape[1], **wide) for _ in range(2)
+    )
     one_head = mix.shape[-1] == 1
-    grad_mix = new(*times, channel_blocks if one_head else channels, **wide)
+    grad_mix = empty(padded)(*times, state_blocks, channel_blocks if one_head else channels, **wide)
     grad_A = torch.empty(batch, chunks, *A.shape, **wide)
     grad_skip = torch.empty(batch, chunks, bands, channels, **wide)
     grad_bias = torch.empty(batch, chunks, bands, state_blocks, channels, **wide)
@@ -195,24 +202,27 @@ def _selective_backward(
         else:
             carries, totals = torch.empty_like(grad_A), torch.empty_like(grad_skip)
             carry_back[(programs * chunks,)](
-                delta, A, C, mix, delta_bias, lengths, grad_y, carries, totals, length, span, chunks, **sizes, **OPTIONS
-            )
+                delta, A, _words(C), mix, delta_bias, lengths, grad_y, carries, totals, length, span, chunks,
+                **sizes, TILE=TILE, AHEAD=2, **OPTIONS,
+            )  # fmt: skip
             _first_states(grad_last, carries, A, totals, reverse=True)
-        scratch = grad_A.new_empty(programs * chunks, TILE, sizes["BLOCK_N"], BLOCK_D)
+        scratch = grad_A.new_empty(programs * chunks, TILE // block, sizes["BLOCK_N"], sizes["BLOCK_D"])
         inputs = (u, delta, A, B, C, mix, D, delta_bias, lengths, checkpoints, grad_y, carries, scratch)
         grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_mix, grad_skip, grad_bias)
-        backward[(programs * chunks,)](*inputs, *grads, length, span, chunks, **sizes, ZOH=zoh, TILE=TILE, **OPTIONS)
-    return [
-        grad_u.squeeze(3) if state_blocks == 1 else grad_u.sum(3).to(u.dtype),
-        grad_delta.squeeze(3) if state_blocks == 1 else grad_delta.sum(3).to(delta.dtype),
-        grad_A.sum((0, 1)),
-        grad_B.sum(3).to(B.dtype),
-        grad_C.sum(3).to(C.dtype),
-        over_heads(grad_mix, mix),
-        grad_skip.sum((0, 1)),
-        grad_bias.sum((0, 1, 3)),
-        carries[:, 0].clone(),
-    ]
+        backward[(programs * chunks,)](
+            *inputs, *grads, length, span, chunks, **sizes, ZOH=zoh, TILE=TILE, BLOCK=block, **OPTIONS
+        )
+        return [
+            add_up(grad_u, lengths, u.dtype),
+            add_up(grad_delta, lengths, delta.dtype),
+            grad_A.sum((0, 1)),
+            add_up(grad_B, lengths, B.dtype),
+            add_up(grad_C, lengths, C.dtype),
+            over_heads(grad_mix, mix),
+            grad_skip.sum((0, 1)),
+            grad_bias.sum((0, 1, 3)),
+            carries[:, 0].clone(),
+        ]
 
 
 @_selective_backward.register_fake
