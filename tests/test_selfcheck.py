@@ -169,25 +169,25 @@ def test_the_fastest_configuration_that_is_right_is_chosen(monkeypatch: pytest.M
     """Of four, the first is slow, the second wrong, the third raises; all but the chosen one are tried once."""
     from msssm.scan.gpu import common
 
-    monkeypatch.setattr(common, "CONFIGURATIONS", tuple(common.Configuration(warps) for warps in (1, 2, 3, 4)))
+    monkeypatch.setattr(common, "CONFIGURATIONS", tuple(common.Configuration(channels=n) for n in (1, 2, 3, 4)))
     times = {1: 5.0, 4: 3.0}
 
     def scan(inner: faulty.Scan, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         y, state = inner(**given)
-        warps = common.configuration("lti", CPU).warps
-        if warps == 3:
+        channels = common.configuration("lti", CPU).channels
+        if channels == 3:
             raise RuntimeError("out of resource: shared memory")
-        return y * (1.5 if warps == 2 else 1), state
+        return y * (1.5 if channels == 2 else 1), state
 
     def milliseconds(function: Any, device: torch.device, runs: int) -> float:
-        return times[common.configuration("lti", CPU).warps]
+        return times[common.configuration("lti", CPU).channels]
 
     install(monkeypatch, "lti", scan)
     monkeypatch.setattr(selfcheck, "milliseconds", milliseconds)
     verdict = examine("lti", CPU)
     assert (verdict.fault, verdict.configuration, verdict.triton_ms) == (None, 3, 3.0)
-    assert common.configuration("lti", CPU).warps == 4
-    assert common.configuration("selective", CPU).warps == 1
+    assert common.configuration("lti", CPU).channels == 4
+    assert common.configuration("selective", CPU).channels == 1
 
 
 @pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
