@@ -89,7 +89,9 @@ def configurations(
     optional = {"skip": f, "bias": f, "lengths": "*i64"}
     inputs = {"u": x, "delta": x, "A": f, "B": x, "C": x, "mix": x, **optional}
     found: dict[str, Kernel] = {}
-    options = configuration.options(torch.float32 if dtype == "fp32" else torch.float16)
+    options = configuration.options(
+        torch.float32 if dtype == "fp32" else torch.float16, states == common.block_of_states(states)
+    )
     most = common.OPTIONS
     for zoh in (True, False):
         kind = "zoh" if zoh else "euler"
@@ -105,7 +107,7 @@ def configurations(
         found[f"backward {kind}"] = (
             selective_kernels.backward,
             {**inputs, "checkpoints": f, "grad_y": x, "carries": f, "scratch": f, **gradients, **sizes, **shape}
-            | {**back, **tile, "ZOH": zoh, "BLOCK": 1 if zoh else 2},
+            | {**back, **tile, "ZOH": zoh, "BLOCK": 2 if not zoh and states == common.block_of_states(states) else 1},
             most,
         )
     given = {name: inputs[name] for name in ("delta", "A", "C", "mix", "bias", "lengths")}
@@ -148,8 +150,11 @@ def measure(kernel: Any, arguments: dict[str, Any], options: dict[str, Any], arc
         cubin.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", cubin.name)
         assembly = _tool("nvdisasm", "-c", cubin.name)
-    values = [int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL", "SHARED")]  # type: ignore[index]
-    return Usage(*values, _innermost_loops(assembly))
+    registers, stack, local, shared = (
+        int(re.search(rf"\b{name}:(\d+)", usage)[1])  # type: ignore[index]
+        for name in ("REG", "STACK", "LOCAL", "SHARED")
+    )
+    return Usage(registers, stack, local, shared, _innermost_loops(assembly))
 
 
 def _tool(name: str, *arguments: str) -> str:

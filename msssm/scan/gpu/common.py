@@ -37,9 +37,12 @@ class Configuration(NamedTuple):
     ahead: int = 2
     registers: int = 128
 
-    def options(self, dtype: torch.dtype) -> dict[str, Any]:
-        """For inputs of this type: steps of float32 ahead take twice the registers, and would spill."""
-        return OPTIONS | {"maxnreg": self.registers if dtype.itemsize == 2 else 255}
+    def options(self, dtype: torch.dtype, whole: bool = True) -> dict[str, Any]:
+        """For inputs of this type, and states that fill their block or not.
+
+        Steps of float32 ahead take twice the registers, and masks of states take some: they would spill.
+        """
+        return OPTIONS | {"maxnreg": self.registers if dtype.itemsize == 2 and whole else 255}
 
 
 # The first is the default. The self-check times each once on a kind of device, and remembers the fastest.

@@ -117,7 +117,11 @@ def _selective(
         batch, length, parts, channels, dtype=u.dtype if parts == 1 else torch.float32, device=u.device
     )
     inputs = (u, delta, A, _words(B), _words(C), mix, D, delta_bias, lengths)
-    how = sizes | chosen.options(u.dtype) | {"ZOH": zoh, "TILE": TILE, "AHEAD": chosen.ahead}
+    how = (
+        sizes
+        | chosen.options(u.dtype, sizes["N"] == sizes["BLOCK_N"])
+        | {"ZOH": zoh, "TILE": TILE, "AHEAD": chosen.ahead}
+    )
     with torch.cuda.device_of(u):
         if chunks == 1:
             states = initial.clone().unsqueeze(1)
@@ -176,7 +180,7 @@ def _selective_backward(
     # Two states before a step, their gradients and those of A leave no room for more channels or steps.
     sizes = _sizes(u, A, mix, 32)
     state_blocks, channel_blocks = _blocks(sizes)
-    block = 1 if zoh else 2
+    block = 2 if not zoh and sizes["N"] == sizes["BLOCK_N"] else 1
     programs = batch * bands * state_blocks * channel_blocks
     chunks, span = cut(programs, length, u.device)
     padded = lengths is not None
