@@ -5,7 +5,7 @@ parameters, sum_t g_t conj(h_t) and conj(weight sum_t g_t s_t), while a reverse 
 of the sequence are sequences of their own, with the gradient that comes into their last state.
 """
 
-# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator, assignment"
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator, assignment, var-annotated"
 # Triton has no types, and its tuples grow.
 
 import triton

@@ -17,7 +17,7 @@ exp is exp2 with log2(e) folded into A. Under zero-order hold about ten operatio
 pipes bind, not the exponential unit: so the exponentials stay there.
 """
 
-# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator, assignment"
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator, assignment, var-annotated"
 # Triton has no types, and its tuples grow.
 
 import triton
