@@ -18,6 +18,7 @@ FORBIDDEN = {
 # Inside the library: what a module may import of it.
 BELOW = {
     "msssm.errors": set(),
+    "msssm.minimal": set(),
     "msssm.transforms": set(),
     "msssm.operands": set(),
     "msssm.untouched": set(),
