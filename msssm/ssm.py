@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from msssm.errors import InputError
 from msssm.initialization import Initialization, initial_A, initial_delta, inverse_softplus
 from msssm.scan import Backend, Discretization, lti_scan, mix_bands, multiscale_scan
-from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, step_size
+from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, full_rank, step_size
 from msssm.untouched import untouched
 
 # Limits of the decay rates -Re A: with those of the step sizes, |Abar| = exp(-delta rate) <= exp(-1e-7) stays below 1
@@ -90,16 +90,15 @@ class S6(nn.Module):
         """
         N = self.state_size
         low_rank, B, C = self._project(x).split((self.rank, N, N), dim=-1)
-        # As one matrix product per band; the scan takes the bands outermost as they come.
-        delta = torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight)
         return multiscale_scan(
             bands,
-            delta,
+            low_rank,
             self.diagonal(),
             B,
             C,
             mix,
             self.skip,
+            delta_weight=self.delta_weight,
             delta_bias=self.delta_bias,
             lengths=lengths,
             initial_state=state,
@@ -135,7 +134,7 @@ class S6(nn.Module):
         if x is None:
             return step_size(torch.zeros_like(self.delta_bias), self.delta_bias)
         low_rank = self._project(x)[..., : self.rank]
-        return step_size(torch.einsum("blmr,mrd->blmd", low_rank, self.delta_weight), self.delta_bias)
+        return step_size(full_rank(low_rank, self.delta_weight), self.delta_bias)
 
     def effective_memory(self) -> Tensor:
         """(M,) steps, at the step sizes of a zero input."""

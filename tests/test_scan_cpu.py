@@ -190,8 +190,9 @@ def test_operators_pass_opcheck() -> None:
     bands, delta, A, B, C, mix, D, bias, state = arguments((2, 5, 2, 3, 4, 1))
     lengths = torch.tensor([5, 2])
     rates, start = A.transpose(1, 2).contiguous(), state.transpose(2, 3).contiguous()
-    full = (bands, delta, rates, B, C, mix, D, bias, lengths, start, True, 1e-4, 1e6, True)
-    least = (bands, delta, rates, B, C, mix, None, None, None, None, False, 1e-4, 1e6, False)
+    weight = torch.randn(2, 1, 3)
+    full = (bands, delta[..., :1], rates, B, C, mix, D, weight, bias, lengths, start, True, 1e-4, 1e6, True)
+    least = (bands, delta, rates, B, C, mix, None, None, None, None, None, False, 1e-4, 1e6, False)
     torch.library.opcheck(selective._selective, least, test_utils=("test_schema", "test_faketensor"))
     with_grad = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in full)
     torch.library.opcheck(

@@ -5,6 +5,8 @@
 // depend on the number of threads.
 #pragma once
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -92,19 +94,36 @@ INLINE Array array(const float* data, const int64_t* strides) {
   return {const_cast<float*>(data), strides[0], strides[1], strides[2]};
 }
 
-// Runs task(0..count - 1), on no more threads than the work of each is worth the start of a thread.
+// GNU OpenMP's parallel region, where the process has one: torch's. Its idle threads spin for a while, and would take
+// the cores from threads of our own.
+using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+INLINE Parallel team() {
+  static const Parallel found = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  return found;
+}
+
+// Runs task(0..count - 1) on so many threads, or on this one where the work is worth no other.
 template <typename Task>
 void run_tasks(int64_t count, int64_t threads, double operations, const Task& task) {
   std::atomic<int64_t> next{0};
   auto work = [&] {
     for (int64_t i; (i = next.fetch_add(1)) < count;) task(i);
   };
-  threads = std::min({threads, count, (int64_t)(operations / 3e5) + 1});
+  using Work = decltype(work);
+  if (threads < 2 || count < 2 || operations < 3e5) return work();
+  // Always the whole team: OpenMP would end the threads that a smaller one leaves out.
+  if (team()) return team()([](void* shared) { (*(Work*)shared)(); }, &work, (unsigned)threads, 0);
   std::vector<std::thread> helpers;
-  for (int64_t i = 1; i < threads; ++i) helpers.emplace_back(work);
+  for (int64_t i = 1; i < std::min(threads, count); ++i) helpers.emplace_back(work);
   work();
   for (auto& helper : helpers) helper.join();
 }
+
+// The channels of one vector, from d on.
+struct Block {
+  int64_t d;
+  int width;
+};
 
 INLINE int64_t blocks_of(int64_t channels) { return (channels + LANES - 1) / LANES; }
 
@@ -114,13 +133,25 @@ INLINE int64_t groups_of(int64_t batch, int64_t channels) {
   return batch >= 8 ? 1 : std::min(blocks_of(channels), (8 + batch - 1) / std::max<int64_t>(batch, 1));
 }
 
-// block(row, group, first channel, channels in it)
-template <typename Block>
-void for_each_block(int64_t batch, int64_t channels, int64_t threads, double operations, const Block& block) {
-  const int64_t groups = groups_of(batch, channels), blocks = blocks_of(channels);
-  run_tasks(batch * groups, threads, operations, [&](int64_t task) {
-    for (int64_t i = task % groups; i < blocks; i += groups)
-      block(task / groups, task % groups, i * LANES, (int)std::min<int64_t>(LANES, channels - i * LANES));
+inline std::vector<Block> blocks_of_group(int64_t batch, int64_t channels, int64_t group) {
+  std::vector<Block> result;
+  for (int64_t i = group; i < blocks_of(channels); i += groups_of(batch, channels))
+    result.push_back({i * LANES, (int)std::min<int64_t>(LANES, channels - i * LANES)});
+  return result;
+}
+
+// task(row, group)
+template <typename Task>
+void for_each_group(int64_t batch, int64_t channels, int64_t threads, double operations, const Task& task) {
+  const int64_t groups = groups_of(batch, channels);
+  run_tasks(batch * groups, threads, operations, [&](int64_t i) { task(i / groups, i % groups); });
+}
+
+// task(row, group, first channel, channels in the block)
+template <typename Task>
+void for_each_block(int64_t batch, int64_t channels, int64_t threads, double operations, const Task& task) {
+  for_each_group(batch, channels, threads, operations, [&](int64_t row, int64_t group) {
+    for (Block block : blocks_of_group(batch, channels, group)) task(row, group, block.d, block.width);
   });
 }
 
@@ -133,19 +164,29 @@ INLINE Vec mix_at(const float* mix, int64_t heads, int64_t channels, int64_t d, 
   return v;
 }
 
+// Adds the sums over the lanes of v, which has COUNT vectors per step and zeros behind, to COUNT floats of each step.
+template <int COUNT>
+INLINE void add_sums(Vec* v, float* out, int64_t stride, int steps) {
+  const Vec sums = lane_sums(v);
+  for (int t = 0; t < steps; ++t)
+    for (int n = 0; n < COUNT; ++n) out[t * stride + n] += sums[t * COUNT + n];
+}
+
+// Adds the sum over the lanes of value(t) to one float of each step.
+template <typename Value>
+INLINE void add_sums_of(int steps, float* out, int64_t stride, const Value& value) {
+  for (int t = 0; t < steps; t += LANES) {
+    Vec v[LANES] = {};
+    const int count = std::min(LANES, steps - t);
+    for (int i = 0; i < count; ++i) v[i] = value(t + i);
+    add_sums<1>(v, out + t * stride, stride, count);
+  }
+}
+
 // Adds dLoss/dmix of `steps` steps of one band, which is product[t] summed over the channels of a head.
 INLINE void add_mix_gradient(float* grad, int64_t stride, int64_t heads, int64_t channels, int64_t d, int width,
                              const Vec* product, int steps) {
-  if (heads == 1) {
-    for (int t = 0; t < steps; t += LANES) {
-      Vec group[LANES] = {};
-      const int count = std::min(LANES, steps - t);
-      for (int i = 0; i < count; ++i) group[i] = product[t + i];
-      const Vec sums = lane_sums(group);
-      for (int i = 0; i < count; ++i) grad[(t + i) * stride] += sums[i];
-    }
-    return;
-  }
+  if (heads == 1) return add_sums_of(steps, grad, stride, [&](int t) { return product[t]; });
   for (int t = 0; t < steps; ++t)
     for (int i = 0; i < width; ++i) grad[t * stride + (d + i) * heads / channels] += product[t][i];
 }

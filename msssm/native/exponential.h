@@ -35,19 +35,20 @@ INLINE void exponentials(Vec a, Vec b, Vec& decay, Vec& expm1) {
   expm1 = scale * tail + (scale - 1.0f);
 }
 
-// log(1 + e^x), relative error 3e-7: log(1 + z) = 2 artanh(z / (2 + z)) with z = e^-|x|.
+// log(1 + e^x), relative error 2e-7: max(x, 0) + z p(z) with z = e^-|x|, p the minimax polynomial of log(1 + z) / z.
 INLINE Vec softplus(Vec x) {
   Vec z, unused;
   exponentials<true>(x < 0.0f ? x : -x, splat(LOG2E), z, unused);
-  const Vec s = z / (z + 2.0f), square = s * s;
-  Vec p = splat(1.0f / 13);
-  p = p * square + splat(1.0f / 11);
-  p = p * square + splat(1.0f / 9);
-  p = p * square + splat(1.0f / 7);
-  p = p * square + splat(1.0f / 5);
-  p = p * square + splat(1.0f / 3);
-  p = p * square + splat(1.0f);
-  return (x > 0.0f ? x : Vec{}) + 2.0f * s * p;
+  Vec p = splat(0x1.56edfep-8f);
+  p = p * z - 0x1.e369e4p-6f;
+  p = p * z + 0x1.4069d6p-4f;
+  p = p * z - 0x1.17d2c0p-3f;
+  p = p * z + 0x1.874a80p-3f;
+  p = p * z - 0x1.fcc8c6p-3f;
+  p = p * z + 0x1.553004p-2f;
+  p = p * z - 0x1.fffeacp-2f;
+  p = p * z + 0x1.fffffep-1f;
+  return z * p + (x > 0.0f ? x : Vec{});
 }
 
 // 1 / (1 + e^-x).

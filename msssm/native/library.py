@@ -21,7 +21,7 @@ def library() -> ctypes.CDLL | None:
         if spec is not None and spec.origin is not None:
             loaded = ctypes.CDLL(spec.origin)
             loaded.msssm_segment.restype = loaded.msssm_groups.restype = ctypes.c_int64
-            loaded.msssm_segment.argtypes = [ctypes.c_int64]
+            loaded.msssm_segment.argtypes = [ctypes.c_int64, ctypes.c_int64]
             loaded.msssm_groups.argtypes = [ctypes.c_int64, ctypes.c_int64]
             return loaded
     return None

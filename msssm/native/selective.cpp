@@ -1,6 +1,6 @@
 // Selective scans over M bands, forward and backward. Time runs sequentially; nothing of size (B, L, M, D, N) is
-// written. The forward keeps the states before every segment of steps; the backward recomputes the states of a segment,
-// a few of the N at a time so that they stay in the nearest cache, and walks back over them.
+// written. The forward keeps the states before every segment of steps; the backward advances from there to the states
+// before every tile of a segment, and walks back over the tiles, whose states stay in the nearest cache.
 
 #include "exponential.h"
 
@@ -12,10 +12,10 @@ constexpr int FORWARD_STATES = 8, BACKWARD_STATES = 4;
 #else
 constexpr int FORWARD_STATES = 4, BACKWARD_STATES = 2;
 #endif
-constexpr int TILE = 64, MOST_TILES = 4;
+constexpr int TILE = 32, KEPT = 16;
 
-// The states before a segment are what the backward keeps: longer segments for more bands, so that memory hardly grows.
-int64_t segment_of(int64_t bands) { return TILE * std::min<int64_t>(bands, MOST_TILES); }
+// What the backward keeps of the states is at most half as large as the input, whatever the bands and states.
+int64_t segment_of(int64_t bands, int64_t states) { return TILE * ((bands * states + KEPT - 1) / KEPT); }
 
 // Whether some product of the lanes, or a NaN, needs the limit.
 INLINE bool needs_limit(Vec delta, Vec rate) {
@@ -26,27 +26,41 @@ INLINE bool needs_limit(Vec delta, Vec rate) {
 }
 
 struct Call {
-  int64_t batch, length, bands, channels, states, heads, zoh, threads;
+  int64_t batch, length, bands, channels, states, heads, rank, zoh, threads;
   // Channels last in A (M, N, D) and the states (B, M, N, D); what is absent is null.
-  Array u, delta, B, C, mix;
-  const float *A, *skip, *delta_bias, *initial;
+  Array u, delta, B, C, mix;  // delta (B, L, M, R) where it has a weight (M, R, D)
+  const float *A, *skip, *delta_weight, *delta_bias, *initial;
   const int64_t* lengths;
   float lowest_delta, highest_delta;
 
   int64_t length_of(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, length) : length; }
+  int64_t all() const { return bands * states; }
   double operations() const { return (double)batch * length * bands * channels * states; }
 };
 
-// Step sizes and inputs of some steps of one band and block; returns the longest step of each lane.
-INLINE Vec load_steps(const Call& c, int64_t b, int64_t start, int steps, int64_t m, int64_t d, int width, Vec* delta,
-                      Vec* u) {
+// One row, one band, and a block of channels from d on.
+struct Lane {
+  int64_t b, m, d;
+  int width;
+  Vec of(const float* per_band, const Call& c) const {  // (M, D), zeros where absent
+    return per_band ? load(per_band + m * c.channels + d, width) : Vec{};
+  }
+};
+
+// Step sizes and inputs of some steps; returns the longest step of each lane.
+INLINE Vec load_steps(const Call& c, const Lane& at, int64_t start, int steps, Vec* weight, Vec* delta, Vec* u) {
   Vec longest{};
-  const Vec bias = c.delta_bias ? load(c.delta_bias + m * c.channels + d, width) : Vec{};
+  const Vec bias = at.of(c.delta_bias, c);
+  for (int64_t r = 0; r < c.rank; ++r)
+    weight[r] = load(c.delta_weight + (at.m * c.rank + r) * c.channels + at.d, at.width);
   for (int t = 0; t < steps; ++t) {
-    u[t] = load(c.u.at(b, start + t, m) + d, width);
-    Vec step = load(c.delta.at(b, start + t, m) + d, width);
+    u[t] = load(c.u.at(at.b, start + t, at.m) + at.d, at.width);
+    const float* given = c.delta.at(at.b, start + t, at.m);
+    Vec step = bias;
+    if (!c.delta_weight) step += load(given + at.d, at.width);
+    for (int64_t r = 0; r < c.rank; ++r) step += given[r] * weight[r];
     if (c.delta_bias) {
-      step = softplus(step + bias);
+      step = softplus(step);
       step = step < c.lowest_delta ? splat(c.lowest_delta) : step;
       step = step > c.highest_delta ? splat(c.highest_delta) : step;
     }
@@ -101,8 +115,8 @@ void forward_tile(const ForwardTile& f, int64_t first) {
     for (int n = 0; n < COUNT; ++n) {
       Vec decay, expm1;
       exponentials<LIMIT>(delta, rate[n], decay, expm1);
-      const Vec drive = ZOH ? expm1 * (inverse[n] * u) : euler;
-      h[n] = decay * h[n] + drive * B[n];
+      if (ZOH) h[n] += expm1 * (inverse[n] * u * B[n] + h[n]);  // a h + (a - 1) / A B u
+      else h[n] = decay * h[n] + euler * B[n];
       sum += h[n] * C[n];
     }
     f.y[t] = sum;
@@ -119,58 +133,107 @@ struct ForwardChunk {
   }
 };
 
-void forward_block(const Call& c, int64_t b, int64_t d, int width, float* y, float* last, float* checkpoints) {
-  const int64_t all = c.bands * c.states, length = c.length_of(b), segment = segment_of(c.bands);
+// All states over the steps from start on that delta and u are of.
+void advance(const Call& c, const Lane& at, int64_t start, int steps, Vec longest, const Vec* delta, const Vec* u,
+             Vec* h, Vec* y) {
+  by_chunks<ForwardChunk, FORWARD_STATES>(
+      c.states, ForwardTile{c, longest, delta, u, c.B.at(at.b, start, at.m), c.C.at(at.b, start, at.m),
+                            c.A + at.m * c.states * c.channels + at.d, steps, at.width, h, y});
+}
+
+void forward_group(const Call& c, int64_t b, int64_t group, float* y, float* last, float* checkpoints) {
+  const int64_t all = c.all(), length = c.length_of(b), segment = segment_of(c.bands, c.states);
   const int64_t segments = (c.length + segment - 1) / segment;
-  std::vector<Vec> h(all);
-  for (int64_t i = 0; i < all; ++i)
-    h[i] = c.initial ? load(c.initial + (b * all + i) * c.channels + d, width) : Vec{};
+  const std::vector<Block> blocks = blocks_of_group(c.batch, c.channels, group);
+  std::vector<Vec> states(blocks.size() * all), weight(c.rank);
+  auto for_each_state = [&](auto&& use) {
+    for (size_t k = 0; k < blocks.size(); ++k)
+      for (int64_t i = 0; i < all; ++i) use(states[k * all + i], i, blocks[k]);
+  };
+  for_each_state([&](Vec& h, int64_t i, Block block) {
+    h = c.initial ? load(c.initial + (b * all + i) * c.channels + block.d, block.width) : Vec{};
+  });
   for (int64_t start = 0; start < length; start += TILE) {
     const int steps = (int)std::min<int64_t>(TILE, length - start);
     if (checkpoints && start % segment == 0)
-      for (int64_t i = 0; i < all; ++i)
-        store(checkpoints + ((b * segments + start / segment) * all + i) * c.channels + d, h[i], width);
-    Vec total[TILE] = {}, delta[TILE], u[TILE];
-    for (int64_t m = 0; m < c.bands; ++m) {
-      const Vec longest = load_steps(c, b, start, steps, m, d, width, delta, u);
-      const Vec skip = c.skip ? load(c.skip + m * c.channels + d, width) : Vec{};
-      Vec band[TILE];
-      for (int t = 0; t < steps; ++t) band[t] = c.skip ? skip * u[t] : Vec{};
-      const ForwardTile f{c, longest, delta, u, c.B.at(b, start, m), c.C.at(b, start, m), c.A + m * c.states * c.channels + d,
-                          steps, width, &h[m * c.states], band};
-      by_chunks<ForwardChunk, FORWARD_STATES>(c.states, f);
-      const float* mix = c.mix.at(b, start, m);
-      for (int t = 0; t < steps; ++t) total[t] += mix_at(mix + t * c.mix.step, c.heads, c.channels, d, width) * band[t];
+      for_each_state([&](Vec& h, int64_t i, Block block) {
+        store(checkpoints + ((b * segments + start / segment) * all + i) * c.channels + block.d, h, block.width);
+      });
+    for (size_t k = 0; k < blocks.size(); ++k) {
+      Vec total[TILE] = {}, delta[TILE], u[TILE], band[TILE];
+      for (int64_t m = 0; m < c.bands; ++m) {
+        const Lane at{b, m, blocks[k].d, blocks[k].width};
+        const Vec longest = load_steps(c, at, start, steps, weight.data(), delta, u), skip = at.of(c.skip, c);
+        for (int t = 0; t < steps; ++t) band[t] = c.skip ? skip * u[t] : Vec{};
+        advance(c, at, start, steps, longest, delta, u, &states[k * all + m * c.states], band);
+        const float* mix = c.mix.at(b, start, m);
+        for (int t = 0; t < steps; ++t)
+          total[t] += mix_at(mix + t * c.mix.step, c.heads, c.channels, at.d, at.width) * band[t];
+      }
+      for (int t = 0; t < steps; ++t)
+        store(y + (b * c.length + start + t) * c.channels + blocks[k].d, total[t], blocks[k].width);
     }
-    for (int t = 0; t < steps; ++t) store(y + (b * c.length + start + t) * c.channels + d, total[t], width);
   }
-  for (int64_t t = length; t < c.length; ++t) store(y + (b * c.length + t) * c.channels + d, Vec{}, width);
-  for (int64_t i = 0; i < all; ++i) store(last + (b * all + i) * c.channels + d, h[i], width);
+  for (Block block : blocks)
+    for (int64_t t = length; t < c.length; ++t)
+      store(y + (b * c.length + t) * c.channels + block.d, Vec{}, block.width);
+  for_each_state([&](Vec& h, int64_t i, Block block) {
+    store(last + (b * all + i) * c.channels + block.d, h, block.width);
+  });
 }
 
-// Buffers of a thread for one segment.
+// Of a thread: of one segment, and of one tile of it.
 struct Scratch {
-  std::vector<Vec> delta, u, grad_band, y, grad_u, grad_delta, states, decays, gains;
-  explicit Scratch(int64_t steps)
-      : delta(steps), u(steps), grad_band(steps), y(steps), grad_u(steps), grad_delta(steps),
-        states((steps + 1) * BACKWARD_STATES), decays(steps * BACKWARD_STATES), gains(steps * BACKWARD_STATES) {}
+  std::vector<Vec> delta, u, weight, starts;
+  Vec grad_band[TILE], y[TILE], grad_u[TILE], grad_delta[TILE];
+  Vec states[(TILE + 1) * BACKWARD_STATES], changes[TILE * BACKWARD_STATES];
+
+  void fit(const Call& c, int64_t segment) {
+    delta.resize(segment);
+    u.resize(segment);
+    weight.resize(c.rank);
+    starts.resize((segment / TILE) * c.states);
+  }
+};
+
+// Of one block of channels, from segment to segment: dLoss/dh behind the segment, and sums over the steps.
+struct Sums {
+  std::vector<Vec> carry, A, skip, delta_weight, delta_bias;
+  explicit Sums(const Call& c)
+      : carry(c.all()), A(c.all()), skip(c.bands), delta_weight(c.bands * c.rank), delta_bias(c.bands) {}
+};
+
+// A, skip, delta_weight and delta_bias per row of the batch; B, C, mix and a delta of low rank per group of channels,
+// (groups, B, L, M, ...).
+struct Gradients {
+  Array u, delta;
+  float *low_rank, *A, *B, *C, *mix, *skip, *delta_weight, *delta_bias, *initial;
+
+  // To what follows `row` rows of L M in the buffers of the groups.
+  template <typename Use>
+  void for_each_group_buffer(const Call& c, int64_t row, const Use& use) const {
+    if (c.rank) use(low_rank + row * c.rank, c.rank);
+    use(B + row * c.states, c.states);
+    use(C + row * c.states, c.states);
+    if (mix) use(mix + row * c.heads, c.heads);
+  }
 };
 
 struct BackwardTile {
   const Call& c;
   Vec longest;  // step
   Scratch& s;
+  const Vec *delta, *u, *start;  // start: states before the tile
   const float *B, *C, *A;
   int steps, width;
-  const Vec* start;  // states before the segment
   Vec *carry, *grad_A;
   float *grad_B, *grad_C;
-  int64_t grad_step;
 };
 
+// "change" is a - 1 of ZOH, a of Euler.
 template <int COUNT, bool ZOH, bool LIMIT>
 void backward_tile(const BackwardTile& f, int64_t first) {
-  const int64_t B_step = f.c.B.step, C_step = f.c.C.step;
+  const int64_t B_step = f.c.B.step, C_step = f.c.C.step, grad_step = f.c.bands * f.c.states;
   Vec A[COUNT], inverse[COUNT];
   for (int n = 0; n < COUNT; ++n) {
     A[n] = load(f.A + (first + n) * f.c.channels, f.width, -1.0f);
@@ -183,27 +246,26 @@ void backward_tile(const BackwardTile& f, int64_t first) {
       h[n] = f.s.states[n] = f.start[first + n];
     }
     const float *B = f.B + first, *C = f.C + first;
-    Vec *decays = f.s.decays.data(), *gains = f.s.gains.data(), *states = f.s.states.data() + COUNT;
-    for (int t = 0; t < f.steps; ++t, B += B_step, C += C_step) {
-      const Vec delta = f.s.delta[t], u = f.s.u[t], euler = delta * u;
+    Vec *changes = f.s.changes, *states = f.s.states + COUNT;
+    for (int t = 0; t < f.steps; ++t, B += B_step, C += C_step, changes += COUNT, states += COUNT) {
+      const Vec delta = f.delta[t], u = f.u[t], euler = delta * u;
       Vec sum = f.s.y[t];
       for (int n = 0; n < COUNT; ++n) {
         Vec decay, expm1;
         exponentials<LIMIT>(delta, rate[n], decay, expm1);
-        const Vec gain = ZOH ? expm1 * inverse[n] : delta;
-        decays[t * COUNT + n] = decay;
-        if (ZOH) gains[t * COUNT + n] = gain;
-        h[n] = decay * h[n] + (ZOH ? gain * u : euler) * B[n];
-        states[t * COUNT + n] = h[n];
+        if (ZOH) h[n] += expm1 * (inverse[n] * u * B[n] + h[n]);
+        else h[n] = decay * h[n] + euler * B[n];
+        changes[n] = ZOH ? expm1 : decay;
+        states[n] = h[n];
         sum += h[n] * C[n];
       }
       f.s.y[t] = sum;
     }
   }
-  Vec grad_h[COUNT], grad_A[COUNT];
+  Vec grad_h[COUNT], grad_A[COUNT], grad_inverse[COUNT];
   for (int n = 0; n < COUNT; ++n) {
     grad_h[n] = f.carry[first + n];
-    grad_A[n] = Vec{};
+    grad_A[n] = grad_inverse[n] = Vec{};
   }
   // As many steps at a time as fill the lanes of one sum.
   constexpr int GROUP = LANES / COUNT;
@@ -213,43 +275,39 @@ void backward_tile(const BackwardTile& f, int64_t first) {
     for (int i = (end - begin) * COUNT; i < LANES; ++i) sums_B[i] = sums_C[i] = Vec{};
     for (int t = end - 1; t >= begin; --t) {
       const float *B = f.B + first + t * B_step, *C = f.C + first + t * C_step;
-      const Vec delta = f.s.delta[t], u = f.s.u[t], grad = f.s.grad_band[t];
-      const Vec *decays = &f.s.decays[t * COUNT], *gains = &f.s.gains[t * COUNT], *states = &f.s.states[t * COUNT];
+      const Vec delta = f.delta[t], u = f.u[t], grad = f.s.grad_band[t];
+      const Vec *changes = &f.s.changes[t * COUNT], *states = &f.s.states[t * COUNT];
       Vec grad_u = f.s.grad_u[t], grad_delta = f.s.grad_delta[t];
       for (int n = 0; n < COUNT; ++n) {
-        const Vec h = grad_h[n] + grad * C[n];
+        const Vec h = grad_h[n] + grad * C[n], changed = h * changes[n];
         sums_C[(t - begin) * COUNT + n] = grad * states[COUNT + n];
-        const Vec drive = u * B[n], carried = h * decays[n];
-        Vec grad_drive;
-        if (ZOH) {
-          // dh/ddelta = a (B u + A h_{t-1}); dh/dA has, besides delta / A times that, the derivative of 1 / A.
-          const Vec slope = carried * (drive + A[n] * states[n]);
-          grad_drive = h * gains[n];
-          grad_delta += slope;
-          grad_A[n] += slope * delta - grad_drive * drive;
+        Vec slope, grad_drive, *sum_B = &sums_B[(t - begin) * COUNT + n];
+        if (ZOH) {  // of a h + (a - 1) / A B u: dh/ddelta = a (A h + B u), and 1 / A has a derivative of its own
+          grad_h[n] = h + changed;
+          slope = grad_h[n] * (inverse[n] * u * B[n] + states[n]);
+          grad_drive = changed * inverse[n];
+          *sum_B = grad_drive * u;
+          grad_inverse[n] += *sum_B * B[n];
         } else {
-          const Vec slope = carried * states[n];
+          grad_h[n] = changed;
+          slope = changed * states[n];
           grad_drive = h * delta;
-          grad_delta += slope * A[n] + h * drive;
-          grad_A[n] += slope * delta;
+          *sum_B = grad_drive * u;
+          grad_delta += h * u * B[n];
         }
+        grad_delta += slope * A[n];
+        grad_A[n] += slope * delta;
         grad_u += grad_drive * B[n];
-        sums_B[(t - begin) * COUNT + n] = grad_drive * u;
-        grad_h[n] = carried;
       }
       f.s.grad_u[t] = grad_u;
       f.s.grad_delta[t] = grad_delta;
     }
-    const Vec sum_B = lane_sums(sums_B), sum_C = lane_sums(sums_C);
-    for (int t = begin; t < end; ++t)
-      for (int n = 0; n < COUNT; ++n) {
-        f.grad_B[t * f.grad_step + first + n] += sum_B[(t - begin) * COUNT + n];
-        f.grad_C[t * f.grad_step + first + n] += sum_C[(t - begin) * COUNT + n];
-      }
+    add_sums<COUNT>(sums_B, f.grad_B + begin * grad_step + first, grad_step, end - begin);
+    add_sums<COUNT>(sums_C, f.grad_C + begin * grad_step + first, grad_step, end - begin);
   }
   for (int n = 0; n < COUNT; ++n) {
     f.carry[first + n] = grad_h[n];
-    f.grad_A[first + n] += ZOH ? grad_A[n] * inverse[n] : grad_A[n];
+    f.grad_A[first + n] += ZOH ? grad_A[n] - grad_inverse[n] * inverse[n] : grad_A[n];
   }
 }
 
@@ -262,79 +320,117 @@ struct BackwardChunk {
   }
 };
 
-// A, skip and delta_bias per row of the batch; B, C and mix (groups, B, L, M, ...), zeroed, per group of channels.
-struct Gradients {
-  Array u, delta;
-  float *A, *B, *C, *mix, *skip, *delta_bias, *initial;
-};
-
-void backward_block(const Call& c, const float* checkpoints, const Array& grad_y, const float* grad_last, int64_t b,
-                    int64_t group, int64_t d, int width, const Gradients& g, Scratch& s) {
-  const int64_t all = c.bands * c.states, length = c.length_of(b), segment = segment_of(c.bands);
-  const int64_t segments = (c.length + segment - 1) / segment;
-  std::vector<Vec> carry(all), start_states(all), grad_A(all), grad_skip(c.bands), grad_bias(c.bands);
-  for (int64_t i = 0; i < all; ++i) carry[i] = load(grad_last + (b * all + i) * c.channels + d, width);
-  for (int64_t t = length; t < c.length; ++t)
-    for (int64_t m = 0; m < c.bands; ++m) {
-      store(g.u.at(b, t, m) + d, Vec{}, width);
-      store(g.delta.at(b, t, m) + d, Vec{}, width);
+// From the gradients of the step sizes to those of what they were made of.
+void backward_steps(const Call& c, const Lane& at, int64_t start, int steps, int64_t row, const Vec* delta,
+                    const Gradients& g, Scratch& s, Sums& sums) {
+  if (c.delta_bias)
+    for (int t = 0; t < steps; ++t) {  // the derivative of softplus is 1 - exp(-softplus)
+      Vec decay, expm1;
+      exponentials<true>(delta[t], splat(-LOG2E), decay, expm1);
+      const Int inside = (delta[t] > c.lowest_delta) & (delta[t] < c.highest_delta);
+      s.grad_delta[t] = inside ? -expm1 * s.grad_delta[t] : Vec{};
+      sums.delta_bias[at.m] += s.grad_delta[t];
     }
-  for (int64_t index = (length + segment - 1) / segment - 1; index >= 0; --index) {
-    const int64_t start = index * segment;
-    const int steps = (int)std::min<int64_t>(segment, length - start);
-    for (int64_t i = 0; i < all; ++i)
-      start_states[i] = load(checkpoints + ((b * segments + index) * all + i) * c.channels + d, width);
-    for (int64_t m = 0; m < c.bands; ++m) {
-      const int64_t own = ((group * c.batch + b) * c.length + start) * c.bands + m;  // row of the group's buffers
-      const Vec longest = load_steps(c, b, start, steps, m, d, width, s.delta.data(), s.u.data());
-      const Vec skip = c.skip ? load(c.skip + m * c.channels + d, width) : Vec{};
-      const float* mix = c.mix.at(b, start, m);
-      for (int t = 0; t < steps; ++t) {
-        const Vec grad = load(grad_y.at(b, start + t, 0) + d, width);
-        s.grad_band[t] = grad * mix_at(mix + t * c.mix.step, c.heads, c.channels, d, width);
-        s.y[t] = skip * s.u[t];
-        s.grad_u[t] = skip * s.grad_band[t];
-        s.grad_delta[t] = Vec{};
-        grad_skip[m] += s.grad_band[t] * s.u[t];
-      }
-      const BackwardTile f{c, longest, s, c.B.at(b, start, m), c.C.at(b, start, m), c.A + m * c.states * c.channels + d, steps,
-                           width, &start_states[m * c.states], &carry[m * c.states], &grad_A[m * c.states],
-                           g.B + own * c.states, g.C + own * c.states, c.bands * c.states};
-      by_chunks<BackwardChunk, BACKWARD_STATES>(c.states, f);
-      for (int t = 0; t < steps; ++t) {
-        store(g.u.at(b, start + t, m) + d, s.grad_u[t], width);
-        Vec grad = s.grad_delta[t];
-        if (c.delta_bias) {  // the derivative of softplus is 1 - exp(-softplus)
-          Vec decay, expm1;
-          exponentials<true>(s.delta[t], splat(-LOG2E), decay, expm1);
-          const Int inside = (s.delta[t] > c.lowest_delta) & (s.delta[t] < c.highest_delta);
-          grad = inside ? -expm1 * grad : Vec{};
-          grad_bias[m] += grad;
-        }
-        store(g.delta.at(b, start + t, m) + d, grad, width);
-        s.y[t] *= load(grad_y.at(b, start + t, 0) + d, width);
-      }
-      if (g.mix)
-        add_mix_gradient(g.mix + own * c.heads, c.bands * c.heads, c.heads, c.channels, d, width, s.y.data(), steps);
-    }
-  }
-  for (int64_t i = 0; i < all; ++i) {
-    store(g.initial + (b * all + i) * c.channels + d, carry[i], width);
-    store(g.A + (b * all + i) * c.channels + d, grad_A[i], width);
-  }
-  for (int64_t m = 0; m < c.bands; ++m) {
-    store(g.skip + (b * c.bands + m) * c.channels + d, grad_skip[m], width);
-    store(g.delta_bias + (b * c.bands + m) * c.channels + d, grad_bias[m], width);
+  if (!c.delta_weight)
+    for (int t = 0; t < steps; ++t) store(g.delta.at(at.b, start + t, at.m) + at.d, s.grad_delta[t], at.width);
+  for (int64_t r = 0; r < c.rank; ++r) {
+    Vec total = sums.delta_weight[at.m * c.rank + r];
+    for (int t = 0; t < steps; ++t) total += s.grad_delta[t] * c.delta.at(at.b, start + t, at.m)[r];
+    sums.delta_weight[at.m * c.rank + r] = total;
+    add_sums_of(steps, g.low_rank + row * c.rank + r, c.bands * c.rank,
+                [&](int t) { return s.grad_delta[t] * s.weight[r]; });
   }
 }
 
-// sizes: B, L, M, D, N, heads, zoh, threads. strides: (row, step, band) of u, delta, B, C, mix.
-// inputs: u, delta, B, C, mix, A, D, delta_bias, initial state.
+// One band and block over a segment.
+void backward_segment(const Call& c, const Lane& at, int64_t start, int steps, int64_t row, const float* checkpoint,
+                      const Array& grad_y, const Gradients& g, Scratch& s, Sums& sums) {
+  const Vec longest = load_steps(c, at, start, steps, s.weight.data(), s.delta.data(), s.u.data());
+  const Vec skip = at.of(c.skip, c);
+  for (int64_t n = 0; n < c.states; ++n)
+    s.starts[n] = load(checkpoint + (at.m * c.states + n) * c.channels + at.d, at.width);
+  int first = 0;
+  for (; first + TILE < steps; first += TILE) {
+    Vec* h = &s.starts[first / TILE * c.states];
+    std::copy(h, h + c.states, h + c.states);
+    advance(c, at, start + first, TILE, longest, &s.delta[first], &s.u[first], h + c.states, s.y);
+  }
+  for (; first >= 0; first -= TILE) {
+    const int count = std::min(TILE, steps - first);
+    const int64_t begin = start + first, own = row + first * c.bands;
+    const Vec *delta = &s.delta[first], *u = &s.u[first];
+    const float* mix = c.mix.at(at.b, begin, at.m);
+    for (int t = 0; t < count; ++t) {
+      s.grad_band[t] = load(grad_y.at(at.b, begin + t, 0) + at.d, at.width) *
+                       mix_at(mix + t * c.mix.step, c.heads, c.channels, at.d, at.width);
+      s.y[t] = skip * u[t];
+      s.grad_u[t] = skip * s.grad_band[t];
+      s.grad_delta[t] = Vec{};
+      sums.skip[at.m] += s.grad_band[t] * u[t];
+    }
+    by_chunks<BackwardChunk, BACKWARD_STATES>(
+        c.states, BackwardTile{c, longest, s, delta, u, &s.starts[first / TILE * c.states], c.B.at(at.b, begin, at.m),
+                               c.C.at(at.b, begin, at.m), c.A + at.m * c.states * c.channels + at.d, count, at.width,
+                               &sums.carry[at.m * c.states], &sums.A[at.m * c.states], g.B + own * c.states,
+                               g.C + own * c.states});
+    for (int t = 0; t < count; ++t) store(g.u.at(at.b, begin + t, at.m) + at.d, s.grad_u[t], at.width);
+    backward_steps(c, at, begin, count, own, delta, g, s, sums);
+    if (!g.mix) continue;
+    for (int t = 0; t < count; ++t) s.y[t] *= load(grad_y.at(at.b, begin + t, 0) + at.d, at.width);
+    add_mix_gradient(g.mix + own * c.heads, c.bands * c.heads, c.heads, c.channels, at.d, at.width, s.y, count);
+  }
+}
+
+void backward_group(const Call& c, const float* checkpoints, const Array& grad_y, const float* grad_last, int64_t b,
+                    int64_t group, const Gradients& g, Scratch& s) {
+  const int64_t all = c.all(), length = c.length_of(b), segment = segment_of(c.bands, c.states);
+  const int64_t segments = (c.length + segment - 1) / segment, rows = (group * c.batch + b) * c.length;
+  const std::vector<Block> blocks = blocks_of_group(c.batch, c.channels, group);
+  std::vector<Sums> sums(blocks.size(), Sums(c));
+  s.fit(c, segment);
+  for (size_t k = 0; k < blocks.size(); ++k)
+    for (int64_t i = 0; i < all; ++i)
+      sums[k].carry[i] = load(grad_last + (b * all + i) * c.channels + blocks[k].d, blocks[k].width);
+  g.for_each_group_buffer(c, (rows + length) * c.bands, [&](float* buffer, int64_t inner) {
+    std::fill_n(buffer, (c.length - length) * c.bands * inner, 0.0f);
+  });
+  for (int64_t t = length; t < c.length; ++t)
+    for (int64_t m = 0; m < c.bands; ++m)
+      for (Block block : blocks) {
+        store(g.u.at(b, t, m) + block.d, Vec{}, block.width);
+        if (!c.delta_weight) store(g.delta.at(b, t, m) + block.d, Vec{}, block.width);
+      }
+  for (int64_t index = (length + segment - 1) / segment - 1; index >= 0; --index) {
+    const int64_t start = index * segment, row = (rows + start) * c.bands;
+    const int steps = (int)std::min<int64_t>(segment, length - start);
+    g.for_each_group_buffer(c, row, [&](float* buffer, int64_t inner) {
+      std::fill_n(buffer, steps * c.bands * inner, 0.0f);
+    });
+    for (size_t k = 0; k < blocks.size(); ++k)
+      for (int64_t m = 0; m < c.bands; ++m)
+        backward_segment(c, Lane{b, m, blocks[k].d, blocks[k].width}, start, steps, row + m,
+                         checkpoints + (b * segments + index) * all * c.channels, grad_y, g, s, sums[k]);
+  }
+  for (size_t k = 0; k < blocks.size(); ++k) {
+    auto write = [&](const std::vector<Vec>& values, float* out) {
+      for (size_t i = 0; i < values.size(); ++i)
+        store(out + (b * values.size() + i) * c.channels + blocks[k].d, values[i], blocks[k].width);
+    };
+    write(sums[k].carry, g.initial);
+    write(sums[k].A, g.A);
+    write(sums[k].skip, g.skip);
+    write(sums[k].delta_weight, g.delta_weight);
+    write(sums[k].delta_bias, g.delta_bias);
+  }
+}
+
+// sizes: B, L, M, D, N, heads, R, zoh, threads. strides: (row, step, band) of u, delta, B, C, mix.
+// inputs: u, delta, B, C, mix, A, D, delta_weight, delta_bias, initial state.
 Call make_call(const int64_t* sizes, const int64_t* strides, const float* const* in, const int64_t* lengths,
                const float* limits) {
-  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7],
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8],
           array(in[0], strides), array(in[1], strides + 3), array(in[2], strides + 6), array(in[3], strides + 9),
-          array(in[4], strides + 12), in[5], in[6], in[7], in[8], lengths, limits[0], limits[1]};
+          array(in[4], strides + 12), in[5], in[6], in[7], in[8], in[9], lengths, limits[0], limits[1]};
 }
 
 }  // namespace
@@ -343,7 +439,7 @@ extern "C" {
 
 int64_t msssm_lanes() { return LANES; }
 
-int64_t msssm_segment(int64_t bands) { return segment_of(bands); }
+int64_t msssm_segment(int64_t bands, int64_t states) { return segment_of(bands, states); }
 
 int64_t msssm_groups(int64_t batch, int64_t channels) { return groups_of(batch, channels); }
 
@@ -352,24 +448,25 @@ int64_t msssm_groups(int64_t batch, int64_t channels) { return groups_of(batch, 
 void msssm_selective_forward(const int64_t* sizes, const int64_t* strides, const float* const* in,
                              const int64_t* lengths, const float* limits, float* y, float* last, float* checkpoints) {
   const Call c = make_call(sizes, strides, in, lengths, limits);
-  for_each_block(c.batch, c.channels, c.threads, c.operations(), [&](int64_t b, int64_t, int64_t d, int width) {
-    forward_block(c, b, d, width, y, last, checkpoints);
+  for_each_group(c.batch, c.channels, c.threads, c.operations(), [&](int64_t b, int64_t group) {
+    forward_group(c, b, group, y, last, checkpoints);
   });
 }
 
 // grad_strides: (row, step, band) of grad_y (band 0), grad_u, grad_delta.
-// out: grad_u, grad_delta, A, B, C, mix (or null), skip, delta_bias, initial.
+// out: grad_u, grad_delta (unused where it is of low rank), low_rank, A, B, C, mix (or null), skip, delta_weight,
+// delta_bias, initial.
 void msssm_selective_backward(const int64_t* sizes, const int64_t* strides, const float* const* in,
                               const int64_t* lengths, const float* limits, const float* checkpoints,
                               const float* grad_y, const float* grad_last, const int64_t* grad_strides,
                               float* const* out) {
   const Call c = make_call(sizes, strides, in, lengths, limits);
   const Array incoming = array(grad_y, grad_strides);
-  const Gradients g{array(out[0], grad_strides + 3), array(out[1], grad_strides + 6),
-                    out[2], out[3], out[4], out[5], out[6], out[7], out[8]};
-  for_each_block(c.batch, c.channels, c.threads, c.operations(), [&](int64_t b, int64_t group, int64_t d, int width) {
-    thread_local Scratch scratch(TILE * MOST_TILES);
-    backward_block(c, checkpoints, incoming, grad_last, b, group, d, width, g, scratch);
+  const Gradients g{array(out[0], grad_strides + 3), array(out[1], grad_strides + 6), out[2], out[3], out[4],
+                    out[5], out[6], out[7], out[8], out[9], out[10]};
+  for_each_group(c.batch, c.channels, c.threads, c.operations(), [&](int64_t b, int64_t group) {
+    thread_local Scratch scratch;
+    backward_group(c, checkpoints, incoming, grad_last, b, group, g, scratch);
   });
 }
 }

@@ -1,6 +1,7 @@
 """Selective scans: arguments checked, and run by the chosen backend."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from msssm.scan import blocked, gpu, reference
 from msssm.scan.checks import Discretization, check_discretization, check_operand, expect_dimensions
 from msssm.scan.dispatch import Backend, choose
 from msssm.scan.mixing import as_heads, check_mix, mix_bands
-from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, step_size
+from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, full_rank, step_size
 from msssm.transforms import plain_form
 
 _BANDED = {"reference": reference.banded_scan, "torch": blocked.banded_scan}
@@ -26,6 +27,7 @@ def multiscale_scan(
     mix: Tensor,
     D: Tensor | None = None,
     *,
+    delta_weight: Tensor | None = None,
     delta_bias: Tensor | None = None,
     lengths: Tensor | None = None,
     initial_state: Tensor | None = None,
@@ -40,11 +42,13 @@ def multiscale_scan(
     Args:
         bands: u (B, L, M, D), the decomposed input, finest band first.
         delta: step sizes (B, L, M, D), not negative. A step of 0 leaves the state as it is.
+            With a `delta_weight` their low rank (B, L, M, R).
         A: negative decay rates (M, D, N).
         B: input weights (B, L, M, N).
         C: output weights (B, L, M, N).
         mix: scale mixer weights (B, L, M), or (B, L, M, H) with one weight per head of D / H channels.
         D: skip weights (M, D).
+        delta_weight: (M, R, D); when given, delta @ delta_weight is what delta is without it.
         delta_bias: (M, D); when given, the step sizes are softplus(delta + delta_bias), at least 1e-4 and at most 1e6.
         lengths: true length of each row (B,). What lies past it is not read, leaves the state, and gives y = 0.
         initial_state: (B, M, D, N), zeros when absent.
@@ -66,23 +70,26 @@ def multiscale_scan(
     batch, length, M, channels = expect_dimensions("bands", bands, 4)
     N = A.shape[-1]
     varying, per_band = (batch, length, M), (M, channels)
+    rank = None if delta_weight is None else delta_weight.shape[1]
     check_mix(mix, bands)
     for name, x, shape in (
         ("bands", bands, (*varying, channels)),
-        ("delta", delta, (*varying, channels)),
+        ("delta", delta, (*varying, channels if rank is None else rank)),
         ("A", A, (*per_band, N)),
         ("B", B, (*varying, N)),
         ("C", C, (*varying, N)),
         ("mix", mix, mix.shape),
         ("D", D, per_band),
+        ("delta_weight", delta_weight, (M, rank, channels)),
         ("delta_bias", delta_bias, per_band),
         ("initial_state", initial_state, (batch, *per_band, N)),
     ):
         check_operand(name, x, shape, bands)
     lengths = true_lengths(lengths, bands)
     y, state = _run(
-        bands, delta, A, B, C, as_heads(mix), D, delta_bias, lengths, initial_state, discretization, backend
-    )
+        bands, delta, A, B, C, as_heads(mix), D, delta_weight, delta_bias, lengths, initial_state, discretization,
+        backend,
+    )  # fmt: skip
     return (y, state) if return_state else y
 
 
@@ -142,7 +149,7 @@ def selective_scan(
     one_band = u.new_ones(()).expand(batch, length, 1, 1)
     u, delta, B, C = (x.unsqueeze(2) for x in (u, delta, B, C))
     y, state = _run(
-        u, delta, A.unsqueeze(0), B, C, one_band, D, delta_bias, lengths, initial_state, discretization, backend
+        u, delta, A.unsqueeze(0), B, C, one_band, D, None, delta_bias, lengths, initial_state, discretization, backend
     )
     return (y, state.squeeze(1)) if return_state else y
 
@@ -155,6 +162,7 @@ def _run(
     C: Tensor,
     mix: Tensor,
     D: Tensor | None,
+    delta_weight: Tensor | None,
     delta_bias: Tensor | None,
     lengths: Tensor | None,
     initial_state: Tensor | None,
@@ -167,15 +175,20 @@ def _run(
     dtype = torch.promote_types(torch.float32, u.dtype)
     backend = choose(backend, u.device, dtype, plain="reference", kernels="selective")
     output_dtype = u.dtype
+    if delta_weight is not None and backend != "cpu":  # which has it formed as it reads
+        delta, delta_weight = full_rank(delta, delta_weight), None
     with torch.autocast(u.device.type, enabled=False):
         if backend != "triton":  # which widens as it reads
             u, delta, B, C, mix = (x.to(dtype) for x in (u, delta, B, C, mix))
         A = A.to(dtype)
-        D, delta_bias, initial_state = (None if x is None else x.to(dtype) for x in (D, delta_bias, initial_state))
+        D, delta_weight, delta_bias, initial_state = (
+            None if x is None else x.to(dtype) for x in (D, delta_weight, delta_bias, initial_state)
+        )
         if backend == "cpu":
             y, state = native.multiscale_scan(
-                u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization, (MIN_DELTA, MAX_DELTA)
-            )
+                u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial_state, discretization,
+                (MIN_DELTA, MAX_DELTA),
+            )  # fmt: skip
         elif backend == "triton":
             y, state = gpu.multiscale_scan(
                 u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization
@@ -212,7 +225,7 @@ def _in_torch(
     return mix_bands(bands if D is None else bands + D * u, mix), state
 
 
-@plain_form("msssm::selective", "msssm::triton_selective")
+@plain_form("msssm::selective")
 def _plain(
     u: Tensor,
     delta: Tensor,
@@ -221,13 +234,15 @@ def _plain(
     C: Tensor,
     mix: Tensor,
     D: Tensor | None,
+    delta_weight: Tensor | None,
     delta_bias: Tensor | None,
     lengths: Tensor | None,
     initial: Tensor | None,
     zoh: bool,
     *_: float,
 ) -> tuple[Tensor, ...]:
-    """y and the last state of the operators, whose states are (B, M, N, D) and A (M, N, D)."""
+    """y and the last state of the operator, whose states are (B, M, N, D) and A (M, N, D)."""
+    delta = delta if delta_weight is None else full_rank(delta, delta_weight)
     wide = (x.to(A.dtype) for x in (u, delta, A.transpose(1, 2), B, C, mix))
     u_wide, delta, A, B, C, mix = wide
     state = None if initial is None else initial.transpose(2, 3)
@@ -236,3 +251,8 @@ def _plain(
         u_wide, delta, A, B, C, mix, D, delta_bias, lengths, state, discretization, reference.banded_scan
     )
     return y.to(u.dtype), last.transpose(2, 3)
+
+
+@plain_form("msssm::triton_selective")
+def _(*operands: Any) -> tuple[Tensor, ...]:
+    return _plain(*operands[:7], None, *operands[7:])

@@ -1,10 +1,16 @@
-"""Step sizes from what a layer projects: softplus, within limits."""
+"""Step sizes from what a layer projects: low rank to full, softplus, within limits."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 # So that no parameter value gives 0 / 0 or 0 * inf, and that |Abar| = exp(-delta rate) stays below 1 in float32.
 MIN_DELTA, MAX_DELTA = 1e-4, 1e6
+
+
+def full_rank(low_rank: Tensor, weight: Tensor) -> Tensor:
+    """low_rank (B, L, M, R) times weight (M, R, D), one matrix product per band: (B, L, M, D), bands outermost."""
+    return torch.einsum("blmr,mrd->blmd", low_rank, weight)
 
 
 def step_size(projected: Tensor, bias: Tensor) -> Tensor:
