@@ -167,9 +167,17 @@ INLINE Vec mix_at(const float* mix, int64_t heads, int64_t channels, int64_t d, 
 // Adds the sums over the lanes of v, which has COUNT vectors per step and zeros behind, to COUNT floats of each step.
 template <int COUNT>
 INLINE void add_sums(Vec* v, float* out, int64_t stride, int steps) {
+  typedef float Part __attribute__((vector_size(COUNT * sizeof(float))));
   const Vec sums = lane_sums(v);
-  for (int t = 0; t < steps; ++t)
-    for (int n = 0; n < COUNT; ++n) out[t * stride + n] += sums[t * COUNT + n];
+  float parts[LANES];
+  std::memcpy(parts, &sums, sizeof sums);
+  for (int t = 0; t < steps; ++t, out += stride) {
+    Part sum, part;
+    std::memcpy(&sum, out, sizeof sum);
+    std::memcpy(&part, parts + t * COUNT, sizeof part);
+    sum += part;
+    std::memcpy(out, &sum, sizeof sum);
+  }
 }
 
 // Adds the sum over the lanes of value(t) to one float of each step.

@@ -48,13 +48,15 @@ struct Lane {
 };
 
 // Step sizes and inputs of some steps; returns the longest step of each lane.
-INLINE Vec load_steps(const Call& c, const Lane& at, int64_t start, int steps, Vec* weight, Vec* delta, Vec* u) {
+INLINE Vec load_steps(const Call& c, const Lane& at, int64_t start, int steps, int64_t next, Vec* weight, Vec* delta, Vec* u) {
   Vec longest{};
   const Vec bias = at.of(c.delta_bias, c);
   for (int64_t r = 0; r < c.rank; ++r)
     weight[r] = load(c.delta_weight + (at.m * c.rank + r) * c.channels + at.d, at.width);
   for (int t = 0; t < steps; ++t) {
-    u[t] = load(c.u.at(at.b, start + t, at.m) + at.d, at.width);
+    const float* p = c.u.at(at.b, start + t, at.m) + at.d;
+    u[t] = load(p, at.width);
+    __builtin_prefetch(p + next * c.u.step);
     const float* given = c.delta.at(at.b, start + t, at.m);
     Vec step = bias;
     if (!c.delta_weight) step += load(given + at.d, at.width);
@@ -163,7 +165,7 @@ void forward_group(const Call& c, int64_t b, int64_t group, float* y, float* las
       Vec total[TILE] = {}, delta[TILE], u[TILE], band[TILE];
       for (int64_t m = 0; m < c.bands; ++m) {
         const Lane at{b, m, blocks[k].d, blocks[k].width};
-        const Vec longest = load_steps(c, at, start, steps, weight.data(), delta, u), skip = at.of(c.skip, c);
+        const Vec longest = load_steps(c, at, start, steps, TILE, weight.data(), delta, u), skip = at.of(c.skip, c);
         for (int t = 0; t < steps; ++t) band[t] = c.skip ? skip * u[t] : Vec{};
         advance(c, at, start, steps, longest, delta, u, &states[k * all + m * c.states], band);
         const float* mix = c.mix.at(b, start, m);
@@ -345,8 +347,9 @@ void backward_steps(const Call& c, const Lane& at, int64_t start, int steps, int
 // One band and block over a segment.
 void backward_segment(const Call& c, const Lane& at, int64_t start, int steps, int64_t row, const float* checkpoint,
                       const Array& grad_y, const Gradients& g, Scratch& s, Sums& sums) {
-  const Vec longest = load_steps(c, at, start, steps, s.weight.data(), s.delta.data(), s.u.data());
+  const Vec longest = load_steps(c, at, start, steps, -steps, s.weight.data(), s.delta.data(), s.u.data());
   const Vec skip = at.of(c.skip, c);
+  for (int t = 0; t < steps; ++t) __builtin_prefetch(g.u.at(at.b, start + t, at.m) + at.d, 1);
   for (int64_t n = 0; n < c.states; ++n)
     s.starts[n] = load(checkpoint + (at.m * c.states + n) * c.channels + at.d, at.width);
   int first = 0;
