@@ -46,7 +46,7 @@ def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x
     mask = position_mask(lengths, x.shape[1])
-    return x.masked_fill(~mask.view(*mask.shape, *(1,) * (x.ndim - 2)), 0)
+    return torch.where(mask.view(*mask.shape, *(1,) * (x.ndim - 2)), x, 0)  # one pass, where masked_fill takes two
 
 
 def masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -184,9 +184,9 @@ INLINE void add_sums(Vec* v, float* out, int64_t stride, int steps) {
 template <typename Value>
 INLINE void add_sums_of(int steps, float* out, int64_t stride, const Value& value) {
   for (int t = 0; t < steps; t += LANES) {
-    Vec v[LANES] = {};
+    Vec v[LANES];
     const int count = std::min(LANES, steps - t);
-    for (int i = 0; i < count; ++i) v[i] = value(t + i);
+    for (int i = 0; i < LANES; ++i) v[i] = i < count ? value(t + i) : Vec{};
     add_sums<1>(v, out + t * stride, stride, count);
   }
 }

@@ -47,9 +47,10 @@ struct Lane {
   }
 };
 
-// Step sizes and inputs of some steps; returns the longest step of each lane.
-INLINE Vec load_steps(const Call& c, const Lane& at, int64_t start, int steps, int64_t next, Vec* weight, Vec* delta, Vec* u) {
-  Vec longest{};
+// Step sizes and inputs of some steps; returns the longest step of each lane. What lies `next` steps further is loaded
+// ahead: by the time it is asked for, it has arrived.
+INLINE Vec load_steps(const Call& c, const Lane& at, int64_t start, int steps, int64_t next, Vec* weight, Vec* delta,
+                      Vec* u) {
   const Vec bias = at.of(c.delta_bias, c);
   for (int64_t r = 0; r < c.rank; ++r)
     weight[r] = load(c.delta_weight + (at.m * c.rank + r) * c.channels + at.d, at.width);
@@ -67,8 +68,9 @@ INLINE Vec load_steps(const Call& c, const Lane& at, int64_t start, int steps, i
       step = step > c.highest_delta ? splat(c.highest_delta) : step;
     }
     delta[t] = step;
-    longest = step <= longest ? longest : step;  // in this order a NaN is kept
   }
+  Vec longest{};
+  for (int t = 0; t < steps; ++t) longest = delta[t] <= longest ? longest : delta[t];  // in this order a NaN is kept
   return longest;
 }
 
@@ -325,20 +327,28 @@ struct BackwardChunk {
 // From the gradients of the step sizes to those of what they were made of.
 void backward_steps(const Call& c, const Lane& at, int64_t start, int steps, int64_t row, const Vec* delta,
                     const Gradients& g, Scratch& s, Sums& sums) {
-  if (c.delta_bias)
+  if (c.delta_bias) {
+    Vec total = sums.delta_bias[at.m];
     for (int t = 0; t < steps; ++t) {  // the derivative of softplus is 1 - exp(-softplus)
       Vec decay, expm1;
       exponentials<true>(delta[t], splat(-LOG2E), decay, expm1);
       const Int inside = (delta[t] > c.lowest_delta) & (delta[t] < c.highest_delta);
       s.grad_delta[t] = inside ? -expm1 * s.grad_delta[t] : Vec{};
-      sums.delta_bias[at.m] += s.grad_delta[t];
+      total += s.grad_delta[t];
     }
+    sums.delta_bias[at.m] = total;
+  }
   if (!c.delta_weight)
     for (int t = 0; t < steps; ++t) store(g.delta.at(at.b, start + t, at.m) + at.d, s.grad_delta[t], at.width);
   for (int64_t r = 0; r < c.rank; ++r) {
-    Vec total = sums.delta_weight[at.m * c.rank + r];
-    for (int t = 0; t < steps; ++t) total += s.grad_delta[t] * c.delta.at(at.b, start + t, at.m)[r];
-    sums.delta_weight[at.m * c.rank + r] = total;
+    const float* given = c.delta.at(at.b, start, at.m) + r;
+    Vec even{}, odd{};  // two sums, so that additions need not wait for each other
+    for (int t = 0; t + 1 < steps; t += 2) {
+      even += s.grad_delta[t] * given[t * c.delta.step];
+      odd += s.grad_delta[t + 1] * given[(t + 1) * c.delta.step];
+    }
+    if (steps % 2) even += s.grad_delta[steps - 1] * given[(steps - 1) * c.delta.step];
+    sums.delta_weight[at.m * c.rank + r] += even + odd;
     add_sums_of(steps, g.low_rank + row * c.rank + r, c.bands * c.rank,
                 [&](int t) { return s.grad_delta[t] * s.weight[r]; });
   }
@@ -369,8 +379,9 @@ void backward_segment(const Call& c, const Lane& at, int64_t start, int steps, i
       s.y[t] = skip * u[t];
       s.grad_u[t] = skip * s.grad_band[t];
       s.grad_delta[t] = Vec{};
-      sums.skip[at.m] += s.grad_band[t] * u[t];
     }
+    if (c.skip)
+      for (int t = 0; t < count; ++t) sums.skip[at.m] += s.grad_band[t] * u[t];
     by_chunks<BackwardChunk, BACKWARD_STATES>(
         c.states, BackwardTile{c, longest, s, delta, u, &s.starts[first / TILE * c.states], c.B.at(at.b, begin, at.m),
                                c.C.at(at.b, begin, at.m), c.A + at.m * c.states * c.channels + at.d, count, at.width,
@@ -384,7 +395,8 @@ void backward_segment(const Call& c, const Lane& at, int64_t start, int steps, i
   }
 }
 
-void backward_group(const Call& c, const float* checkpoints, const Array& grad_y, const float* grad_last, int64_t b,
+// Not inlined: where the scratch is known to be of the thread, its place would be asked for again and again.
+__attribute__((noinline)) void backward_group(const Call& c, const float* checkpoints, const Array& grad_y, const float* grad_last, int64_t b,
                     int64_t group, const Gradients& g, Scratch& s) {
   const int64_t all = c.all(), length = c.length_of(b), segment = segment_of(c.bands, c.states);
   const int64_t segments = (c.length + segment - 1) / segment, rows = (group * c.batch + b) * c.length;
