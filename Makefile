@@ -149,7 +149,7 @@ $(ABLATION_RESULTS)/runs/%/metrics.json: | $(READY)
 
 # Operators and image models on all cores; data, streaming and diagnostics with one thread of torch.
 bench: $(READY) ## Speed and memory beside peers and the floors of this machine; OPTIONS="--quick --device cuda"
-	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks $(OPTIONS)
+	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks $(OPTIONS)
 	for part in listops_generator ptbxl_data image_loaders streaming diagnostics; do \
 		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$part || exit 1; done
 	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.images

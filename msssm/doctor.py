@@ -70,6 +70,7 @@ def environment() -> Iterator[str]:
     yield f"versions    python {platform.python_version()}, " + ", ".join(f"{n} {v}" for n, v in packages.items())
     capability = torch.backends.cpu.get_cpu_capability()
     yield f"processor   {_processor()}, {capability}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
+    yield f"threads     {_threads()}"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield f"GPU         {', '.join(gpus) or 'none that torch can use'}"
     yield f"compiler    {_compiler()}"
@@ -222,6 +223,13 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _threads() -> str:
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    if policy is not None and policy.upper() == "PASSIVE":
+        return "OMP_WAIT_POLICY=PASSIVE: idle ones sleep; so set by the msssm command, a script has to before it loads torch"
+    return f"OMP_WAIT_POLICY={policy}: idle ones spin, and slow whatever else computes; PASSIVE lets them sleep"
 
 
 def _compiler() -> str:

@@ -4,6 +4,8 @@ import os
 import sys
 from importlib.metadata import version
 
+from tasks.process import settle
+
 from tasks.complaints import complaint
 
 USAGE = """usage: msssm COMMAND ...
@@ -31,6 +33,7 @@ def main(args: list[str] | None = None) -> None:
     """
     # The command draws into files alone; a notebook leaves its own backend here, which nothing else can import.
     os.environ["MPLBACKEND"] = "agg"
+    settle()
     try:
         _dispatch(args)
     except Exception as error:
