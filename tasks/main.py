@@ -4,9 +4,8 @@ import os
 import sys
 from importlib.metadata import version
 
-from tasks.process import settle
-
 from tasks.complaints import complaint
+from tasks.process import settle
 
 USAGE = """usage: msssm COMMAND ...
 

@@ -180,6 +180,18 @@ def test_the_floor_does_the_real_work() -> None:
     assert max(errors(list(actual), expected)) < 1e-5
 
 
+def test_the_floor_per_channel_does_the_real_work() -> None:
+    """The step sizes of the low rank, and the derivative of their softplus."""
+    library = floors.compile_floors()
+    if library is None:
+        pytest.skip("no C++ compiler")
+    low_rank, weight = given = floors.low_rank()
+    out = torch.empty(2, len(low_rank))
+    library.floor_channel_results(*floors.pointers(given), ctypes.c_void_p(out.data_ptr()))
+    x = low_rank.double() @ weight.double()
+    assert max(errors(list(out), [torch.nn.functional.softplus(x), torch.sigmoid(x)])) < 1e-6
+
+
 @pytest.mark.parametrize("levels", [0, 2])
 def test_layer_and_its_scan_agree_with_the_reference(levels: int) -> None:
     small = (2, 19, 8)

@@ -133,6 +133,32 @@ def test_softplus_and_lengths_equal_the_reference(
     assert max(errors[2:]) < GRADIENT, errors
 
 
+@pytest.mark.parametrize("shape", [(3, 17, 2, 5, 3, 1), (9, 70, 5, 40, 4, 2), (1, 130, 3, 64, 16, 1)], ids=str)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_step_sizes_of_low_rank_equal_the_reference(variant: str, shape: tuple[int, ...], rank: int) -> None:
+    """Formed inside the tiles of a scan, from slices of one projection; their gradients sum over the channels."""
+    batch, length, bands, channels, states, _ = shape
+    u, _, A, B, C, mix, D, bias, state = arguments(shape)
+    g = torch.Generator().manual_seed(5)
+    gates = torch.cat((torch.randn(batch, length, bands, rank, generator=g), B, C), -1)
+    weight, lengths = torch.randn(bands, rank, channels, generator=g), torch.arange(batch) * length // batch + 1
+
+    def both(dtype: torch.dtype, backend: Any) -> list[Tensor]:
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (u, gates, A, mix, D, weight, bias, state)]
+        low_rank, B, C = leaves[1].split((rank, states, states), -1)
+        y, last = multiscale_scan(
+            leaves[0], low_rank, leaves[2], B, C, leaves[3], leaves[4], delta_weight=leaves[5], delta_bias=leaves[6],
+            lengths=lengths, initial_state=leaves[7], return_state=True, backend=backend,
+        )  # fmt: skip
+        return [y, last, *torch.autograd.grad((y.sum(), last.square().sum()), leaves)]
+
+    errors = [
+        relative_error(a, e) for a, e in zip(both(torch.float32, "cpu"), both(torch.float64, "reference"), strict=True)
+    ]
+    assert max(errors[:2]) < OUTPUT, errors
+    assert max(errors[2:]) < GRADIENT, errors
+
+
 def test_strided_inputs_need_no_copy_and_change_nothing() -> None:
     """Bands outermost, as a matrix product per band leaves them, and slices of one projection."""
     tensors = arguments((3, 40, 2, 16, 4, 1))

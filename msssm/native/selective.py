@@ -212,7 +212,9 @@ def _(
     need_mix: bool,
 ) -> list[Tensor]:
     grad_delta = torch.empty_like(delta) if delta_weight is None else u.new_empty(delta.shape)
-    grad_mix, grad_weight = (u.new_empty(0 if x is None else x.shape) for x in (mix if need_mix else None, delta_weight))
+    grad_mix, grad_weight = (
+        u.new_empty(0 if x is None else x.shape) for x in (mix if need_mix else None, delta_weight)
+    )
     grad_D, grad_bias = (u.new_empty(u.shape[2:]) for _ in range(2))
     others = grad_mix, grad_D, grad_weight, grad_bias, torch.empty_like(grad_last)
     return [torch.empty_like(u), grad_delta, *(u.new_empty(x.shape) for x in (A, B, C)), *others]
@@ -233,9 +235,7 @@ def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[T
     grads = _selective_backward(
         *inputs, checkpoints, grad_y, grad_last.contiguous(), ctx.zoh, ctx.lowest, ctx.highest, ctx.needs_input_grad[5]
     )
-    *grads, grad_initial = (
-        g if needed else None for g, needed in zip(grads, needed, strict=True)
-    )
+    *grads, grad_initial = (g if needed else None for g, needed in zip(grads, needed, strict=True))
     return *grads, None, grad_initial, None, None, None, None
 
 

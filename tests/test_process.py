@@ -1,0 +1,56 @@
+"""The process of the `msssm` command: what is set before torch is loaded."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHOW = """
+import json, os, sys
+from tasks.process import settle
+settle()
+print(json.dumps([os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules]))
+"""
+
+
+def shown(before: str = "", **environment: str) -> list[object]:
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", before + SHOW]
+    result: list[object] = json.loads(subprocess.check_output(command, env=clean | environment))
+    return result
+
+
+def test_idle_threads_sleep_unless_the_user_wants_otherwise() -> None:
+    """And it does not cost the seconds of loading torch."""
+    assert shown() == ["PASSIVE", False]
+    assert shown(OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE", False]
+
+
+def test_a_process_that_has_loaded_torch_is_left_alone() -> None:
+    assert shown(before="import sys; sys.modules['torch'] = None") == [None, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_freed_memory_stays() -> None:
+    """A block of 24 MiB, allocated and freed again and again, costs its page faults once."""
+    code = """
+import resource
+from tasks.process import settle
+settle()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    x = bytearray(24 << 20)
+    for i in range(0, len(x), 4096):
+        x[i] = 1
+work()
+start = faults()
+for _ in range(5):
+    work()
+print(faults() - start)
+"""
+    kept = int(subprocess.check_output([sys.executable, "-c", code]))
+    fresh = int(subprocess.check_output([sys.executable, "-c", code.replace("settle()\n", "\n")]))
+    assert kept < 1000 < fresh
