@@ -57,7 +57,8 @@ def _start(root: Path, recipe: str, threads: int) -> subprocess.Popen[str]:
 
 def _turn(worker: subprocess.Popen[str]) -> float:
     """Milliseconds of its best step in this turn."""
-    assert worker.stdin is not None and worker.stdout is not None
+    assert worker.stdin is not None
+    assert worker.stdout is not None
     worker.stdin.write("\n")
     worker.stdin.flush()
     return float(worker.stdout.readline())
