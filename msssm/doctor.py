@@ -228,7 +228,7 @@ def _processor() -> str:
 def _threads() -> str:
     policy = os.environ.get("OMP_WAIT_POLICY")
     if policy is not None and policy.upper() == "PASSIVE":
-        return "OMP_WAIT_POLICY=PASSIVE: idle ones sleep; the msssm command sets it, scripts have to before torch is loaded"
+        return "OMP_WAIT_POLICY=PASSIVE: idle ones sleep; the msssm command sets it, scripts must before torch loads"
     return f"OMP_WAIT_POLICY={policy}: idle ones spin, and slow whatever else computes; PASSIVE lets them sleep"
 
 

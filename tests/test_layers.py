@@ -16,7 +16,8 @@ import msssm.ssm
 from msssm import Backbone, Bidirectional, MultiScaleSSM, SequenceClassifier, SequenceLayer
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.block import Block
-from msssm.scan import selective_scan, step_size
+from msssm.scan import selective_scan
+from msssm.scan.step_size import full_rank, step_size
 from tests.tolerances import GRADIENT, OUTPUT, assert_near
 
 D = 4
@@ -258,8 +259,9 @@ def spy_on_scans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]
         scan = getattr(msssm.ssm, name)
 
         def spy(u: Tensor, delta: Tensor, A: Tensor, *rest: Any, _scan: Any = scan, **options: Any) -> Any:
-            bias = options.get("delta_bias")
-            seen.append(((delta if bias is None else step_size(delta, bias)).detach(), A.detach()))
+            weight, bias = options.get("delta_weight"), options.get("delta_bias")
+            full = delta if weight is None else full_rank(delta, weight)
+            seen.append(((full if bias is None else step_size(full, bias)).detach(), A.detach()))
             return _scan(u, delta, A, *rest, **options)
 
         monkeypatch.setattr(msssm.ssm, name, spy)
