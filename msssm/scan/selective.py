@@ -70,11 +70,11 @@ def multiscale_scan(
     batch, length, M, channels = expect_dimensions("bands", bands, 4)
     N = A.shape[-1]
     varying, per_band = (batch, length, M), (M, channels)
-    rank = None if delta_weight is None else delta_weight.shape[1]
+    rank = 0 if delta_weight is None else delta_weight.shape[1]
     check_mix(mix, bands)
     for name, x, shape in (
         ("bands", bands, (*varying, channels)),
-        ("delta", delta, (*varying, channels if rank is None else rank)),
+        ("delta", delta, (*varying, channels if delta_weight is None else rank)),
         ("A", A, (*per_band, N)),
         ("B", B, (*varying, N)),
         ("C", C, (*varying, N)),
@@ -255,4 +255,5 @@ def _plain(
 
 @plain_form("msssm::triton_selective")
 def _(*operands: Any) -> tuple[Tensor, ...]:
-    return _plain(*operands[:7], None, *operands[7:])
+    with_weight: list[Any] = [*operands[:7], None, *operands[7:]]
+    return _plain(*with_weight)
