@@ -226,10 +226,11 @@ def _processor() -> str:
 
 
 def _threads() -> str:
-    policy = os.environ.get("OMP_WAIT_POLICY")
-    if policy is not None and policy.upper() == "PASSIVE":
-        return "OMP_WAIT_POLICY=PASSIVE: idle ones sleep; the msssm command sets it, scripts must before torch loads"
-    return f"OMP_WAIT_POLICY={policy}: idle ones spin, and slow whatever else computes; PASSIVE lets them sleep"
+    if (policy := os.environ.get("OMP_WAIT_POLICY")) is not None:
+        return f"OMP_WAIT_POLICY={policy}"
+    if (spins := os.environ.get("GOMP_SPINCOUNT")) is not None:
+        return f"GOMP_SPINCOUNT={spins}: idle ones soon sleep; the msssm command sets 10000, scripts must before torch loads"
+    return "idle ones spin for milliseconds, and slow whatever else computes; GOMP_SPINCOUNT=10000 lets them sleep"
 
 
 def _compiler() -> str:

@@ -4,20 +4,23 @@ import ctypes
 import os
 import sys
 
+SPINS = "10000"  # tens of microseconds
 # Of mallopt(3): memory up to so much comes from the heap, and so much of it stays there when it is freed.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST, _KEPT = 32 * 2**20, 2**30
 
 
 def settle() -> None:
-    """Idle threads sleep, and freed memory stays with the process; what the environment says otherwise holds.
+    """Idle threads soon sleep, and freed memory stays with the process; what the environment says otherwise holds.
 
-    OpenMP's idle threads spin by default, and slow whatever else the cores should do. glibc returns the activations of
+    OpenMP's idle threads spin for milliseconds by default, and slow whatever else the cores should do; asleep at once, as
+    OMP_WAIT_POLICY=PASSIVE has them, they are late for the next operator. glibc returns the activations of
     a training step to the system and asks for them again, page by page, in the next.
     """
     if "torch" in sys.modules:
         return
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others have none
         if mallopt is not None:

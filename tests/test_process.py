@@ -11,12 +11,12 @@ SHOW = """
 import json, os, sys
 from tasks.process import settle
 settle()
-print(json.dumps([os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules]))
+print(json.dumps([os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules]))
 """
 
 
 def shown(before: str = "", **environment: str) -> list[object]:
-    clean = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     command = [sys.executable, "-c", before + SHOW]
     result: list[object] = json.loads(subprocess.check_output(command, env=clean | environment))
     return result
@@ -24,8 +24,9 @@ def shown(before: str = "", **environment: str) -> list[object]:
 
 def test_idle_threads_sleep_unless_the_user_wants_otherwise() -> None:
     """And it does not cost the seconds of loading torch."""
-    assert shown() == ["PASSIVE", False]
-    assert shown(OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE", False]
+    assert shown() == ["10000", False]
+    assert shown(OMP_WAIT_POLICY="ACTIVE") == [None, False]
+    assert shown(GOMP_SPINCOUNT="7") == ["7", False]
 
 
 def test_a_process_that_has_loaded_torch_is_left_alone() -> None:
