@@ -229,7 +229,7 @@ def _threads() -> str:
     if (policy := os.environ.get("OMP_WAIT_POLICY")) is not None:
         return f"OMP_WAIT_POLICY={policy}"
     if (spins := os.environ.get("GOMP_SPINCOUNT")) is not None:
-        return f"GOMP_SPINCOUNT={spins}: idle ones soon sleep; the msssm command sets 10000, scripts must before torch loads"
+        return f"GOMP_SPINCOUNT={spins}: idle ones soon sleep; the command sets 10000, scripts must before torch loads"
     return "idle ones spin for milliseconds, and slow whatever else computes; GOMP_SPINCOUNT=10000 lets them sleep"
 
 

@@ -13,8 +13,8 @@ _LARGEST, _KEPT = 32 * 2**20, 2**30
 def settle() -> None:
     """Idle threads soon sleep, and freed memory stays with the process; what the environment says otherwise holds.
 
-    OpenMP's idle threads spin for milliseconds by default, and slow whatever else the cores should do; asleep at once, as
-    OMP_WAIT_POLICY=PASSIVE has them, they are late for the next operator. glibc returns the activations of
+    OpenMP's idle threads spin for milliseconds by default, and slow whatever else the cores should do; asleep at once,
+    as OMP_WAIT_POLICY=PASSIVE has them, they are late for the next operator. glibc returns the activations of
     a training step to the system and asks for them again, page by page, in the next.
     """
     if "torch" in sys.modules:
