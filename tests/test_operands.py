@@ -133,7 +133,7 @@ def test_native_code_clamps_lengths_itself() -> None:
     """Whoever calls the operators: forward and backward stay within their tensors."""
     inputs = {
         "selective": (torch.randn(2, 5, 1, 3), torch.rand(2, 5, 1, 3), -torch.rand(1, 2, 3), torch.randn(2, 5, 1, 2),
-                      torch.randn(2, 5, 1, 2), torch.randn(2, 5, 1, 1), None, None),
+                      torch.randn(2, 5, 1, 2), torch.randn(2, 5, 1, 1), None, None, None),
         "lti": (torch.randn(2, 5, 1, 3), torch.randn(2, 5, 1, 1), torch.rand(1, 2, 3), None, torch.randn(1, 2, 3), None,
                 None, None, None),
         "decomposition": (torch.randn(2, 5, 3), torch.randn(2, 3, 3), torch.randn(2, 3, 3), None),
