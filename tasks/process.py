@@ -19,6 +19,7 @@ def settle() -> None:
     """
     if "torch" in sys.modules:
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints a line at each start and stop
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
