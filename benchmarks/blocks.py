@@ -2,8 +2,8 @@
 
 python -m benchmarks.blocks [--length 1024] [--rounds 3]
 
-Each row computes in a fresh process (Linux). *Kept* is the growth of the process over blocks 6 to 10 of a forward, per
-block; *peak* the most that a whole training step takes above what stood before. Both are multiples of the stack's input.
+Each row computes in a fresh process (Linux). *Kept* is the growth of the process over blocks 6 to 10 of a forward,
+per block; *peak* the most that a whole training step takes above what stood before, both times the stack's input.
 Every tensor has pages of its own there, which leave with it, so that growth is exact; times are taken without that.
 """
 
