@@ -65,6 +65,8 @@ DIALECTS: dict[str, tuple[str | bytes, dict[str, Any]]] = {
     "UTF-8 micro sign": (named("{} [µV]".format, 1000), RATE),
     "volts": (named("{} [V]".format, 1e-3), RATE),
     "a row of units": (",".join(LEADS) + "\n" + ",".join(["uV"] * 12) + "\n" + text(1000 * FRAME, header=False), RATE),
+    "a row of units in brackets": (
+        ",".join(LEADS) + "\n" + ",".join(["(uV)"] * 12) + "\n" + text(1000 * FRAME, header=False), RATE),
     "Lead I": (named("Lead {}".format), RATE),
     "ECG_I": (named("ECG_{}".format), RATE),
     "I (mV)": (named("{} (mV)".format), RATE),
@@ -147,6 +149,7 @@ def test_a_lead_turned_over_and_one_with_other_electrodes_are_read_and_said(tmp_
         ("Lead aVR [uV]", "AVR", "uV"), ("MDC_ECG_LEAD_V3", "V3", None), ("DII", "II", None), ("ECG II", "II", None),
         ("\u2161", "II", None), ("V 1", "V1", None), ("'V5'", "V5", None), ("ch_aVF/mV", "AVF", "mV"),
         ("Lead 4", None, None), ("V", None, None), ("V7", None, None), ("resp", None, None), ("I_filtered", None, None),
+        ("I (kV)", "I", "kV"), ("I [10 uV]", "I", "10 uV"), ("V1 (uV/bit)", "V1", "uV/bit"), ("V1 (left)", "V1", None),
     ],
 )  # fmt: skip
 def test_names_of_leads(name: str, lead: str | None, unit: str | None) -> None:
@@ -166,6 +169,7 @@ GAP = np.where(np.arange(1000) < 500, SECONDS, SECONDS + 3)
         (text(decimal=",", sep=",").replace('"', ""), RATE, "names 12 columns .* has 24 in its rows.*decimal commas"),
         (written(lambda _: "1,234"), RATE, "such as 1,234, which can be one or a thousand"),
         (named("{} (counts)".format), RATE, "has I in counts, expected mV, uV or V"),
+        (named("{} (kV)".format), RATE, "has I in kV, expected mV, uV or V"),
         ("\n".join([*BROKEN[:500], "oops," + BROKEN[500], *BROKEN[501:]]), RATE, "its line 501 has 13 columns"),
         ("\n".join([*BROKEN[:500], BROKEN[500] + "oops", *BROKEN[501:]]), RATE, "its line 501 holds '.*oops'"),
         (text()[:-20], RATE, r"its line 1001 has \d+ columns, the others 12"),
@@ -204,6 +208,10 @@ def test_a_rate_that_is_none_is_answered(tmp_path: Path, rate: float, said: str)
         read(tmp_path, text(), given_rate=rate)
 
 
+FACTORS = np.repeat([1, 1000], 6)
+UNITS = np.repeat(["mV", "uV"], 6)
+
+
 def _npz(folder: Path, **arrays: Any) -> Path:
     np.savez(folder / "a.npz", **arrays)
     return folder / "a.npz"
@@ -216,6 +224,7 @@ def _npz(folder: Path, **arrays: Any) -> Path:
         ({"signal": MILLIVOLTS.T[None], "fs": 100, "leads": np.array(LEADS)}, {}),
         ({**dict(zip(LEADS, MILLIVOLTS.T, strict=True)), "sampling_rate": 100}, {}),
         ({**dict(zip(LEADS, 1000 * MILLIVOLTS.T, strict=True)), "time": SECONDS, "units": "uV"}, {}),
+        ({"x": MILLIVOLTS * FACTORS, "fs": 100, "leads": np.array(LEADS, "S3"), "units": UNITS}, {}),
     ],
 )
 def test_npz_is_the_same_signal(tmp_path: Path, arrays: dict[str, Any], options: dict[str, Any]) -> None:
@@ -226,6 +235,8 @@ def test_npz_is_the_same_signal(tmp_path: Path, arrays: dict[str, Any], options:
 def test_npz_that_is_not_one_recording_is_answered(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has 2 arrays \(a, b\), expected one of shape"):
         read_recording(_npz(tmp_path, a=MILLIVOLTS, b=MILLIVOLTS), 100, **NAMED)
+    with pytest.raises(ValueError, match=r"names the units mV, .*and no lead for each"):
+        read_recording(_npz(tmp_path, a=MILLIVOLTS * FACTORS, units=UNITS), 100, **NAMED)
     with pytest.raises(ValueError, match="is not an array of numbers"):
         read_recording(_npz(tmp_path, a=np.array([{}])), 100, **NAMED)
 
@@ -262,6 +273,8 @@ WHOLE = slice(None)
         (changed(WHOLE, list(range(8)), 0.01), r"is flat in most leads: I \(constant at 0\.01 mV\).* V2 "),
         (np.tile(MILLIVOLTS[:, :1], 12), "the same samples as every other lead.*one signal was copied"),
         ((MILLIVOLTS - MILLIVOLTS.mean(0)) / MILLIVOLTS.std(0), "they were standardised"),
+        ((MILLIVOLTS - MILLIVOLTS.min(0)) / np.ptp(MILLIVOLTS, axis=0), "scaled by its own range"),
+        (MILLIVOLTS / np.abs(MILLIVOLTS).max(0), "scaled by its own range"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_an_ecg_in_mv_is_refused_by_lead_value_and_cause(

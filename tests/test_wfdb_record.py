@@ -190,6 +190,10 @@ def test_what_else_is_wrong_with_a_record_is_answered(tmp_path: Path) -> None:
     path = header(tmp_path / "r", "r 12 0.002 1000", ["r.dat"] * 12)
     with pytest.raises(ValueError, match=r"got 0\.002 from its header; it must be a rate in Hz, not a period"):
         read_recording(path, 100)
+    for rate in ("-100", "nan", "abc", "100Hz"):  # of which wfdb makes 250 or 100
+        path = header(tmp_path / "r", f"r 12 {rate} 1000", ["r.dat"] * 12)
+        with pytest.raises(ValueError, match=f"has '{rate}' for a sampling rate, expected Hz"):
+            read_recording(path, 100)
     path = header(tmp_path / "r", "r 12 100 1000", ["r.dat"] * 12, gain=["1000000/mV"] * 12)
     with pytest.raises(ValueError, match=r"cannot be an ECG in mV, 12 of 12.*the gain is too large by 1000"):
         read_recording(path, 100)

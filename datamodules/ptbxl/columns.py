@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,10 +74,11 @@ def read_array(path: Path) -> Table:
         arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, MemoryError) as error:
         raise CorruptRecordError(f"is not an array of numbers: {error}") from error
-    words = {name.lower(): np.atleast_1d(array) for name, array in arrays.items() if array.dtype.kind in "US"}
+    words = {name.lower(): _texts(array) for name, array in arrays.items() if array.dtype.kind in "US"}
     scalars = {name.lower(): array for name, array in arrays.items() if array.size == 1 and array.dtype.kind in "fiu"}
     rate = next((float(scalars[name].item()) for name in _RATES if name in scalars), None)
-    unit = next((str(words[name][0]) for name in ("unit", "units") if name in words), None)
+    units = next((words[name] for name in ("unit", "units") if name in words), [])
+    unit = units[0] if len(set(units)) == 1 else None
     columns = {name: array for name, array in arrays.items() if array.size > 1 and array.dtype.kind not in "US"}
     if (
         len(columns) > 1
@@ -98,8 +100,17 @@ def read_array(path: Path) -> Table:
     turned = len(flat) <= _MOST_LEADS < flat.shape[1]
     frame = pd.DataFrame(flat.T if turned else flat)
     lists = (words[name] for name in ("leads", "lead_names", "sig_name", "names", "channels") if name in words)
-    names = next(([str(name) for name in found] for found in lists if len(found) == frame.shape[1]), None)
+    names = next((found for found in lists if len(found) == frame.shape[1]), None)
+    if unit is None and units:  # one per column
+        if names is None or len(units) != len(names):
+            raise CorruptRecordError(f"names the units {', '.join(units)}, and no lead for each; give all in one unit")
+        names = [f"{name} ({each})" for name, each in zip(names, units, strict=True)]
     return Table(frame, names, rate, _RATE_SOURCE, unit, ["read with a lead per row"] if turned else [])
+
+
+def _texts(array: npt.NDArray[Any]) -> list[str]:
+    """Of an array of texts or, as HDF5 and MATLAB have them, of bytes."""
+    return [text.decode("latin-1") if isinstance(text, bytes) else str(text) for text in array.ravel()]
 
 
 def _of_table(table: Table, given_rate: float | None, given_leads: Sequence[str] | None) -> Samples:

@@ -14,6 +14,8 @@ _UNITS = {
 }  # fmt: skip
 # Of samples that only a gain, which no table has, makes voltages.
 _COUNTS = {"adc", "adu", "count", "counts", "digit", "digits", "lsb", "nu", "raw", "arb", "au", "a.u."}
+# Others, of which no factor is known: `kV`, `10 uV`, `uV/bit`, `pT`; not what else stands in brackets, `(left)`.
+_OTHER = re.compile(r"(\d[\d.,]*\s*[*x]?\s*)?([afpnumcdkM]?V|volts?)(\s*/\s*\w+)?|[fpnum]T|[kM]?Ohm|mmHg|bpm")
 _BRACKETED = re.compile(r"(?P<name>.*?)\s*[(\[{](?P<unit>[^()\[\]{}]*)[)\]}]\s*")
 _AFTER_SLASH = re.compile(r"(?P<name>.+?)\s*[/,]\s*(?P<unit>[a-z.]+)", re.IGNORECASE)
 _AT_END = re.compile(r"(?P<name>.+?)[\s_.\-](?P<unit>[mun]V|(?:milli|micro|nano)?volts?|counts|adu|adc)", re.IGNORECASE)
@@ -49,7 +51,8 @@ def millivolts(unit: str) -> float | None:
 
 def is_unit(text: str) -> bool:
     """Whether a cell of a table holds nothing but a unit of samples."""
-    return millivolts(text) is not None or _plain(text).lower() in _COUNTS
+    plain = _plain(text)
+    return millivolts(plain) is not None or plain.lower() in _COUNTS or _OTHER.fullmatch(plain) is not None
 
 
 def read_name(text: str) -> ColumnName:

@@ -61,6 +61,9 @@ def judge(leads: Sequence[str], values: Floats, rate: float) -> Judgement:
         if len(alike) == 1 and len(alike[0]) == len(leads):
             faults = dict.fromkeys(leads, "the same samples as every other lead")
             cause = "one signal was copied; give each lead its own"
+        elif _normalised(values):
+            faults = {lead: f"a highest value of {np.nanmax(values[:, 0]):.4g}, as every lead" for lead in leads}
+            cause = "each was scaled by its own range, and they are not in mV any more; give the samples as measured"
         elif _standardised(values):
             faults = {lead: f"a standard deviation of {np.nanstd(values[:, 0]):.3g}, as every lead" for lead in leads}
             cause = "they were standardised, and are not in mV any more; give the samples as measured"
@@ -116,6 +119,14 @@ def _standardised(values: Floats) -> bool:
     deviations = np.nanstd(values, axis=0)
     means = np.abs(np.nanmean(values, axis=0))
     return bool(np.ptp(deviations) < _EQUAL * deviations.max() and means.max() < _EQUAL * deviations.max())
+
+
+def _normalised(values: Floats) -> bool:
+    """Whether each lead was divided by its range, or its largest value; of unlike leads, these are never alike."""
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    largest = np.maximum(-low, high)
+    ranged = np.ptp(low) <= _EQUAL * high.max() and np.ptp(high) <= _EQUAL * high.max()
+    return bool(ranged or (np.ptp(largest) <= _EQUAL * largest.max() and np.isclose(largest, 1, rtol=_EQUAL).all()))
 
 
 def _stretches(leads: Sequence[str], values: Floats, middle: Floats, rate: float) -> list[str]:

@@ -118,7 +118,9 @@ def read_table(path: Path) -> Table:
         frame, header, units = frame.T.reset_index(drop=True).astype("float64"), names, None
         notes.append("read with a lead per row")
     if header is not None and units is not None:
-        header = [f"{name} ({unit})" if unit else name for name, unit in zip(header, units, strict=True)]
+        header = [
+            f"{name} ({unit.strip('()[]{} ')})" if unit else name for name, unit in zip(header, units, strict=True)
+        ]
     frame.columns = pd.RangeIndex(frame.shape[1])
     rate, source = _rate(remarks)
     unit = next((match["value"] for line in remarks if (match := _UNIT.search(line))), None)

@@ -91,6 +91,9 @@ def _read_header(path: Path) -> _Header:
     record, *lines = [line.split() for line in text.splitlines() if line.strip() and line.strip()[0] != "#"] or [[]]
     if len(record) < 2 or not re.fullmatch("[0-9]+", record[1]):
         raise CorruptRecordError(f"{name} is not a WFDB header")
+    # wfdb takes 250 Hz where it finds no number.
+    if len(record) > 2 and not re.match(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?([/(]|$)", record[2], re.IGNORECASE):
+        raise CorruptRecordError(f"{name} has {record[2]!r} for a sampling rate, expected Hz")
     segmented = re.fullmatch(r".+/(\d+)", record[0])
     count, kind = (int(segmented[1]), "segments") if segmented else (int(record[1]), "leads")
     if count != len(lines):
