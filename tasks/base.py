@@ -15,6 +15,7 @@ from msssm.errors import InputError
 from msssm.nan_guard import nan_guard
 from tasks.predictions import Predictions
 from tasks.rank_states import gather_states, restore_state
+from tasks.weights import check_weights
 
 
 def warmup_cosine(step: int, warmup_steps: float, total_steps: float) -> float:
@@ -108,6 +109,8 @@ class SequenceTask(lightning.LightningModule):
         checkpoint["rank_states"] = gather_states(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        source = self.trainer.ckpt_path if self._trainer is not None else None
+        check_weights(self, checkpoint, source or "the checkpoint")
         self._rank_states = checkpoint.get("rank_states", [])
         # With averaged weights (Lightning's WeightAveraging), "state_dict" is the averages, which were validated. Its
         # callback would put the raw weights in their place whatever the checkpoint is loaded for: right to go on

@@ -7,6 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,8 +34,9 @@ from tasks.energy import EnergyMeter
 from tasks.event_files import EventFiles, rewind
 from tasks.last_checkpoint import LastCheckpoint
 from tasks.messages import quiet, say
-from tasks.paths import LIGHTNINGS, expand
+from tasks.paths import expand
 from tasks.recipe_errors import read_arguments, recipe_errors, recipes_first
+from tasks.recipe_files import check_recipe
 from tasks.recipe_parser import RecipeParser
 from tasks.record import provenance, write_json
 from tasks.recordings import RecordingOptions, add_arguments, predict_recordings
@@ -106,16 +108,34 @@ class MsssmCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        recipes = [file for name, file in pairwise(self.arguments) if name in ("-c", "--config")]
+        for file in recipes:
+            check_recipe(Path(file))
         try:
             self.config = parser.parse_args(self.arguments)
         except Exception as error:  # also what the parsers of YAML and of types meet beyond what they expect
             if enters_our_code(error) and not isinstance(error, ArgumentError):
                 raise
-            raise InputError(self._complaints() or f"the recipe or an option cannot be read: {error}") from error
+            reason = self._complaints() or f"the recipe or an option cannot be read: {error}"
+            raise InputError(reason if recipes else f"{reason}; name a recipe: --config x.yaml") from error
         expand(self.config[self.config.subcommand])
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path is not None and (path not in LIGHTNINGS or Path(path).exists()):
-            read_checkpoint(Path(path))  # before Lightning takes hyperparameters from it
+        config = self.config[self.config.subcommand]
+        if self.config.subcommand == "fit" and config.ckpt_path == "last" and not Path("last").exists():
+            config.ckpt_path = None  # the newest in its folder, if there is any, is what every fit resumes from
+        self._find_checkpoint(config)
+
+    @staticmethod
+    def _find_checkpoint(config: Namespace) -> None:
+        """`best` and `last` are those of the run's folder; Lightning would go on with random weights without a last."""
+        name = config.ckpt_path
+        if name in ("best", "last") and not Path(name).exists():
+            kept = Path(config.run_dir, "checkpoints", f"{name}.ckpt")
+            config.ckpt_path = str(kept)
+        if config.ckpt_path is not None:
+            read_checkpoint(Path(config.ckpt_path))  # before the data are read
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's would put the checkpoint's hyperparameters in the place of the recipe's, whatever it says."""
 
     def _complaints(self) -> str:
         """Everything that is wrong with the options, empty where that is not found again."""

@@ -34,11 +34,12 @@ def main(args: list[str]) -> None:
     parser.add_argument("--output", type=path_option, required=True, help="new folder")
     parser.add_argument("--onnx", action="store_true", help="also the backbone's streaming step, as step.onnx")
     options, overrides = parser.parse_known_args(args)
-    if any(make_folder(options.output).iterdir()):
+    if options.output.is_dir() and any(options.output.iterdir()):
         raise InputError(f"{options.output} is not empty; choose another --output or delete it")
     run = load_run(options, overrides)
     if run.checkpoint is None:
         raise InputError("an export needs trained weights: name a --run_dir with checkpoints/, or a --ckpt_path")
+    make_folder(options.output)
     network = cast(nn.Module, run.task.model)
     name, backbone = next((name, module) for name, module in network.named_modules() if isinstance(module, Backbone))
     write_pretrained(options.output, backbone.config, network.state_dict(), f"{name}." if name else "")

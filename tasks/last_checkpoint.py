@@ -15,6 +15,7 @@ from tasks.checkpoints import RunFolderCheckpoint
 from tasks.messages import say
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LOADERS_SECONDS = 60  # that a loader process lives on after a SIGTERM
 
 
 class Preempted(SystemExit):
@@ -115,9 +116,12 @@ class LastCheckpoint(RunFolderCheckpoint):
 
     def _note(self, signum: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a loader process, forked with our handlers
-            signal.signal(signum, signal.SIG_IGN if signum == signal.SIGINT else signal.SIG_DFL)
-            if signum != signal.SIGINT:
-                os.kill(os.getpid(), signum)
+            # Schedulers and terminals signal whole process groups, and the batch that is finished needs its loader.
+            # Torch, too, ends a stuck one by SIGTERM.
+            signal.signal(signum, signal.SIG_IGN)
+            if signum == signal.SIGTERM:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(LOADERS_SECONDS)
         elif signum == self._noted == signal.SIGINT:
             raise KeyboardInterrupt
         else:

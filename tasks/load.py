@@ -11,6 +11,7 @@ from tasks.base import SequenceTask
 from tasks.checkpoint_io import read_checkpoint
 from tasks.cli import MsssmCLI
 from tasks.paths import path_option
+from tasks.weights import check_weights
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,7 @@ def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:
         elif options.config is None:
             raise InputError(f"{best} does not exist; name a --ckpt_path")
     if checkpoint is not None:
-        try:
-            built.model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{checkpoint} does not fit the recipe {config} ({reason}); name its own") from error
+        state = read_checkpoint(checkpoint)
+        check_weights(built.model, state, checkpoint)
+        built.model.load_state_dict(state["state_dict"])
     return LoadedRun(built.model.eval(), built.datamodule, built.run_dir, checkpoint, built.recipe)

@@ -11,7 +11,6 @@ from msssm.errors import InputError
 from msssm.paths import local_path
 
 PATHS = ("run_dir", "ckpt_path", "record", "output")  # among the options of a recipe; data modules know their own
-LIGHTNINGS = ("best", "last", "hpc", "registry")  # words that it takes for a checkpoint
 
 
 def path_option(text: str) -> Path:
@@ -29,7 +28,7 @@ def expand(recipe: Namespace) -> None:
     them in a way of its own, or not at all.
     """
     for name, value in list(recipe.items()):
-        if value is None or (name == "ckpt_path" and value in LIGHTNINGS and not Path(value).exists()):
+        if value is None:
             continue
         recipe[name] = str(local_path(value)) if name in PATHS else _expanded(value)
 

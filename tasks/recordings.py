@@ -25,6 +25,7 @@ from tasks.checkpoint_io import read_checkpoint
 from tasks.ecg import ECGTask, aggregate
 from tasks.ecg_plot import RESEARCH, ecg_figure
 from tasks.paths import make_folder
+from tasks.weights import check_weights
 
 WINDOWS, POSITIONS = 32, 4096  # at a time, so that memory does not grow with the recording
 LISTED, SHOWN = 0.05, 5  # the table has the classes of at least this probability, and at least so many
@@ -166,13 +167,12 @@ def load(task: ECGTask, checkpoint: str) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, or was trained with another recipe.
     """
-    try:
-        state = read_checkpoint(Path(checkpoint))
-        task.load_state_dict(state["state_dict"])
-        scaling: dict[str, Any] = state[PTBXLDataModule.__name__]
-    except (RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"the checkpoint {checkpoint} does not fit this recipe ({reason}); name its own") from error
+    state = read_checkpoint(Path(checkpoint))
+    check_weights(task, state, checkpoint)
+    scaling: dict[str, Any] | None = state.get(PTBXLDataModule.__name__)
+    if scaling is None:
+        raise InputError(f"{checkpoint} does not fit the recipe: it was not trained on PTB-XL")
+    task.load_state_dict(state["state_dict"])
     task.eval()
     return scaling
 

@@ -40,6 +40,8 @@ _TRAINING = (
         "the data modules share their samples out themselves",
     ),
 )
+# Lightning divides by these.
+_COUNTS = ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps")
 _CHECKPOINT = (
     ("save_top_k", (0,), "at least 1, or -1", "the test at the end is of the best checkpoint"),
     ("monitor", (None,), "the name of a metric", "the best checkpoint is that of the best validation"),
@@ -73,7 +75,15 @@ def check_trainer(trainer: Namespace, *, fit: bool = False, skip_test: bool = Fa
     """
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
         raise InputError(f"gradient_clip_val must be at least 0, got {trainer.gradient_clip_val}")
-    if not fit or trainer.fast_dev_run:
+    if not fit:
+        return
+    for name in _COUNTS:
+        if trainer[name] is not None and trainer[name] < 1:
+            raise InputError(f"{name} must be at least 1, got {trainer[name]}: it counts to the next")
+    every = trainer.val_check_interval
+    if isinstance(every, int | float) and every <= 0:
+        raise InputError(f"val_check_interval must be more than 0, got {every}: it is the way to the next validation")
+    if trainer.fast_dev_run:
         return
     for name, refused, wanted, why in _TRAINING:
         _refuse(name, trainer[name], refused, wanted, why)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -278,6 +279,53 @@ def test_an_unfinished_run_of_another_configuration_is_kept(
         fit(recipe, "--seed_everything=3", f"--run_dir={tmp_path}/other", "--model.lr=0.5")
     assert "unfinished run whose configuration differs in: model.init_args.lr;" in (told := capsys.readouterr().err)
     assert "model.init_args.lr was 0.01, is 0.5" in told
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("fit", "n_layers=2"),
+        ("validate", "d_model=12"),
+        ("test", "layer.init_args.levels=3"),
+        ("predict", "n_layers=2"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused_and_does_not_replace_the_recipe(
+    complete: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    recipe, run = complete
+    (tmp_path / "asked.txt").write_text("[MAX 1 2 ]\n")
+    words = [f"--ckpt_path={run}/checkpoints/best.ckpt", f"--model.backbone.init_args.{option}"]
+    words += [f"--run_dir={tmp_path}/run", f"--data.predict_file={tmp_path}/asked.txt", "--trainer.max_epochs=3"]
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--config", str(recipe), *words])
+    said = r"^msssm: \S+best\.ckpt does not fit the recipe: model\.\S+ is .* in its network"
+    assert re.search(said, capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.parametrize("name", ["best", "last", "hpc"])
+def test_a_checkpoint_by_name_is_that_of_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--config", str(write_recipe(tmp_path)), f"--ckpt_path={name}"])
+    there = "hpc" if name == "hpc" else f"{tmp_path}/runs/seed0/checkpoints/{name}.ckpt"
+    assert f"asked for the checkpoint {there}, got no such file" in capsys.readouterr().err
+
+
+def test_a_run_that_continues_another_one_has_the_options_that_it_was_given(
+    complete: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe, run = complete
+    fit(
+        recipe, f"--run_dir={tmp_path}/run", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.max_epochs=3",
+        "--model.backbone.init_args.dropout=0.25",
+    )  # fmt: skip
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["model"]["init_args"]["backbone"]["init_args"]["dropout"] == 0.25
+    task = ListOpsTask.load_from_checkpoint(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert task.model.backbone.blocks[0].dropout == 0.25
 
 
 def test_predict_prints_one_answer_per_expression(

@@ -126,6 +126,12 @@ def test_the_model_card_has_the_numbers_of_the_run(exported: tuple[Path, Path]) 
     assert re.search(r"1 layers of width 8", card.text)
 
 
+def test_an_export_of_no_run_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "--run_dir", str(tmp_path / "none"), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(exported: tuple[Path, Path], capsys: Any) -> None:
     run, output = exported
     with pytest.raises(SystemExit):

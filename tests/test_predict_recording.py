@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_recipe_and_a_short_recording_are_named(
     where = ["--ckpt_path", checkpoint, "--record", str(tmp_path / "a.csv"), "--output", str(tmp_path / "out")]
     for changed, message in (
         (["--data.crop", "250"], "has 200 samples at the model's rate, fewer than its window of 250"),
-        (["--model.backbone.n_layers", "3"], "does not fit this recipe"),
+        (["--model.backbone.n_layers", "3"], "best.ckpt does not fit the recipe: model.backbone.blocks.2."),
     ):
         with pytest.raises(SystemExit):
             main(["predict", *OPTIONS, *where, *changed])

@@ -1,5 +1,6 @@
 """Every wrong option of a recipe is told, with its value and what it may be, in one message."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -142,3 +143,31 @@ def test_a_package_that_is_not_there_is_named_beside_what_else_is_wrong(
     [other] = [line for line in told if "model.lr" not in line]
     assert "needs a package that is not installed: " in other
     assert package in other
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds nothing, expected options by name"),
+        (b"- a\n- b\n", "holds a list, expected options by name"),
+        (b"hello\n", "holds a str, expected options by name"),
+        (b"run_dir: caf\xe9\n", "is not text in UTF-8"),
+        (b"model:\n\tlr: 1\n", "is not YAML: .* line 2"),
+        (b"model:\n  lr: 1\n  lr: 2\n", ": line 3 has lr a second time; remove one"),
+        (None, "got a folder"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    [told] = complaint(capsys, path)
+    assert re.search(f"recipe {path},? ?{message}", told)
+
+
+@pytest.mark.parametrize("words", [[], ["--config"], ["recipe.yaml"]])
+def test_a_command_without_a_recipe_asks_for_one(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", *words])
+    assert capsys.readouterr().err.strip().endswith("; name a recipe: --config x.yaml")

@@ -3,6 +3,9 @@
 import inspect
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +25,7 @@ from msssm.errors import InputError
 from tasks import ListOpsTask
 from tasks.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from tasks.checkpoints import RunCheckpoint, newest_readable
+from tasks.last_checkpoint import LOADERS_SECONDS, LastCheckpoint
 from tasks.run_checks import FirstValidation, check_callbacks, check_checkpoint, check_trainer
 from tests.recipes import fit, write_recipe
 
@@ -58,6 +62,19 @@ def test_a_training_without_an_end_that_counts_is_refused(option: str, value: An
         check_trainer(given, fit=True)
     check_trainer(given)  # no training
     check_trainer(defaults(Trainer, **{**ours, "fast_dev_run": True, option: value}), fit=True)
+
+
+@pytest.mark.parametrize("fast_dev_run", [False, True])
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    "option", ["check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps", "val_check_interval"]
+)
+def test_an_interval_is_positive(option: str, value: int, fast_dev_run: bool) -> None:
+    ours = {"use_distributed_sampler": False, "fast_dev_run": fast_dev_run}
+    for accepted in (1, None):
+        check_trainer(defaults(Trainer, **ours, **{option: accepted}), fit=True)
+    with pytest.raises(InputError, match=f"^{option} must be .*, got {value}: "):
+        check_trainer(defaults(Trainer, **ours, **{option: value}), fit=True)
 
 
 def test_without_a_test_there_need_be_no_test_batch() -> None:
@@ -361,3 +378,25 @@ def test_a_monitor_that_is_never_a_number_chooses_nothing(
     shown = capsys.readouterr().err
     assert "val/accuracy was not finite at any validation" in shown
     assert f"msssm test --ckpt_path {tmp_path}/runs/seed0/checkpoints/last.ckpt tests the weights of step 10" in shown
+
+
+def _signalled(answer: Any) -> None:
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        os.kill(os.getpid(), signum)
+    answer.send(signal.alarm(0))
+
+
+def test_a_signal_to_all_processes_leaves_the_loaders_to_the_batch_that_is_finished(tmp_path: Path) -> None:
+    """They end by themselves later, since torch ends a stuck one by SIGTERM, too."""
+    last = LastCheckpoint(tmp_path)
+    theirs, mine = multiprocessing.Pipe()
+    loader = multiprocessing.get_context("fork").Process(target=_signalled, args=(mine,))
+    before = {signum: signal.signal(signum, last._note) for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        loader.start()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    loader.join(10)
+    assert loader.exitcode == 0
+    assert 0 < theirs.recv() <= LOADERS_SECONDS
