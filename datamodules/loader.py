@@ -1,5 +1,6 @@
 """Loaders: one whose position is part of a checkpoint, and what every loader does about its worker processes."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from datamodules.errors import InputError, WorkerError, lost_worker
 
 # A worker that cannot hand a batch over, as when shared memory is full, is otherwise waited for without end.
 WORKER_TIMEOUT = 300  # seconds
+OUTLIVES = 60  # seconds, after a SIGTERM
 
 
 def worker_options(num_workers: int) -> dict[str, Any]:
@@ -22,7 +24,18 @@ def worker_options(num_workers: int) -> dict[str, Any]:
         "pin_memory": torch.cuda.is_available(),
         # Its own: the seed that a DataLoader draws at each start must not shift the model's random numbers.
         "generator": torch.Generator(),
+        "worker_init_fn": outlive_signals,
     }
+
+
+def outlive_signals(worker: int) -> None:
+    """Lets a worker process end a while after SIGTERM instead of at once.
+
+    Schedulers signal all processes of a job, and the batch that the main process finishes needs its loader. Torch ends
+    a stuck worker by the same signal, so it does end.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.setitimer(signal.ITIMER_REAL, OUTLIVES) and None)
 
 
 class Loader(DataLoader[Any]):

@@ -15,7 +15,6 @@ from tasks.checkpoints import RunFolderCheckpoint
 from tasks.messages import say
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-LOADERS_SECONDS = 60  # that a loader process lives on after a SIGTERM
 
 
 class Preempted(SystemExit):
@@ -116,12 +115,7 @@ class LastCheckpoint(RunFolderCheckpoint):
 
     def _note(self, signum: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a loader process, forked with our handlers
-            # Schedulers and terminals signal whole process groups, and the batch that is finished needs its loader.
-            # Torch, too, ends a stuck one by SIGTERM.
-            signal.signal(signum, signal.SIG_IGN)
-            if signum == signal.SIGTERM:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(LOADERS_SECONDS)
+            signal.signal(signum, signal.SIG_IGN)  # SIGTERM is the loader's own affair
         elif signum == self._noted == signal.SIGINT:
             raise KeyboardInterrupt
         else:

@@ -21,11 +21,12 @@ from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datamodules.loader import OUTLIVES, outlive_signals
 from msssm.errors import InputError
 from tasks import ListOpsTask
 from tasks.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from tasks.checkpoints import RunCheckpoint, newest_readable
-from tasks.last_checkpoint import LOADERS_SECONDS, LastCheckpoint
+from tasks.last_checkpoint import LastCheckpoint
 from tasks.run_checks import FirstValidation, check_callbacks, check_checkpoint, check_trainer
 from tests.recipes import fit, write_recipe
 
@@ -381,6 +382,7 @@ def test_a_monitor_that_is_never_a_number_chooses_nothing(
 
 
 def _signalled(answer: Any) -> None:
+    outlive_signals(0)
     for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         os.kill(os.getpid(), signum)
     answer.send(signal.alarm(0))
@@ -399,4 +401,4 @@ def test_a_signal_to_all_processes_leaves_the_loaders_to_the_batch_that_is_finis
             signal.signal(signum, handler)
     loader.join(10)
     assert loader.exitcode == 0
-    assert 0 < theirs.recv() <= LOADERS_SECONDS
+    assert 0 < theirs.recv() <= OUTLIVES
