@@ -1,12 +1,14 @@
 """Refused before the first step: what would leave a training without a best checkpoint, or record another training."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -75,6 +77,7 @@ def check_trainer(trainer: Namespace, *, fit: bool = False, skip_test: bool = Fa
     """
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
         raise InputError(f"gradient_clip_val must be at least 0, got {trainer.gradient_clip_val}")
+    _check_processes(trainer)
     if not fit:
         return
     for name in _COUNTS:
@@ -95,6 +98,14 @@ def check_trainer(trainer: Namespace, *, fit: bool = False, skip_test: bool = Fa
     if not skip_test:
         why = "there would be nothing to test; --skip_test true leaves the test out"
         _refuse("limit_test_batches", trainer.limit_test_batches, (0,), "more than 0", why)
+
+
+def _check_processes(trainer: Namespace) -> None:
+    """Each process on a CPU loads torch and the data: a slip in their number would take the machine down."""
+    count, cores = str(trainer.devices), os.cpu_count() or 1
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and count.isdecimal() and int(count) > 2 * cores:
+        raise InputError(f"devices must be at most {2 * cores} on a CPU of {cores} cores, got {count} processes")
 
 
 def check_checkpoint(checkpoint: Namespace) -> None:

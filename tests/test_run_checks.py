@@ -402,3 +402,14 @@ def test_a_signal_to_all_processes_leaves_the_loaders_to_the_batch_that_is_finis
     loader.join(10)
     assert loader.exitcode == 0
     assert 0 < theirs.recv() <= OUTLIVES
+
+
+@pytest.mark.parametrize("options", ["--trainer.devices=99", "--trainer.devices='99' --trainer.accelerator=cpu"])
+def test_no_more_processes_than_a_processor_bears(
+    options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        fit(write_recipe(tmp_path), *options.split())
+    assert "devices must be at most 8 on a CPU of 4 cores, got" in capsys.readouterr().err
