@@ -126,7 +126,7 @@ def _in_torch(
         histories.append(last_positions(extended, lengths, history.shape[1]))
         finer.append(dilated_convolution(extended, high[level], 2**level))
         approximation = dilated_convolution(extended, low[level], 2**level)
-    return torch.stack((*finer, approximation), dim=2), tuple(histories)
+    return zero_padding(torch.stack((*finer, approximation), dim=2), lengths), tuple(histories)
 
 
 @plain_form("msssm::decomposition")
@@ -185,6 +185,7 @@ class ConvolutionBands(nn.Module):
         x = zero_padding(x, lengths)
         extended = torch.cat((history.to(x.dtype), x), dim=1)
         bands = torch.stack((x, *(dilated_convolution(extended, taps, 1) for taps in self.taps)), dim=2)
+        bands = zero_padding(bands, lengths)
         return (bands, (last_positions(extended, lengths, history.shape[1]),)) if return_state else bands
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:

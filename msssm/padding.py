@@ -52,12 +52,14 @@ def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
 def masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean over the true positions of each row. x (B, L, D), lengths (B,) -> (B, D); a row of length 0 gives 0."""
     if lengths is None:
-        return x.mean(1)
+        return x.mean(1) if x.shape[1] else x.sum(1)
     return zero_padding(x, lengths).sum(1) / lengths.clamp(min=1).unsqueeze(1)
 
 
 def last_position(x: Tensor, lengths: Tensor | None) -> Tensor:
     """The last true position of each row. x (B, L, D), lengths (B,) -> (B, D); a row of length 0 gives 0."""
+    if x.shape[1] == 0:
+        return x.sum(1)
     if lengths is None:
         return x[:, -1]
     last = x[torch.arange(len(x), device=x.device), lengths.clamp(min=1) - 1]

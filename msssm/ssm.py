@@ -22,6 +22,11 @@ def _decay_rate(log_rate: Tensor) -> Tensor:
     return torch.exp(log_rate.clamp(*LOG_RATE_LIMITS))
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In at least float32: there are no complex numbers in bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _memory(delta: Tensor, rate: Tensor) -> Tensor:
     """Mean over channels and modes of 1 / (1 - exp(-delta rate)), in steps. delta (M, D), rate (M, D, N) -> (M,)."""
     return (-1 / torch.expm1(-delta.unsqueeze(-1) * rate)).mean((1, 2))
@@ -211,7 +216,7 @@ class S4(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Same as `S6.forward`; the raw input x is not used, and the state is complex if the diagonal is."""
         with torch.autocast(bands.device.type, enabled=False):
-            C: Tensor = self.C if self.frequency is None else torch.view_as_complex(self.C.contiguous())
+            C: Tensor = self.C if self.frequency is None else torch.view_as_complex(_wide(self.C).contiguous())
             return lti_scan(
                 bands,
                 self.step_sizes(),
@@ -227,13 +232,13 @@ class S4(nn.Module):
             )
 
     def initial_state(self, batch_size: int) -> Tensor:
-        dtype = self.log_rate.dtype if self.frequency is None else self.log_rate.dtype.to_complex()
+        dtype = self.log_rate.dtype if self.frequency is None else torch.promote_types(self.log_rate.dtype, torch.complex64)
         return self.log_rate.new_zeros(batch_size, *self.log_rate.shape, dtype=dtype)
 
     def diagonal(self) -> Tensor:
         """A (M, D, N), or (M, D, N / 2) complex, of negative real part."""
         A = -_decay_rate(self.log_rate)
-        return A if self.frequency is None else torch.complex(A, self.frequency)
+        return A if self.frequency is None else torch.complex(_wide(A), _wide(self.frequency))
 
     def effective_memory(self) -> Tensor:
         """(M,) steps."""

@@ -23,6 +23,8 @@ def transformed() -> bool:
 
 def beyond_first(grad: Tensor) -> bool:
     """In a backward, of `grad`: whether it is itself differentiated (`create_graph`), transformed or batched."""
+    if torch.compiler.is_compiling():  # which has no second derivative, and no batches of the older vmap
+        return transformed()
     return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 

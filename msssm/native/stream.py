@@ -93,7 +93,8 @@ class PackedClassifier:
             ("total", total, (batch, channels), torch.float64),
             ("number of positions", count, (batch,), torch.int64),
         ):
-            if given.shape != shape or given.dtype != dtype or not given.is_cpu or not given.is_contiguous():
+            kind = given.shape == shape and given.dtype == dtype and given.is_cpu
+            if not kind or not given.is_contiguous() or given.is_neg():
                 raise InputError(
                     f"streaming: the {name} must be contiguous {dtype} of shape {shape} on the CPU, got {given.dtype} "
                     f"of shape {tuple(given.shape)} on {given.device}; start from StreamingClassifier.initial_state"

@@ -88,11 +88,6 @@ def _verified(kernels: Kernels, device: torch.device) -> str:
     return verdict.backend
 
 
-# A check runs while tracing as at any other time, and its outcome is a constant of the graph. This is what
-# torch.compiler.assume_constant_result does, without its import of a second.
-_verified._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why "cpu" or "triton" cannot run on tensors of this kind, and what to do; None where it can."""
     if backend == "cpu":
@@ -104,6 +99,12 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     if not (device.type == "cuda" or interpreted) or dtype == torch.float64:
         return f"needs float32, float16 or bfloat16 tensors on a GPU, got {dtype} on {device}; use 'torch'"
     return None if gpu.available() else "is not installed: pip install triton (Linux)"
+
+
+# A check, or the search for a library, runs while tracing as at any other time, and its outcome is a constant of the
+# graph. This is what torch.compiler.assume_constant_result does, without its import of a second.
+for _outcome in (_verified, obstacle):
+    _outcome._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

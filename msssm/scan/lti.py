@@ -74,7 +74,7 @@ def lti_scan(
         u, delta, mix = bands, delta.to(dtype), as_heads(mix)
         if chosen != "triton":  # which widens as it reads
             u, mix = u.to(dtype), mix.to(dtype)
-        kind = dtype.to_complex() if A.is_complex() else dtype
+        kind = torch.promote_types(dtype, torch.complex64) if A.is_complex() else dtype
         A, C = A.to(kind), C.to(kind)
         skip = None if D is None else D.to(dtype)
         rate = delta.unsqueeze(-1) * A
