@@ -192,3 +192,9 @@ def test_what_has_no_exported_step_says_why(tmp_path: Path) -> None:
         step_to_onnx(_backbone(S4D), tmp_path / "step.onnx")
     with pytest.raises(ValueError, match="grows with every step"):
         exported_step(_backbone(CausalAttention))
+
+
+def test_plain_torch_is_exported_with_its_gradients_on() -> None:
+    layer, x = MultiScaleSSM(4, 1, 2, 2, backend="torch"), torch.randn(2, 5, 4)
+    program = torch.export.export(layer, (x,))
+    assert torch.allclose(program.module()(x), layer(x), atol=1e-6)

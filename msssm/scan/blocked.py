@@ -46,8 +46,8 @@ def _advance(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor, disc
     drive = B.unsqueeze(-1) * u.unsqueeze(-2)
     states = gain * drive
     previous = state
-    for decay_t, state_t in zip(decay.unbind(0), states.unbind(0), strict=True):
-        previous = state_t.addcmul_(decay_t, previous)
+    for t, decay_t in enumerate(decay.unbind(0)):
+        previous = states[t].addcmul_(decay_t, previous)  # torch.export refuses in place what `unbind` gave
     return _Block(decay, gain, drive, states)
 
 
