@@ -55,7 +55,10 @@ class CausalAttention(SequenceLayer):
         lengths = self.check_input(x, lengths)
         batch, length, _ = x.shape
         q, k, v = self.input(zero_padding(x, lengths)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        state = self.initial_state(batch) if state is None else state
+        if state is None:
+            state = self.initial_state(batch)
+        elif (shape := (batch, self.heads, state.valid.shape[-1], q.shape[-1])) != state.keys.shape:
+            raise InputError(f"the state must be keys of shape {shape}, got {tuple(state.keys.shape)}")
         new = x.new_ones(batch, length, dtype=torch.bool) if lengths is None else position_mask(lengths, length)
         valid = torch.cat((state.valid, new), dim=1)
         # Positions count true steps only, so that a padded chunk leaves no gap before the next.
