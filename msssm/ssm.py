@@ -232,7 +232,9 @@ class S4(nn.Module):
             )
 
     def initial_state(self, batch_size: int) -> Tensor:
-        dtype = self.log_rate.dtype if self.frequency is None else torch.promote_types(self.log_rate.dtype, torch.complex64)
+        dtype = (
+            self.log_rate.dtype if self.frequency is None else torch.promote_types(self.log_rate.dtype, torch.complex64)
+        )
         return self.log_rate.new_zeros(batch_size, *self.log_rate.shape, dtype=dtype)
 
     def diagonal(self) -> Tensor:

@@ -48,6 +48,22 @@ def test_equals_torch(levels: int, taps: int, channels: int, length: int, shared
         assert_near(actual, right, 2e-6)
 
 
+def test_what_lies_past_a_length_is_the_same_zeros() -> None:
+    """A loss that reads it as well has the same derivatives, first and second, as the torch form."""
+    torch.manual_seed(0)
+    layer, x = MultiScaleDecomposition(3, 2, 3), torch.randn(2, 9, 3)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = x.to(dtype).requires_grad_()
+        bands = layer.to(dtype)(leaf, torch.tensor([4, 0]))
+        first = torch.autograd.grad(bands.pow(3).sum(), leaf, create_graph=True)[0]
+        found.append((bands, first, torch.autograd.grad(first.pow(2).sum(), leaf)[0]))
+    for actual, right in zip(*found, strict=True):
+        assert not right[0, 4:].any()
+        assert not right[1].any()
+        assert_near(actual, right, 2e-6)
+
+
 def test_operator_passes_opcheck() -> None:
     low, high = torch.randn(2, 2, 3, 5).unbind()
     inputs = (torch.randn(2, 9, 5), low, high, torch.randn(2, 6, 5), torch.tensor([9, 4]))

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from msssm import Backbone, Bidirectional, MultiScaleSSM, SequenceClassifier
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
+from msssm.classifier import Pooling
 from msssm.errors import InputError
 from msssm.native.library import library
 from msssm.norm import SequenceNorm
@@ -202,6 +203,18 @@ def test_any_layout_and_precision_of_inputs_states_and_weights(name: str) -> Non
         same(module.step(x[:, 0], state), step)
 
 
+@pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
+def test_modules_in_half_precision(name: str) -> None:
+    """Their weights too, as `module.bfloat16()` makes them: complex numbers, which have no such form, are wider."""
+    module, x = build(name), signal()
+    expected = true_values(module(x, torch.tensor(LENGTHS)))
+    for dtype, tolerance in ((torch.bfloat16, 0.05), (torch.float16, 0.01)):
+        y = build(name).to(dtype)(x.to(dtype), torch.tensor(LENGTHS))
+        assert y.dtype == dtype
+        assert_near(true_values(y.float()), expected, tolerance)
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 @torch.no_grad()
 def test_a_state_of_another_batch_or_size_is_refused(name: str) -> None:
@@ -219,8 +232,18 @@ def test_a_state_of_another_batch_or_size_is_refused(name: str) -> None:
 def test_nothing_in_gives_nothing(name: str) -> None:
     module, x = build(name), signal()
     assert module(x[:0], torch.zeros(0, dtype=torch.int32)).shape[0] == 0
+    assert module(x[:0]).shape[0] == 0
     if name != "classifier":
         assert module(x[:, :0], torch.zeros(3, dtype=torch.uint8)).shape == (3, 0, D)
+        assert module(x[:, :0]).shape == (3, 0, D)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@torch.no_grad()
+def test_rows_without_positions_give_the_bias(pooling: Pooling) -> None:
+    model = SequenceClassifier(nn.Linear(D, D), Backbone(lambda d: MultiScaleSSM(d, 1, 2, 2), D, 1), 3, pooling)
+    for lengths in (None, torch.zeros(3, dtype=torch.int64)):
+        assert torch.equal(model(signal()[:, :0], lengths), model.head.bias.expand(3, -1))
 
 
 def test_every_argument_of_a_scan_is_judged() -> None:

@@ -224,3 +224,16 @@ def test_compiled_blocks_keep_as_little(norm: Norm) -> None:
     for one, other in zip(gradients(compiled, compiled), gradients(model, model), strict=True):
         assert_near(one, other, GRADIENT[torch.float32])
     assert kept(compiled, signal()) < 1.1 * kept(model, signal())
+
+
+@pytest.mark.parametrize("layer", ["s6", "s4, complex", "no ssm", "plain torch", "both directions"])
+def test_a_backbone_compiles_as_one_graph(layer: str) -> None:
+    """Forward and backward without a graph break, whole rows and padded ones."""
+    model = backbone(layer, blocks=1)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for lengths in (None, torch.tensor([9, 5])):
+        # A short row: plain torch is unrolled.
+        runs = (lambda x, f=f: f(x[:, :9], lengths) for f in (compiled, model))  # noqa: B023
+        for one, other in zip(*(gradients(model, run) for run in runs), strict=True):
+            assert_near(one, other, GRADIENT[torch.float32])

@@ -159,3 +159,14 @@ def test_the_input_is_left_alone() -> None:
 def test_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
         StreamingClassifier(classifier(MultiScaleSSM).train())
+
+
+def test_a_state_that_is_read_otherwise_than_it_lies_is_refused() -> None:
+    """A lazily negated view, or every other number."""
+    streaming = StreamingClassifier(classifier(MultiScaleSSM))
+    state = streaming.initial_state(2)
+    if streaming.packed is not None:
+        negated = torch.complex(state.backbone, -state.backbone).conj().imag
+        for given in (torch._neg_view(state.backbone), negated, torch.stack((state.backbone,) * 2, -1)[..., 0]):
+            with pytest.raises(ValueError, match="the state must be contiguous"):
+                streaming.step(torch.randn(2, 12), state._replace(backbone=given))
