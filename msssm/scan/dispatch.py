@@ -103,8 +103,8 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
 
 # A check, or the search for a library, runs while tracing as at any other time, and its outcome is a constant of the
 # graph. This is what torch.compiler.assume_constant_result does, without its import of a second.
-for _outcome in (_verified, obstacle):
-    _outcome._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_verified._dynamo_marked_constant = True  # type: ignore[attr-defined]
+obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
