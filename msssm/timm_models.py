@@ -1,6 +1,6 @@
 """MS-SSM image models in timm's registry: `import msssm.timm_models`, then `timm.create_model("msssm_s6_small")`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from msssm.backbone import Backbone
 from msssm.bidirectional import Bidirectional
+from msssm.block import Block
 from msssm.errors import InputError
 from msssm.image import PatchEmbedding, ScanOrder
 from msssm.layer import SequenceLayer
@@ -99,7 +100,7 @@ class TimmImageModel(nn.Module):
         self.head: nn.Module = head.to(weight.device, weight.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for block in self.backbone.blocks:
+        for block in cast("Iterable[Block]", self.backbone.blocks):
             block.recompute = enable
 
     def no_weight_decay(self) -> set[str]:

@@ -1,6 +1,7 @@
 """Files of recipes, looked at before the parser sees them, whose errors do not name them."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,8 +11,8 @@ from msssm.errors import InputError, MissingFileError
 class _OneOfEach(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which YAML takes the last without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # type: ignore[misc]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
