@@ -110,13 +110,13 @@ class ImageTask(SequenceTask):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        classes = len(checkpoint["state_dict"]["model.head.bias"])
-        if classes != self.num_classes:
+        head = checkpoint.get("state_dict", {}).get("model.head.bias")
+        if head is not None and len(head) != self.num_classes:
             raise InputError(
-                f"the checkpoint has {classes} classes, the task num_classes={self.num_classes}: "
-                f"set --model.num_classes {classes}, or train anew"
+                f"the checkpoint has {len(head)} classes, the task num_classes={self.num_classes}: "
+                f"set --model.num_classes {len(head)}, or train anew"
             )
+        super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
         # Asked again at the test of a training, whose dashboard is there.
