@@ -198,3 +198,28 @@ def test_plain_torch_is_exported_with_its_gradients_on() -> None:
     layer, x = MultiScaleSSM(4, 1, 2, 2, backend="torch"), torch.randn(2, 5, 4)
     program = torch.export.export(layer, (x,))
     assert torch.allclose(program.module()(x), layer(x), atol=1e-6)
+
+
+PUBLISHED = sorted(Path("docs/results").glob("*/models/*"))
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: "/".join(folder.parts[-3::2]))
+def test_published_models_are_read(folder: Path) -> None:
+    """As a whole task, and the stack alone: with the same weights."""
+    task, stack = load_exported(folder), Backbone.from_pretrained(folder)
+    theirs = {name.removeprefix("model.backbone."): value for name, value in task.state_dict().items()}
+    assert all(torch.equal(value, theirs[name]) for name, value in stack.state_dict().items())
+
+
+def test_published_models_are_there() -> None:
+    assert len(PUBLISHED) >= 6
+
+
+def test_an_export_from_before_recomputation_is_read(tmp_path: Path) -> None:
+    stack = Backbone(partial(MultiScaleSSM, levels=1), 4, 1)
+    stack.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["backbone"]["recompute"]
+    config["backbone"]["checkpoint_blocks"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Backbone.from_pretrained(tmp_path).config["recompute"] is True
