@@ -25,8 +25,6 @@ class S4D(SequenceLayer):
         dt_min, dt_max: range of the initial step sizes.
     """
 
-    recomputable = True
-
     def __init__(
         self,
         d_model: int,
