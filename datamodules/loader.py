@@ -13,7 +13,7 @@ from datamodules.errors import InputError, WorkerError, lost_worker
 
 # A worker that cannot hand a batch over, as when shared memory is full, is otherwise waited for without end.
 WORKER_TIMEOUT = 300  # seconds
-OUTLIVES = 60  # seconds, after a SIGTERM
+OUTLIVES = 10  # seconds, after a SIGTERM
 
 
 def worker_options(num_workers: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The `msssm` command's Lightning half: fit, validate, test, predict from one recipe."""
 
+import multiprocessing
+import signal
 import subprocess
 import sys
 import warnings
@@ -237,10 +239,12 @@ class MsssmCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except SIGTERMException:  # outside of training, with nothing to save; Lightning would exit with 0
+            _end_loaders()
             if self.trainer.is_global_zero:
                 say("SIGTERM: ended where there is nothing to save; the same command goes on")
             raise SystemExit(143) from None
         except SystemExit as error:
+            _end_loaders()
             raise SystemExit(130 if isinstance(error.__context__, KeyboardInterrupt) else error.code) from None
         except Exception:
             self._end_processes()
@@ -361,6 +365,13 @@ class MsssmCLI(LightningCLI):
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)
+
+
+def _end_loaders() -> None:
+    """At the end by a signal: loader processes outlive SIGTERM, with which Python would wait for them at its exit."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a loss
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _with_durable_checkpoints(plugins: Any) -> list[Any]:
