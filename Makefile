@@ -40,7 +40,7 @@ test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest
 
 test-gpu: $(READY) ## Run the tests of the Triton kernels on a GPU
-	$(BIN)/python -m pytest -n 0 tests/test_scan_gpu.py
+	$(BIN)/python -m pytest -n 0 tests/scan/test_scan_gpu.py
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .
@@ -62,7 +62,7 @@ seed = $(patsubst seed%,%,$(notdir $*))
 define train
 @mkdir -p $(@D)
 @$(BIN)/msssm fit --config $1 --run_dir $(@D) --seed_everything $(seed) $2 $(OPTIONS) \
-	--trainer.callbacks+=tasks.dashboards.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt; \
+	--trainer.callbacks+=tasks.callbacks.dashboard.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt; \
 test -f $@ || { echo "$* stopped; the end of $(@D)/log.txt:" >&2; tail -n 5 $(@D)/log.txt >&2; false; }
 endef
 
@@ -156,7 +156,7 @@ bench: $(READY) ## Speed and memory beside peers and the floors of this machine;
 
 MINUTES ?= 120
 soak: $(READY) ## Kill, starve and corrupt a small run for MINUTES=120, and compare its ends; writes results/soak
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.soak --minutes $(MINUTES)
 
 # Each in an environment of its own, so that nothing of ours depends on what they bring.
 TOOLS := .tools
@@ -166,7 +166,7 @@ $(TOOLS)/%:
 FUZZ_MINUTES ?= 10
 fuzz: $(READY) ## Search for files that a reader does not survive, by atheris, for FUZZ_MINUTES=10
 	@test -d $(TOOLS)/atheris || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(TOOLS)/atheris atheris
-	PYTHONPATH=$(TOOLS)/atheris $(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
+	PYTHONPATH=$(TOOLS)/atheris $(BIN)/python -m tests.robustness.fuzz --minutes $(FUZZ_MINUTES)
 
 audit: $(TOOLS)/pip-audit ## Look the locked packages up in the published advisories
 	-@$(TOOLS)/pip-audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip \

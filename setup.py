@@ -7,7 +7,7 @@ import platform
 
 from setuptools import Extension, setup
 
-SOURCES = [f"msssm/native/{name}.cpp" for name in ("selective", "lti", "decomposition", "step")]
+SOURCES = [f"msssm/scan/cpu/{name}.cpp" for name in ("selective", "lti", "decomposition", "step")]
 FLAGS = ["-pthread", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 VARIANTS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -17,11 +17,11 @@ if platform.machine() in ("x86_64", "AMD64"):
 setup(
     ext_modules=[
         Extension(
-            f"msssm.native.{variant}",
+            f"msssm.scan.cpu.{variant}",
             SOURCES,
             extra_compile_args=["-O3", "-std=c++17", *FLAGS, *flags],
             extra_link_args=["-pthread"],
-            depends=["msssm/native/common.h", "msssm/native/exponential.h"],
+            depends=["msssm/scan/cpu/common.h", "msssm/scan/cpu/exponential.h"],
             optional=True,
         )
         for variant, flags in VARIANTS.items()

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from msssm.scan.gpu import common, lti_kernels, selective_kernels
+from msssm.scan.triton import common, lti_kernels, selective_kernels
 
 ARCHITECTURES = (80, 90, 100)
 TYPES = ("fp32", "bf16", "fp16")

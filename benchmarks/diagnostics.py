@@ -27,10 +27,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from benchmarks.report import machine
-from tasks.bad_batches import LossSpikes
-from tasks.dashboards import Dashboard
-from tasks.load import build
-from tasks.record import provenance
+from tasks.callbacks.bad_batches import LossSpikes
+from tasks.callbacks.dashboard import Dashboard
+from tasks.commands.load import build
+from tasks.run.provenance import provenance
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = {"quick": CONFIGS / "quick/listops/msssm_s6.yaml", "full size": CONFIGS / "listops.yaml"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from benchmarks.cubins import Kernel, Loop, Usage, configurations, measure
-from msssm.scan.gpu import common
+from msssm.scan.triton import common
 
 # NVIDIA H200: clock under load and bytes a second as a copy reaches them; a load that goes to memory, and a launch.
 MULTIPROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 4.3e12

@@ -29,8 +29,8 @@ from benchmarks.model import training_step
 from benchmarks.report import machine
 from benchmarks.timing import in_turn, seconds
 from msssm import Backbone, MultiScaleSSM, PatchEmbedding, SequenceClassifier
-from msssm.flops import count_flops
-from tasks.record import provenance
+from msssm.diagnostics.flops import count_flops
+from tasks.run.provenance import provenance
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PEER = "timm vit_small_patch16_224"
@@ -163,7 +163,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"Training step in float32, batch {found['batch']}, best of several (median in brackets), models in turn. MiB: "
         "peak of one image's",
         "forward and backward, above weights, inputs and gradients. GFLOPs: forward, one image of 224 pixels "
-        "(`msssm/flops.py`).",
+        "(`msssm/diagnostics/flops.py`).",
         "",
         "| ImageNet model | parameters | GFLOPs | images/s at 224 | x ViT | "
         + " | ".join(f"MiB at {side}" for side in RESOLUTIONS)

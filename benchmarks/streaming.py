@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import machine
 from msssm import Backbone, MultiScaleSSM, SequenceClassifier, StreamingClassifier
-from tasks.record import provenance
+from tasks.run.provenance import provenance
 
 RECIPE = Path(__file__).parents[1] / "configs/ptbxl.yaml"
 RATE, LEADS, CLASSES, SECONDS = 100, 12, 71, 10  # Hz

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from msssm.errors import InputError
-from msssm.native import decomposition as native
 from msssm.operands import inner_contiguous
 from msssm.padding import last_positions, true_lengths, zero_padding
+from msssm.scan.cpu import decomposition as native
 from msssm.scan.dispatch import Backend, choose
 from msssm.transforms import plain_form
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from msssm.decomposition import MultiScaleDecomposition
 from msssm.errors import InputError
-from msssm.native.library import library
 from msssm.scan import Backend, lti_scan, multiscale_scan, selective_scan
+from msssm.scan.cpu.library import library
 from msssm.scan.dispatch import choose, fastest_on, obstacle
-from msssm.scan.selfcheck import milliseconds, relative_error
-from msssm.scan.verdict import KERNELS, Kernels, file_of, identity, settle
+from msssm.scan.triton.selfcheck import milliseconds, relative_error
+from msssm.scan.triton.verdict import KERNELS, Kernels, file_of, identity, settle
 
 # Largest errors in float32 against the reference in float64, relative to the largest value.
 OUTPUT, GRADIENT = 2e-5, 2e-4

@@ -9,10 +9,10 @@ from msssm.decomposition import ConvolutionBands, FilterInit, MultiScaleDecompos
 from msssm.errors import InputError
 from msssm.initialization import Initialization
 from msssm.layer import SequenceLayer
-from msssm.native.step import StepParameters, fits, multiscale_step
 from msssm.padding import zero_padding
 from msssm.scale_mixer import Mixer, ScaleMixer
 from msssm.scan import Backend, Discretization
+from msssm.scan.cpu.step import StepParameters, fits, multiscale_step
 from msssm.scan.dispatch import choose
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
 from msssm.ssm import LOG_RATE_LIMITS, S4, S6, NoSSM

@@ -11,8 +11,8 @@ from msssm.block import Block
 from msssm.classifier import ClassifierState, SequenceClassifier
 from msssm.errors import InputError
 from msssm.multiscale import MultiScaleSSM
-from msssm.native.stream import BlockOptions, BlockParameters, PackedClassifier
 from msssm.norm import SequenceNorm
+from msssm.scan.cpu.stream import BlockOptions, BlockParameters, PackedClassifier
 from msssm.scan.dispatch import choose
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
 from msssm.ssm import S6

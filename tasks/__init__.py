@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.bad_batches import SkipBadBatches
+    from tasks.callbacks.bad_batches import SkipBadBatches
+    from tasks.callbacks.nan_guard import NanGuard
     from tasks.ecg import ECGTask
     from tasks.image import ImageTask
     from tasks.listops import ListOpsTask
-    from tasks.nan_guard import NanGuard
     from tasks.tokens import TokenTask
 
 __all__ = ["ECGTask", "ImageTask", "ListOpsTask", "NanGuard", "SkipBadBatches", "TokenTask"]
@@ -17,8 +17,8 @@ _HOMES = {
     "ECGTask": "tasks.ecg",
     "ImageTask": "tasks.image",
     "ListOpsTask": "tasks.listops",
-    "NanGuard": "tasks.nan_guard",
-    "SkipBadBatches": "tasks.bad_batches",
+    "NanGuard": "tasks.callbacks.nan_guard",
+    "SkipBadBatches": "tasks.callbacks.bad_batches",
     "TokenTask": "tasks.tokens",
 }
 

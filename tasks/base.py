@@ -11,11 +11,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from msssm import param_groups
+from msssm.diagnostics.nan_guard import nan_guard
 from msssm.errors import InputError
-from msssm.nan_guard import nan_guard
-from tasks.predictions import Predictions
-from tasks.rank_states import gather_states, restore_state
-from tasks.weights import check_weights
+from tasks.run.predictions import Predictions
+from tasks.run.rank_states import gather_states, restore_state
+from tasks.run.weights import check_weights
 
 
 def warmup_cosine(step: int, warmup_steps: float, total_steps: float) -> float:

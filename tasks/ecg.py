@@ -11,9 +11,9 @@ from datamodules.ptbxl import LABEL_SETS, LEADS, ECGBatch, PTBXLDataModule
 from msssm import Backbone, SequenceClassifier
 from msssm.errors import InputError
 from tasks.base import SequenceTask
-from tasks.bootstrap import RESAMPLES, percentile_interval, resample
-from tasks.ecg_metrics import auroc, f_max, macro, weighted_auroc
-from tasks.predictions import FILE, Predictions
+from tasks.metrics.bootstrap import RESAMPLES, percentile_interval, resample
+from tasks.metrics.ecg import auroc, f_max, macro, weighted_auroc
+from tasks.run.predictions import FILE, Predictions
 
 
 class ECGTask(SequenceTask):
@@ -127,7 +127,7 @@ class ECGTask(SequenceTask):
             self.log(f"{stage}/{name}", float(value), prog_bar=name == "auroc", rank_zero_only=False)
 
     def configure_callbacks(self) -> list[Callback]:
-        from tasks.ecg_dashboard import ECGDashboard
+        from tasks.callbacks.ecg_dashboard import ECGDashboard
 
         return [ECGDashboard()]
 

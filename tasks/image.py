@@ -14,12 +14,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from datamodules import Batch
 from msssm import Backbone, PatchEmbedding, SequenceClassifier
 from msssm.classifier import Pooling
+from msssm.diagnostics.flops import count_flops
 from msssm.errors import InputError
-from msssm.flops import count_flops
 from msssm.image import ScanOrder
 from tasks.base import SequenceTask
-from tasks.image_dashboard import ImageDashboard
-from tasks.predictions import FILE
+from tasks.callbacks.image_dashboard import ImageDashboard
+from tasks.run.predictions import FILE
 
 # A larger confusion matrix is no reading matter; predictions.npz holds what it takes to compute one.
 LARGEST_CONFUSION = 100

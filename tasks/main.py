@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import version
 
 from tasks.complaints import complaint
@@ -22,6 +23,19 @@ USAGE = """usage: msssm COMMAND ...
   --version
 
 `msssm fit --help` lists the options of a recipe."""
+
+# Each has `main(args)`.
+COMMANDS = {
+    "table": "tasks.commands.table",
+    "sweep": "tasks.commands.sweep",
+    "compare": "tasks.commands.compare",
+    "doctor": "msssm.doctor",
+    "diagnose": "tasks.commands.diagnose",
+    "listops-report": "tasks.commands.listops_report",
+    "profile": "tasks.commands.profile",
+    "export": "tasks.commands.export",
+    "data": "tasks.commands.data",
+}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -48,44 +62,10 @@ def _dispatch(args: list[str] | None) -> None:
     command = words[0] if words else "--help"
     if command == "--version":
         print(version("msssm"))
-    elif command == "table":
-        from tasks.table import main as table
-
-        table(words[1:])
-    elif command == "sweep":
-        from tasks.sweep import main as sweep
-
-        sweep(words[1:])
-    elif command == "compare":
-        from tasks.compare import main as compare
-
-        compare(words[1:])
-    elif command == "doctor":
-        from msssm.doctor import main as doctor
-
-        doctor(words[1:])
-    elif command == "diagnose":
-        from tasks.diagnose import main as diagnose
-
-        diagnose(words[1:])
-    elif command == "listops-report":
-        from tasks.listops_report import main as listops_report
-
-        listops_report(words[1:])
-    elif command == "profile":
-        from tasks.profile import main as profile
-
-        profile(words[1:])
-    elif command == "export":
-        from tasks.export import main as export
-
-        export(words[1:])
-    elif command == "data":
-        from tasks.data import main as data
-
-        data(words[1:])
+    elif command in COMMANDS:
+        import_module(COMMANDS[command]).main(words[1:])
     elif command in ("fit", "validate", "test", "predict"):
-        from tasks.cli import MsssmCLI
+        from tasks.commands.cli import MsssmCLI
 
         MsssmCLI(args)  # None reads sys.argv, which relaunched DDP processes need
     elif command in ("-h", "--help"):

@@ -14,7 +14,7 @@ from msssm import Backbone, SequenceClassifier
 from msssm.classifier import Pooling
 from msssm.errors import InputError
 from tasks.base import SequenceTask
-from tasks.predictions import FILE
+from tasks.run.predictions import FILE
 
 
 class TokenTask(SequenceTask):

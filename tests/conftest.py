@@ -1,4 +1,4 @@
-"""Profiles of the fuzz tests: `pytest tests/test_fuzz.py --hypothesis-profile thorough` looks much further."""
+"""Profiles of the fuzz tests: `--hypothesis-profile thorough` looks much further than the default."""
 
 from hypothesis import HealthCheck, settings
 

@@ -29,24 +29,24 @@ BELOW = {
     "msssm.diagnostics": {"msssm.diagnostics", "msssm.decomposition", "msssm.layer", "msssm.ssm"},
     "msssm.layer": {"msssm.padding"},
     "msssm.recompute": {"msssm.transforms"},
-    "msssm.native": {"msssm.native", "msssm.operands", "msssm.recompute", "msssm.transforms", "msssm.untouched"},
+    "msssm.scan.cpu": {"msssm.scan.cpu", "msssm.operands", "msssm.recompute", "msssm.transforms", "msssm.untouched"},
     "msssm.scan": {
         "msssm.scan",
-        "msssm.native",
+        "msssm.scan.cpu",
         "msssm.operands",
         "msssm.padding",
         "msssm.recompute",
         "msssm.transforms",
     },
     "msssm.decomposition": {
-        "msssm.native",
+        "msssm.scan.cpu",
         "msssm.operands",
         "msssm.padding",
         "msssm.scan.dispatch",
         "msssm.transforms",
     },
     "msssm.scale_mixer": set(),
-    "msssm.nan_guard": {"msssm.layer", "msssm.multiscale", "msssm.padding", "msssm.ssm"},
+    "msssm.diagnostics.nan_guard": {"msssm.layer", "msssm.multiscale", "msssm.padding", "msssm.ssm"},
     "msssm.ssm": {"msssm.initialization", "msssm.padding", "msssm.scan", "msssm.untouched"},
     "msssm.norm": {"msssm.padding"},
     "msssm.param_groups": set(),
@@ -91,7 +91,7 @@ def test_no_package_imports_what_stands_above_it(package: str) -> None:
 
 def test_nothing_imports_the_timm_registry() -> None:
     for path in (path for package in ("msssm", "datamodules", "tasks") for path in files(package)):
-        assert "msssm.timm_models" not in imports(path), path.relative_to(ROOT)
+        assert "msssm.integrations.timm" not in imports(path), path.relative_to(ROOT)
 
 
 def test_triton_is_imported_by_the_scan_alone() -> None:

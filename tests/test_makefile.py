@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.record import _git
+from tasks.run.provenance import _git
 
 TARGETS = ["reproduce-table", "ablations", "choices", "listops-report", "bench", "soak", "fuzz", "dashboard"]
 WRITES = r"(?:--run_dir|--results|--output|mkdir -p|msssm table|2>>|--target)[ =]([\w./-]+)"
@@ -24,7 +24,7 @@ def outputs() -> set[str]:
         for profile in ("quick", "medium", "paper")
         for path in re.findall(WRITES, make("-n", *TARGETS, f"PROFILE={profile}", "TASKS=listops"))
     }
-    sources = [*Path("benchmarks").glob("*.py"), *Path("tasks").rglob("*.py"), Path("tests/soak.py")]
+    sources = [*Path("benchmarks").glob("*.py"), *Path("tasks").rglob("*.py"), Path("tests/robustness/soak.py")]
     options = r"\"--(?:output|results)\".*default=Path\(\"([\w./-]+)\"\)"
     return (
         named | {path for source in sources for path in re.findall(options, source.read_text())} | {".fuzz", ".tools"}

@@ -13,10 +13,10 @@ import pytest
 from datamodules.ptbxl import LEADS, class_names, simulate
 from datamodules.ptbxl.statements import scp_statements
 from msssm import Backbone, MultiScaleSSM
-from tasks.checkpoint_io import DurableCheckpointIO
 from tasks.ecg import ECGTask
 from tasks.main import main
-from tests.recipes import TINY_DATA
+from tasks.run.checkpoint_io import DurableCheckpointIO
+from tests.support.recipes import TINY_DATA
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *Path("docs").glob("*.md")]
 BLOCKS = [

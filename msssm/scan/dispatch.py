@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from msssm.errors import InputError
-from msssm.native.library import library
-from msssm.scan import gpu
-from msssm.scan.verdict import Kernels, settle
+from msssm.scan import triton
+from msssm.scan.cpu.library import library
+from msssm.scan.triton.verdict import Kernels, settle
 from msssm.transforms import transformed
 
 Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
@@ -98,7 +98,7 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if not (device.type == "cuda" or interpreted) or dtype == torch.float64:
         return f"needs float32, float16 or bfloat16 tensors on a GPU, got {dtype} on {device}; use 'torch'"
-    return None if gpu.available() else "is not installed: pip install triton (Linux)"
+    return None if triton.available() else "is not installed: pip install triton (Linux)"
 
 
 # A check, or the search for a library, runs while tracing as at any other time, and its outcome is a constant of the

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from msssm.native import lti as native
 from msssm.padding import position_mask, true_lengths, zero_padding
-from msssm.scan import convolution, gpu, reference
+from msssm.scan import reference, triton
 from msssm.scan.checks import Discretization, check_discretization, check_operand, expect_dimensions
+from msssm.scan.cpu import lti as native
 from msssm.scan.dispatch import Backend, choose
 from msssm.scan.mixing import as_heads, check_mix, mix_bands
+from msssm.scan.torch import convolution
 from msssm.transforms import plain_form
 
 
@@ -85,7 +86,7 @@ def lti_scan(
         if chosen == "cpu":
             y, last = native.lti_scan(u, torch.exp(rate), weight, mix, skip, lengths, state)
         elif chosen == "triton":
-            y, last = gpu.lti_scan(u, torch.exp(rate), weight, mix, skip, lengths, state)
+            y, last = triton.lti_scan(u, torch.exp(rate), weight, mix, skip, lengths, state)
         else:
             banded = zero_padding(u, lengths)
             if chosen == "torch" and length:
@@ -106,7 +107,7 @@ def _sequential(
     lengths: Tensor | None,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`msssm.native.lti.lti_scan` by the reference."""
+    """`msssm.scan.cpu.lti.lti_scan` by the reference."""
     u, mix = zero_padding(u, lengths), zero_padding(mix, lengths)
     start = decay.new_zeros(len(u), *decay.shape) if state is None else state
     mask = None if lengths is None else position_mask(lengths, u.shape[1])

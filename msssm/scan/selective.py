@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msssm.native import selective as native
 from msssm.padding import true_lengths, zero_padding
-from msssm.scan import blocked, gpu, reference
+from msssm.scan import reference, triton
 from msssm.scan.checks import Discretization, check_discretization, check_operand, expect_dimensions
+from msssm.scan.cpu import selective as native
 from msssm.scan.dispatch import Backend, choose
 from msssm.scan.mixing import as_heads, check_mix, mix_bands
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, full_rank, step_size
+from msssm.scan.torch import blocked
 from msssm.transforms import plain_form
 
 _BANDED = {"reference": reference.banded_scan, "torch": blocked.banded_scan}
@@ -190,7 +191,7 @@ def _run(
                 (MIN_DELTA, MAX_DELTA),
             )  # fmt: skip
         elif backend == "triton":
-            y, state = gpu.multiscale_scan(
+            y, state = triton.multiscale_scan(
                 u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization
             )
         else:

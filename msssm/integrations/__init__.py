@@ -1,0 +1,1 @@
+"""Registries of other libraries that msssm fills when they are imported."""

@@ -1,0 +1,130 @@
+"""The native decomposition: `decomposition.cpp` behind two `torch.library` operators, float32 only."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msssm.operands import WHOLE, dense, dense_or_none, inner_contiguous, strided
+from msssm.scan.cpu.library import integers, native, pointer, pointers, strides
+from msssm.transforms import beyond_first, plain_gradients
+
+
+def _sizes(x: Tensor, low: Tensor) -> Any:
+    batch, length, channels = x.shape
+    return integers(batch, length, low.shape[0], low.shape[1], channels, torch.get_num_threads())
+
+
+def _strides(x: Tensor, bands: Tensor, history: Tensor | None) -> Any:
+    return strides(x.unsqueeze(2), bands, (x if history is None else history).unsqueeze(2))
+
+
+def _rows(low: Tensor) -> int:
+    """Of the histories of all levels."""
+    levels, taps, _ = low.shape
+    return (taps - 1) * (2**levels - 1)
+
+
+def _as_read(x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None) -> Any:
+    """The tensors of an operator as the native functions read them."""
+    batch, _, channels = x.shape
+    taps = (*low.shape[:2], channels)
+    past = None if history is None else strided(history, (batch, _rows(low), channels))
+    return strided(x, x.shape), dense(low, taps), dense(high, taps), past, dense_or_none(lengths, (batch,), WHOLE)
+
+
+@torch.library.custom_op("msssm::decomposition", mutates_args=(), device_types="cpu")
+def decomposition(
+    x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Bands and the histories at the end of each row.
+
+    Args:
+        x: (B, L, D), the last dimension contiguous.
+        low: taps (S, K, D), contiguous.
+        high: likewise.
+        history: values before the first, of all levels one behind the other, (B, (K - 1) (2^S - 1), D); or zeros.
+        lengths: (B,) int64; the bands are zero past a row's length.
+
+    Returns:
+        bands (B, L, S + 2, D), and the new history.
+    """
+    x, low, high, history, lengths = _as_read(x, low, high, history, lengths)
+    bands, last = _decomposition_fake(x, low, high, history, lengths)
+    native().msssm_decomposition_forward(
+        _sizes(x, low),
+        _strides(x, bands, history),
+        pointers(x, low, high, history),
+        pointer(lengths),
+        pointer(bands),
+        pointer(last),
+    )
+    return bands, last
+
+
+@decomposition.register_fake
+def _decomposition_fake(
+    x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    batch, length, channels = x.shape
+    return x.new_empty(batch, length, low.shape[0] + 2, channels), x.new_empty(batch, _rows(low), channels)
+
+
+@torch.library.custom_op("msssm::decomposition_backward", mutates_args=(), device_types="cpu")
+def _decomposition_backward(
+    x: Tensor,
+    low: Tensor,
+    high: Tensor,
+    history: Tensor | None,
+    lengths: Tensor | None,
+    grad_bands: Tensor,
+    grad_last: Tensor,
+) -> list[Tensor]:
+    """Gradients of x, low, high and the history."""
+    x, low, high, history, lengths = _as_read(x, low, high, history, lengths)
+    batch, length, channels = x.shape
+    grad_bands = strided(grad_bands, (batch, length, len(low) + 2, channels))
+    grad_last = dense(grad_last, (batch, _rows(low), channels))
+    grad_x, grad_history = torch.empty_like(x), torch.empty_like(grad_last)
+    grad_low, grad_high = x.new_empty(2, batch, *low.shape)  # per row of the batch, added up below
+    native().msssm_decomposition_backward(
+        _sizes(x, low),
+        _strides(x, grad_bands, history),
+        pointers(x, low, high, history),
+        pointer(lengths),
+        pointer(grad_bands),
+        pointer(grad_last),
+        strides(grad_x.unsqueeze(2)),
+        pointers(grad_x, grad_low, grad_high, grad_history),
+    )
+    return [grad_x, grad_low.sum(0), grad_high.sum(0), grad_history]
+
+
+@_decomposition_backward.register_fake
+def _(
+    x: Tensor,
+    low: Tensor,
+    high: Tensor,
+    history: Tensor | None,
+    lengths: Tensor | None,
+    grad_bands: Tensor,
+    grad_last: Tensor,
+) -> list[Tensor]:
+    return [torch.empty_like(x) for x in (x, low, high, grad_last)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad_bands: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+    x, low, high, history, lengths = inputs = ctx.saved_tensors
+    if beyond_first(grad_bands):
+        return plain_gradients("msssm::decomposition", inputs, (grad_bands, grad_last))
+    *grads, grad_history = _decomposition_backward(
+        x, low, high, history, lengths, inner_contiguous(grad_bands), grad_last.contiguous()
+    )
+    return *grads, None if history is None else grad_history, None
+
+
+torch.library.register_autograd("msssm::decomposition", _backward, setup_context=_setup_context)

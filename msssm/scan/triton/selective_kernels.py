@@ -1,0 +1,482 @@
+"""Kernels of the selective scan. Nothing of size (B, L, M, D, N) is written but the slots below.
+
+A program holds one row, one chunk, one band and BLOCK_D channels. What step t needs is loaded while an earlier step is
+computed, and carried through the loop: a multiprocessor issues in order, and a value that is read right after its load
+would cost the load's whole latency in every step. benchmarks.cubins reads from the compiled code how far ahead it is.
+
+Forward: the bands' outputs leave as partial sums, added up afterwards in a fixed order. At the tiles' boundaries the
+states are kept as checkpoints.
+
+Backward: for each tile, last to first, it sweeps forward from the checkpoint and stores the state before each block of
+BLOCK steps into a slot of its own, then walks back block by block: the states of a block are computed again in
+registers. So the slots take 4 / BLOCK bytes a state, of the L2 cache, and of the memory where they outgrow that. Sums
+over channels leave as one partial sum per block of channels, sums over time per row and chunk, sums over states per
+block of states; all are added up afterwards in a fixed order.
+
+exp is exp2 with log2(e) folded into A. Under zero-order hold about ten operations beside it go to the gain, and the FMA
+pipes bind, not the exponential unit: so the exponentials stay there.
+"""
+
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator, assignment, var-annotated"
+# Triton has no types, and its tuples grow.
+
+import triton
+import triton.language as tl
+
+from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
+from msssm.scan.triton.common import SIZES, place, whether
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+# Steps that the backward's sweep over a tile loads ahead.
+SWEEP: tl.constexpr = tl.constexpr(4)
+LOWEST: tl.constexpr = tl.constexpr(MIN_DELTA)
+HIGHEST: tl.constexpr = tl.constexpr(MAX_DELTA)
+
+
+@triton.jit
+def decay_and_gain(step, rate, inverse, ZOH: tl.constexpr):
+    """2^(step rate) and (2^(step rate) - 1) / rate (1 under Euler), where rate = A log2(e) and inverse = 1 / rate.
+
+    Zero-order hold's own gain, expm1(step A) / A, is log2(e) times that: the factor goes to the input.
+    """
+    x = step[None, :] * rate
+    decay = tl.exp2(x)
+    if ZOH:
+        # (2^x - 1) / x on [-3/4, 0], relative error 2e-7; below, 2^x - 1 loses at most two bits.
+        p = 0.0010745241306722164 * x + 0.009452960453927517
+        p = p * x + 0.05545998737215996
+        p = p * x + 0.24022231996059418
+        p = p * x + 0.6931471228599548
+        gain = tl.where(x > -0.75, p * step[None, :], decay * inverse - inverse)
+    else:
+        gain = 1.0
+    return decay, gain
+
+
+@triton.jit
+def softplus(z):
+    """log(1 + exp(z)), exact to float32 for every z, and exp(-|z|)."""
+    e = tl.exp2(-tl.abs(z) * LOG2E)
+    # log(1 + e) / e on [0, 1], relative error 3e-8.
+    p = 0.0052326937 * e - 0.0295052401
+    p = p * e + 0.07822596092
+    p = p * e - 0.1366324728
+    p = p * e + 0.191060079
+    p = p * e - 0.2484298267
+    p = p * e + 0.333190969
+    p = p * e - 0.4999949315
+    p = p * e + 0.9999999699
+    return tl.maximum(z, 0.0) + e * p, e
+
+
+@triton.jit
+def clamp(step):
+    return tl.minimum(tl.maximum(step, LOWEST), HIGHEST)
+
+
+@triton.jit
+def load_weights(row, state_block, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """B or C of one step, as it is stored; values of 16 bits in pairs, which `widen` takes apart."""
+    if paired(row, N):
+        w = state_block * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        words = row.to(tl.pointer_type(tl.int32))
+        found = tl.load(words + w) if N % BLOCK_N == 0 else tl.load(words + w, mask=w < N // 2, other=0)
+    else:
+        n = state_block * BLOCK_N + tl.arange(0, BLOCK_N)
+        found = tl.load(row + n) if N % BLOCK_N == 0 else tl.load(row + n, mask=n < N, other=0.0)
+    return found
+
+
+@triton.jit
+def widen(found, like, N: tl.constexpr):
+    """What `load_weights` found, in float32."""
+    if paired(like, N):
+        if like.dtype.element_ty == tl.bfloat16:
+            low = (found << 16).to(tl.float32, bitcast=True)
+            high = (found & -65536).to(tl.float32, bitcast=True)
+        else:
+            low = found.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+            high = (found >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        values = tl.interleave(low, high)
+    else:
+        values = found.to(tl.float32)
+    return values
+
+
+@triton.jit
+def below(i, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """i < SIZE, known to be true where the blocks fill the size: a mask less to keep."""
+    return tl.zeros((BLOCK,), tl.int32) == 0 if SIZE % BLOCK == 0 else i < SIZE
+
+
+@triton.jit
+def load_some(pointers, i, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Values at `pointers`, zeros where i is not below SIZE; without a mask where all are."""
+    return tl.load(pointers) if SIZE % BLOCK == 0 else tl.load(pointers, mask=i < SIZE, other=0.0)
+
+
+@triton.jit
+def head_of(d, D: tl.constexpr, HEADS: tl.constexpr):
+    """Head of each channel; one number where there is one."""
+    return 0 if HEADS == 1 else d * HEADS // D
+
+
+@triton.constexpr_function
+def paired(row, N):
+    return row.dtype.element_ty.primitive_bitwidth == 16 and N % 2 == 0
+
+
+@triton.jit
+def softplus_and_slope(z):
+    """The step size of z and its derivative, which is 0 where the clamp holds."""
+    step, e = softplus(z)
+    slope = tl.where(z >= 0.0, 1.0, e) / (1.0 + e)
+    within = (step >= LOWEST) & (step <= HIGHEST)
+    return clamp(step), tl.where(within, slope, 0.0)
+
+
+@triton.jit
+def advance(h, x, step, b, rate, inverse, ZOH: tl.constexpr):
+    """h_t of h_{t-1}."""
+    decay, gain = decay_and_gain(step, rate, inverse, ZOH)
+    if ZOH:
+        h = decay * h + gain * (b[:, None] * (x * LOG2E)[None, :])
+    else:
+        h = decay * h + b[:, None] * (x * step)[None, :]
+    return h
+
+
+@triton.jit(do_not_specialize=SIZES)
+def forward(u, delta, A, B, C, mix, skip, bias, lengths, states, totals, checkpoints, y,
+            length, span, chunks,
+            BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, ZOH: tl.constexpr,
+            TILE: tl.constexpr, AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """states (B, chunks, M, N, D): before each chunk when called, after it on return.
+
+    Writes y (B, L, M, state blocks, D), to be added up over bands and blocks, and, where given, checkpoints
+    (B, tiles, M, N, D). Without y it is the first pass, which gives totals (B, chunks, M, D), the sums
+    of the step sizes.
+    """
+    row, chunk, m, state_block, channel_block, begin, end = place(
+        lengths, length, span, chunks, BANDS, D, N, BLOCK_N, BLOCK_D
+    )
+    state_blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    d = channel_block * BLOCK_D + tl.arange(0, BLOCK_D)
+    n = state_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    real = (n < N)[:, None] & (d < D)[None, :]
+    once = d + state_block * D < D
+    # Lanes past the last channel repeat it and write nothing, so that no load in the loop needs a mask.
+    here = tl.minimum(d, D - 1)
+    # The hint keeps loads of states at one channel a lane, the layout in which the loop needs no exchange.
+    own = n[:, None] * D + tl.multiple_of(d, 1)[None, :]
+    state_at = states + ((row * chunks + chunk) * BANDS + m) * (N * D) + own
+    h = tl.load(state_at, mask=real, other=0.0)
+    rate = tl.load(A + m * N * D + own, mask=real, other=-1.0) * LOG2E
+    inverse = 1.0 / rate
+    weight = tl.zeros((BLOCK_D,), tl.float32)
+    if skip is not None:
+        weight = tl.load(skip + m * D + d, mask=once, other=0.0)
+    band_bias = bias
+    if bias is not None:
+        band_bias = tl.load(bias + m * D + here)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(begin, end, TILE):
+        if checkpoints is not None:
+            tiles = (length + TILE - 1) // TILE
+            kept = (row * tiles + start // TILE) * BANDS + m
+            tl.store(checkpoints + kept * (N * D) + own, h, mask=real)
+        # Within a tile 32 bits hold every offset.
+        steps = tl.minimum(end - start, TILE).to(tl.int32)
+        at = (row * length + start) * BANDS + m
+        u_at, delta_at, mix_at = u + at * D + here, delta + at * D + here, mix + at * HEADS + head_of(here, D, HEADS)
+        B_at, C_at = B + at * N, C + at * N
+        y_at = y
+        if y is not None:
+            y_at = y + (at * state_blocks + state_block) * D + d
+        xs, zs, bs, cs, es = (), (), (), (), ()
+        for j in tl.static_range(AHEAD):
+            k = tl.minimum(j, steps - 1) * BANDS
+            xs += (tl.load(u_at + k * D),)
+            zs += (tl.load(delta_at + k * D),)
+            bs += (load_weights(B_at + k * N, state_block, N, BLOCK_N),)
+            if y is not None:
+                cs += (load_weights(C_at + k * N, state_block, N, BLOCK_N),)
+                es += (tl.load(mix_at + k * HEADS),)
+        for i in range(0, steps, AHEAD):
+            next_xs, next_zs, next_bs, next_cs, next_es = (), (), (), (), ()
+            for j in tl.static_range(AHEAD):
+                k = tl.minimum(i + AHEAD + j, steps - 1) * BANDS
+                next_xs += (tl.load(u_at + k * D),)
+                next_zs += (tl.load(delta_at + k * D),)
+                next_bs += (load_weights(B_at + k * N, state_block, N, BLOCK_N),)
+                if y is not None:
+                    next_cs += (load_weights(C_at + k * N, state_block, N, BLOCK_N),)
+                    next_es += (tl.load(mix_at + k * HEADS),)
+                x = xs[j].to(tl.float32)
+                step = zs[j].to(tl.float32)
+                if bias is not None:
+                    step, _e = softplus(step + band_bias)
+                    step = clamp(step)
+                # Past the tile's last step nothing moves.
+                live = whether(i + j, steps, BLOCK_D)
+                step = tl.where(live, step, 0.0)
+                h = advance(h, x, step, widen(bs[j], B, N), rate, inverse, ZOH)
+                if y is None:
+                    total += step
+                else:
+                    c = widen(cs[j], C, N)
+                    out = es[j].to(tl.float32) * (tl.sum(h * c[:, None], 0) + weight * x)
+                    tl.store(y_at + (i + j) * (BANDS * state_blocks * D), out, mask=(d < D) & live)
+            xs, zs, bs, cs, es = next_xs, next_zs, next_bs, next_cs, next_es
+    tl.store(state_at, h, mask=real)
+    if y is None:
+        total_at = totals + ((row * chunks + chunk) * BANDS + m) * D + d
+        tl.store(total_at, total, mask=once)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def carry_back(delta, A, C, mix, bias, lengths, grad_y, carries, totals, length, span, chunks,
+               BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr,
+               AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """First pass of the backward: what each chunk's outputs give to the gradient of the state before the chunk.
+
+    Writes carries (B, chunks, M, N, D) and totals (B, chunks, M, D), the sums of the step sizes.
+    """
+    row, chunk, m, state_block, channel_block, begin, end = place(
+        lengths, length, span, chunks, BANDS, D, N, BLOCK_N, BLOCK_D
+    )
+    d = channel_block * BLOCK_D + tl.arange(0, BLOCK_D)
+    n = state_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = below(d, D, BLOCK_D)
+    real = below(n, N, BLOCK_N)[:, None] & channel[None, :]
+    here = tl.minimum(d, D - 1)
+    own = n[:, None] * D + tl.multiple_of(d, 1)[None, :]
+    rate = tl.load(A + m * N * D + own, mask=real, other=-1.0) * LOG2E
+    band_bias = bias
+    if bias is not None:
+        band_bias = tl.load(bias + m * D + here)
+    carry = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    tiles = tl.maximum(end - begin + TILE - 1, 0) // TILE
+    for later_tiles in range(tiles):
+        start = begin + (tiles - 1 - later_tiles) * TILE
+        steps = tl.minimum(end - start, TILE).to(tl.int32)
+        at = (row * length + start) * BANDS + m
+        delta_at, mix_at = delta + at * D + here, mix + at * HEADS + head_of(here, D, HEADS)
+        C_at, grad_at = C + at * N, grad_y + (row * length + start) * D + here
+        zs, cs, es, gs = (), (), (), ()
+        for j in tl.static_range(AHEAD):
+            k = tl.maximum(steps - 1 - j, 0)
+            zs += (tl.load(delta_at + k * (BANDS * D)),)
+            cs += (load_weights(C_at + k * (BANDS * N), state_block, N, BLOCK_N),)
+            es += (tl.load(mix_at + k * (BANDS * HEADS)),)
+            gs += (tl.load(grad_at + k * D),)
+        for back in range(0, steps, AHEAD):
+            next_zs, next_cs, next_es, next_gs = (), (), (), ()
+            for j in tl.static_range(AHEAD):
+                k = tl.maximum(steps - 1 - back - AHEAD - j, 0)
+                next_zs += (tl.load(delta_at + k * (BANDS * D)),)
+                next_cs += (load_weights(C_at + k * (BANDS * N), state_block, N, BLOCK_N),)
+                next_es += (tl.load(mix_at + k * (BANDS * HEADS)),)
+                next_gs += (tl.load(grad_at + k * D),)
+                step = zs[j].to(tl.float32)
+                if bias is not None:
+                    step, _e = softplus(step + band_bias)
+                    step = clamp(step)
+                # Before the tile's first step nothing moves.
+                live = whether(back + j, steps, BLOCK_D)
+                step = tl.where(live, step, 0.0)
+                grad = tl.where(channel & live, es[j].to(tl.float32) * gs[j].to(tl.float32), 0.0)
+                c = widen(cs[j], C, N)
+                carry = tl.exp2(step[None, :] * rate) * (carry + c[:, None] * grad[None, :])
+                total += step
+            zs, cs, es, gs = next_zs, next_cs, next_es, next_gs
+    place_of = (row * chunks + chunk) * BANDS + m
+    tl.store(carries + place_of * (N * D) + own, carry, mask=real)
+    once = d + state_block * D < D
+    tl.store(totals + place_of * D + d, total, mask=once)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, carries, scratch,
+             grad_u, grad_delta, grad_A, grad_B, grad_C, grad_mix, grad_skip, grad_bias,
+             length, span, chunks,
+             BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, ZOH: tl.constexpr,
+             TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """carries (B, chunks, M, N, D): gradient of the state after each chunk when called, before it on return.
+
+    Partial sums: grad_u, grad_delta (B, L, M, state blocks, D); grad_B, grad_C (B, L, M, channel blocks, N); grad_mix
+    (B, L, M, state blocks, D), or (B, L, M, state blocks, channel blocks) with one head; grad_A (B, chunks, M, N, D);
+    grad_skip (B, chunks, M, D); grad_bias (B, chunks, M, state blocks, D).
+    """
+    row, chunk, m, state_block, channel_block, begin, end = place(
+        lengths, length, span, chunks, BANDS, D, N, BLOCK_N, BLOCK_D
+    )
+    channel_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    state_blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    d = channel_block * BLOCK_D + tl.arange(0, BLOCK_D)
+    here = tl.minimum(d, D - 1)
+    n = state_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel, state = below(d, D, BLOCK_D), below(n, N, BLOCK_N)
+    real = state[:, None] & channel[None, :]
+    once = d + state_block * D < D
+    own = n[:, None] * D + d[None, :]
+    rate = tl.load(A + m * N * D + own, mask=real, other=-1.0) * LOG2E
+    inverse = 1.0 / rate
+    weight = tl.zeros((BLOCK_D,), tl.float32)
+    if skip is not None:
+        weight = tl.load(skip + m * D + d, mask=once, other=0.0)
+    band_bias = bias
+    if bias is not None:
+        band_bias = tl.load(bias + m * D + here)
+    place_of = (row * chunks + chunk) * BANDS + m
+    carry = tl.load(carries + place_of * (N * D) + own, mask=real, other=0.0)
+    sum_A = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    sum_skip = tl.zeros((BLOCK_D,), tl.float32)
+    sum_bias = tl.zeros((BLOCK_D,), tl.float32)
+    states_at: tl.constexpr = BLOCK_N * BLOCK_D
+    slots = scratch + tl.program_id(0).to(tl.int64) * (TILE // BLOCK * states_at)
+    slots += tl.arange(0, BLOCK_N)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    all_tiles = (length + TILE - 1) // TILE
+    tiles = tl.maximum(end - begin + TILE - 1, 0) // TILE
+    start = begin + tiles * TILE
+    for _ in range(tiles):
+        start -= TILE
+        # Within a tile 32 bits hold every offset.
+        steps = tl.minimum(end - start, TILE).to(tl.int32)
+        at = (row * length + start) * BANDS + m
+        u_at, delta_at, mix_at = u + at * D + here, delta + at * D + here, mix + at * HEADS + head_of(here, D, HEADS)
+        B_at, C_at = B + at * N + n, C + at * N + n
+        grad_at = grad_y + (row * length + start) * D + d
+        part = (at * state_blocks + state_block) * D + d
+        sums = (at * channel_blocks + channel_block) * N + n
+        kept = (row * all_tiles + start // TILE) * BANDS + m
+        h = tl.load(checkpoints + kept * (N * D) + own, mask=real, other=0.0)
+        # Forward: the state before each block of steps goes to its slot.
+        xs, zs, bs = (), (), ()
+        for j in tl.static_range(SWEEP):
+            k = tl.minimum(j, steps - 1) * BANDS
+            xs += (tl.load(u_at + k * D),)
+            zs += (tl.load(delta_at + k * D),)
+            bs += (load_some(B_at + k * N, n, N, BLOCK_N),)
+        for i in range(0, steps, SWEEP):
+            next_xs, next_zs, next_bs = (), (), ()
+            for j in tl.static_range(SWEEP):
+                k = tl.minimum(i + SWEEP + j, steps - 1) * BANDS
+                next_xs += (tl.load(u_at + k * D),)
+                next_zs += (tl.load(delta_at + k * D),)
+                next_bs += (load_some(B_at + k * N, n, N, BLOCK_N),)
+            for j in tl.static_range(SWEEP):
+                if j % BLOCK == 0:
+                    tl.store(slots + (i + j) // BLOCK * states_at, h)
+                step = zs[j].to(tl.float32)
+                if bias is not None:
+                    step, _e = softplus(step + band_bias)
+                    step = clamp(step)
+                step = tl.where(whether(i + j, steps, BLOCK_D), step, 0.0)
+                h = advance(h, xs[j].to(tl.float32), step, bs[j].to(tl.float32), rate, inverse, ZOH)
+            xs, zs, bs = next_xs, next_zs, next_bs
+        tl.debug_barrier()
+        # Backward: the states of a block are computed again from its slot.
+        blocks = (steps + BLOCK - 1) // BLOCK
+        xs, zs, bs, cs, es, gs = (), (), (), (), (), ()
+        for j in tl.static_range(BLOCK):
+            k = tl.minimum((blocks - 1) * BLOCK + j, steps - 1)
+            xs += (tl.load(u_at + k * (BANDS * D)),)
+            zs += (tl.load(delta_at + k * (BANDS * D)),)
+            bs += (load_some(B_at + k * (BANDS * N), n, N, BLOCK_N),)
+            cs += (load_some(C_at + k * (BANDS * N), n, N, BLOCK_N),)
+            es += (tl.load(mix_at + k * (BANDS * HEADS)),)
+            gs += (load_some(grad_at + k * D, d, D, BLOCK_D),)
+        for back in range(blocks):
+            i = (blocks - 1 - back) * BLOCK
+            before = (tl.load(slots + i // BLOCK * states_at),)
+            next_xs, next_zs, next_bs, next_cs, next_es, next_gs = (), (), (), (), (), ()
+            k = tl.maximum(i - BLOCK, 0)
+            u_k, delta_k, mix_k = u_at + k * (BANDS * D), delta_at + k * (BANDS * D), mix_at + k * (BANDS * HEADS)
+            B_k, C_k, grad_k = B_at + k * (BANDS * N), C_at + k * (BANDS * N), grad_at + k * D
+            more, more_states = whether(0, i, BLOCK_D), whether(0, i, BLOCK_N)
+            for j in tl.static_range(BLOCK):
+                next_xs += (tl.load(u_k + j * (BANDS * D), mask=more),)
+                next_zs += (tl.load(delta_k + j * (BANDS * D), mask=more),)
+                next_bs += (tl.load(B_k + j * (BANDS * N), mask=state & more_states, other=0.0),)
+                next_cs += (tl.load(C_k + j * (BANDS * N), mask=state & more_states, other=0.0),)
+                next_es += (tl.load(mix_k + j * (BANDS * HEADS), mask=i > 0 if HEADS == 1 else more),)
+                next_gs += (tl.load(grad_k + j * D, mask=channel & more, other=0.0),)
+            sizes, slopes = (), ()
+            for j in tl.static_range(BLOCK):
+                step = zs[j].to(tl.float32)
+                slope = step
+                if bias is not None:
+                    step, slope = softplus_and_slope(step + band_bias)
+                step = tl.where(whether(i + j, steps, BLOCK_D), step, 0.0)
+                sizes += (step,)
+                slopes += (slope,)
+                if j < BLOCK - 1:
+                    x, b = xs[j].to(tl.float32), bs[j].to(tl.float32)
+                    before += (advance(before[j], x, step, b, rate, inverse, ZOH),)
+            part_i, sums_i = part + i * (BANDS * state_blocks * D), sums + i * (BANDS * channel_blocks * N)
+            for j in tl.static_range(BLOCK - 1, -1, -1):
+                live, live_state = whether(i + j, steps, BLOCK_D), whether(i + j, steps, BLOCK_N)
+                step = sizes[j]
+                x, b, c = xs[j].to(tl.float32), bs[j].to(tl.float32), cs[j].to(tl.float32)
+                grad_mixed = tl.where(live, gs[j].to(tl.float32), 0.0)
+                e = es[j].to(tl.float32)
+                grad = e * grad_mixed
+                part_at, sums_at = part_i + j * (BANDS * state_blocks * D), sums_i + j * (BANDS * channel_blocks * N)
+                # h is still the state after the step.
+                if HEADS == 1:
+                    # One weight for all channels: it leaves the sum over them, which then serves C and mix.
+                    by_state = tl.sum(h * grad_mixed[None, :], 1)
+                    tl.store(grad_C + sums_at, by_state * e, mask=state & live_state)
+                    mixed_at = ((at + (i + j) * BANDS) * state_blocks + state_block) * channel_blocks + channel_block
+                    mixed = tl.sum(by_state * c, 0) + tl.sum(weight * x * grad_mixed, 0)
+                    tl.store(grad_mix + mixed_at, mixed, mask=i + j < steps)
+                else:
+                    by_state = tl.sum(h * grad[None, :], 1)
+                    tl.store(grad_C + sums_at, by_state, mask=state & live_state)
+                    product = grad_mixed * (tl.sum(h * c[:, None], 0) + weight * x)
+                    tl.store(grad_mix + part_at, product, mask=channel & live)
+                h = before[j]
+                decay, gain = decay_and_gain(step, rate, inverse, ZOH)
+                grad_h = carry + c[:, None] * grad[None, :]
+                carry = decay * grad_h
+                if ZOH:
+                    # dh/dstep = ln(2) decay (B v + rate h_{t-1});
+                    # dh/drate has, besides step / rate of it, -gain B v / rate.
+                    v = x * LOG2E
+                    drive = b[:, None] * v[None, :]
+                    grad_drive = grad_h * gain
+                    along_step = carry * (drive + rate * h)
+                    sum_A += along_step * (step * LN2)[None, :] - grad_drive * drive
+                    grad_step = tl.sum(along_step, 0) * LN2
+                    grad_x = tl.sum(grad_drive * b[:, None], 0) * LOG2E
+                    grad_b = tl.sum(grad_drive * v[None, :], 1)
+                else:
+                    along_step = carry * h
+                    sum_A += along_step * step[None, :]
+                    along = tl.sum(grad_h * b[:, None], 0)
+                    grad_step = tl.sum(along_step * rate, 0) * LN2 + along * x
+                    grad_x = along * step
+                    grad_b = tl.sum(grad_h * (x * step)[None, :], 1)
+                if bias is not None:
+                    grad_step = tl.where(live, grad_step * slopes[j], 0.0)
+                    sum_bias += grad_step
+                tl.store(grad_u + part_at, grad_x + weight * grad, mask=channel & live)
+                tl.store(grad_delta + part_at, grad_step, mask=channel & live)
+                tl.store(grad_B + sums_at, grad_b, mask=state & live_state)
+                sum_skip += grad * x
+            xs, zs, bs, cs, es, gs = next_xs, next_zs, next_bs, next_cs, next_es, next_gs
+        # The next tile overwrites the slots.
+        tl.debug_barrier()
+    # Found anew, from what the loop left: kept through the loop, these addresses would be what spills.
+    place_of = (row * chunks + start // span) * BANDS + m
+    tl.store(carries + place_of * (N * D) + own, carry, mask=real)
+    if ZOH:
+        sum_A *= inverse * LOG2E
+    tl.store(grad_A + place_of * (N * D) + own, sum_A, mask=real)
+    if skip is not None:
+        tl.store(grad_skip + place_of * D + d, sum_skip, mask=once)
+    if bias is not None:
+        tl.store(grad_bias + (place_of * state_blocks + state_block) * D + d, sum_bias, mask=channel)

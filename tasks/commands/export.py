@@ -1,0 +1,146 @@
+"""`msssm export`: a run as a folder to hand on: safetensors, recipe and model card, without pickle."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors.torch import load_file
+from torch import nn
+
+from msssm import Backbone
+from msssm.errors import InputError, MissingFileError
+from msssm.export import step_to_onnx
+from msssm.paths import local_path
+from msssm.pretrained import WEIGHTS, read_pretrained, write_pretrained
+from tasks.base import SequenceTask
+from tasks.commands.load import build, load_run, run_arguments
+from tasks.paths import make_folder, path_option
+from tasks.run.provenance import read_json
+
+RECIPE = "recipe.yaml"
+
+
+def main(args: list[str]) -> None:
+    """Writes model.safetensors, config.json, recipe.yaml and README.md (the model card) of a run.
+
+    Raises:
+        ValueError: no complete run, or a folder that is not empty.
+    """
+    parser = argparse.ArgumentParser(prog="msssm export", description=main.__doc__)
+    run_arguments(parser)
+    parser.add_argument("--output", type=path_option, required=True, help="new folder")
+    parser.add_argument("--onnx", action="store_true", help="also the backbone's streaming step, as step.onnx")
+    options, overrides = parser.parse_known_args(args)
+    if options.output.is_dir() and any(options.output.iterdir()):
+        raise InputError(f"{options.output} is not empty; choose another --output or delete it")
+    run = load_run(options, overrides)
+    if run.checkpoint is None:
+        raise InputError("an export needs trained weights: name a --run_dir with checkpoints/, or a --ckpt_path")
+    make_folder(options.output)
+    network = cast(nn.Module, run.task.model)
+    name, backbone = next((name, module) for name, module in network.named_modules() if isinstance(module, Backbone))
+    write_pretrained(options.output, backbone.config, network.state_dict(), f"{name}." if name else "")
+    (options.output / RECIPE).write_text(portable(run.recipe))
+    metrics = run.folder / "metrics.json"
+    card = model_card(run.task, read_json(metrics) if metrics.exists() else None)
+    card.save(options.output / "README.md")
+    if options.onnx:
+        step_to_onnx(backbone, options.output / "step.onnx")
+    print(options.output)
+
+
+def portable(recipe: str) -> str:
+    """The recipe without the places of the machine that it ran on."""
+    content = yaml.safe_load(recipe)
+    for key in ("config", "ckpt_path", "checkpoint"):
+        content.pop(key, None)
+    content["run_dir"] = "runs/exported"
+    if "root" in content["data"]["init_args"]:
+        content["data"]["init_args"]["root"] = "data"
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def load_exported(folder: str | Path) -> SequenceTask:
+    """The task of a folder that `msssm export` wrote, in `eval()`: rebuilt from its recipe, with its weights.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: weights that do not fit the recipe.
+    """
+    folder = local_path(folder)
+    read_pretrained(folder)
+    if not (folder / RECIPE).is_file():
+        raise MissingFileError(f"{folder} has no {RECIPE}; name a folder that msssm export wrote")
+    task = build(folder / RECIPE, []).model
+    try:
+        cast(nn.Module, task.model).load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise InputError(f"{folder}: the weights do not fit the recipe ({error}); export it again") from error
+    return cast(SequenceTask, task.eval())
+
+
+def model_card(task: SequenceTask, metrics: dict[str, Any] | None) -> ModelCard:
+    """From what a complete run measured; without `metrics`, a card that says that nothing was."""
+    kind = type(task).__name__
+    backbone = next(module for module in task.modules() if isinstance(module, Backbone))
+    results = [
+        EvalResult(
+            "sequence-classification", kind, f"{kind}, the run's own test set", name.removeprefix("test/"), value
+        )
+        for name, value in (metrics["test"] if metrics else {}).items()
+    ]
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="msssm",
+        tags=["state-space-model", "ms-ssm"],
+        model_name=f"msssm {kind}" if results else None,
+        eval_results=results or None,
+    )
+    layer = (backbone.config["layer"] or {"class_path": "unknown"})["class_path"].rsplit(".", 1)[1]
+    parameters = sum(parameter.numel() for parameter in task.parameters())
+    lines = [
+        "---",
+        data.to_yaml(),
+        "---",
+        "",
+        f"# {kind} with {layer}",
+        "",
+        f"{len(backbone.blocks)} layers of width {backbone.d_model}, {parameters:,} parameters; the resolved recipe is "
+        f"`{RECIPE}`, the weights are `{WEIGHTS}`.",
+        "",
+        "## Measured",
+        "",
+        *_measured(metrics),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from msssm import Backbone",
+        "from tasks.commands.export import load_exported",
+        "",
+        'task = load_exported("path/to/this/folder")  # the whole classifier',
+        'backbone = Backbone.from_pretrained("path/to/this/folder")  # the stack alone, without Lightning',
+        "```",
+        "",
+        "MS-SSM: [arXiv 2512.23824](https://arxiv.org/abs/2512.23824).",
+        "",
+    ]
+    return ModelCard("\n".join(lines))
+
+
+def _measured(metrics: dict[str, Any] | None) -> list[str]:
+    if metrics is None:
+        return ["The run was not complete when it was exported: it has no test result."]
+    versions = ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())
+    hardware = " + ".join(metrics["hardware"]["gpus"]) or metrics["hardware"]["processor"]
+    commit = (metrics["commit"] or "unknown") + (" with uncommitted changes" if metrics["dirty"] else "")
+    return [
+        *(f"- {name}: {value:.4f}" for name, value in metrics["test"].items()),
+        f"- best validation ({metrics['validation']['monitor']}): {metrics['validation']['best']:.4f}",
+        f"- one seed ({metrics['seed']}), {metrics['steps']:,} steps, tested once at the best validation",
+        f"- data: {json.dumps(metrics['data'], sort_keys=True)}",
+        f"- commit {commit}; {versions}; {hardware}",
+    ]

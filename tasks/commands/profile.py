@@ -1,0 +1,145 @@
+"""`msssm profile`: memory and time of one multi-scale block over levels and lengths, and the law through them."""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from msssm import MultiScaleSSM
+from msssm.block import Block
+from msssm.diagnostics import PowerLaw, fit_power_law, measure_cost, measure_kept
+from msssm.errors import InputError
+from tasks.paths import make_folder, path_option
+from tasks.reports.diagnosis_plots import profile_plot
+from tasks.run.provenance import provenance, write_json
+
+# Whether its bands, step sizes and projections are computed again in the backward, see `msssm.recompute`.
+PARTS = {"block": True, "block that keeps everything": False}
+TRUSTED = 0.15  # largest relative residual of a law that is reported without a warning
+
+
+class BlockCost(NamedTuple):
+    """Of one forward + backward: time, peak memory, and the bytes that wait for the backward, its output included."""
+
+    seconds: float
+    peak: int
+    kept: int
+
+
+def main(args: list[str]) -> None:
+    """Time and memory of forward + backward of a block, as it is and keeping everything; profile.json, .md, .png.
+
+    The law is value = factor * bands^a * length^b, with bands = levels + 2.
+    """
+    parser = argparse.ArgumentParser(prog="msssm profile", description=main.__doc__)
+    parser.add_argument("--output", type=path_option, default=Path("runs/profile"), help="folder")
+    parser.add_argument("--levels", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5, 6])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser.add_argument("--d_model", type=int, default=128)
+    parser.add_argument("--state_size", type=int, default=16, help="per band")
+    parser.add_argument("--kernel_size", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3, help="over all points; the shortest time of each counts")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(args)
+    if options.rounds < 1:
+        raise InputError(f"--rounds must be at least 1, got {options.rounds}")
+    origin = provenance()  # of the code as it was loaded
+    try:
+        device = torch.empty(0, device=options.device).device
+    except (RuntimeError, AssertionError) as error:  # no such kind, or none of it here
+        raise InputError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
+    costs: dict[tuple[str, int, int], list[BlockCost]] = {}
+    # In rounds over all points, so that a slow spell of the machine does not meet one of them alone.
+    for _ in range(options.rounds):
+        for levels in options.levels:
+            for name, recompute in PARTS.items():
+                block = Block(MultiScaleSSM(options.d_model, levels, options.kernel_size, options.state_size))
+                block.recompute = recompute
+                for length in options.lengths:
+                    cost = training_cost(block.to(device), (options.batch_size, length, options.d_model), device)
+                    costs.setdefault((name, levels, length), []).append(cost)
+    points = [
+        {"part": name, "levels": levels, "length": length, **best(found)._asdict()}
+        for (name, levels, length), found in costs.items()
+    ]
+    laws = {name: {value: law(points, name, value) for value in BlockCost._fields} for name in PARTS}
+    settings = {key: value for key, value in vars(options).items() if key != "output"}
+    make_folder(options.output)
+    written = {name: {value: fit and fit._asdict() for value, fit in each.items()} for name, each in laws.items()}
+    content = {"settings": settings, "points": points, "laws": written, **origin}
+    write_json(options.output / "profile.json", content)
+    (options.output / "profile.md").write_text(as_markdown(content, laws))
+    profile_plot(options.output / "profile.png", points, laws)
+    for name, each in laws.items():
+        for value, fit in each.items():
+            print(f"{name}, {value}: {describe(fit)}")
+    print(options.output / "profile.png")
+
+
+def training_cost(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> BlockCost:
+    """Of forward and backward, gradients of the input and of the parameters included; without the input itself."""
+    x = torch.randn(shape, device=device, requires_grad=True)
+    # Without levels the filters are empty, and no gradient reaches them.
+    leaves = [x, *(parameter for parameter in module.parameters() if parameter.numel())]
+
+    def run() -> object:
+        return torch.autograd.grad(module(x).sum(), leaves, allow_unused=True)
+
+    return BlockCost(*measure_cost(run, device), measure_kept(lambda: module(x), device))
+
+
+def best(costs: list[BlockCost]) -> BlockCost:
+    """Of one point over the rounds: the shortest time, since others only add to it, and the median memory."""
+    seconds, peaks, kept = zip(*costs, strict=True)
+    return BlockCost(min(seconds), int(statistics.median(peaks)), int(statistics.median(kept)))
+
+
+def law(points: list[dict[str, Any]], part: str, value: str) -> PowerLaw | None:
+    """Through the points of one part; None where the points do not determine it, or memory cannot be measured."""
+    chosen = [point for point in points if point["part"] == part]
+    bands, lengths = [point["levels"] + 2 for point in chosen], [point["length"] for point in chosen]
+    values = [point[value] for point in chosen]
+    if min(values) <= 0 or len(set(bands)) < 2 or len(set(lengths)) < 2:
+        return None
+    return fit_power_law(bands, lengths, values)
+
+
+def describe(fit: PowerLaw | None) -> str:
+    """In words."""
+    if fit is None:
+        return "not determined by these points"
+    text = f"{fit.factor:.3g} * bands^{fit.bands_exponent:.2f} * length^{fit.length_exponent:.2f}"
+    residual = f"residual {100 * fit.residual:.0f} %"
+    return f"{text}, {residual}" if fit.residual <= TRUSTED else f"{text}, not trustworthy: {residual}"
+
+
+def as_markdown(content: dict[str, Any], laws: dict[str, dict[str, PowerLaw | None]]) -> str:
+    """The laws, and the memory of every point."""
+    settings, commit = content["settings"], (content["commit"] or "none")[:12]
+    processor = " + ".join(content["hardware"]["gpus"]) if settings["device"] != "cpu" else None
+    lines = [
+        f"# Memory and time of a multi-scale block on {processor or content['hardware']['processor']}",
+        "",
+        f"Forward + backward, D = {settings['d_model']}, N = {settings['state_size']} per band, "
+        f"K = {settings['kernel_size']}, {settings['batch_size']} rows; a block is layer, GLU, residual and norm. "
+        f"Commit {commit}{' with uncommitted changes' if content['dirty'] else ''}. Bands are S + 2. "
+        "Other programs do not disturb the memory of this one; its times they do.",
+        "",
+        *(f"- {name}, {value}: {describe(fit)}" for name, each in laws.items() for value, fit in each.items()),
+    ]
+    lengths = sorted({point["length"] for point in content["points"]})
+    inputs = {n: settings["batch_size"] * n * settings["d_model"] * 4 for n in lengths}
+    tables = [(part, value, title) for part in laws for value, title in (("kept", "Kept"), ("peak", "Peak memory"))]
+    for part, value, title in tables:
+        unit = "times its input" if value == "kept" else "MiB"
+        lines += ["", f"## {title} of the {part}, {unit}", "", f"| S | {' | '.join(f'L = {n}' for n in lengths)} |"]
+        lines.append(f"| ---: |{' ---: |' * len(lengths)}")
+        for levels in sorted({point["levels"] for point in content["points"]}):
+            row = {p["length"]: p[value] for p in content["points"] if (p["part"], p["levels"]) == (part, levels)}
+            cells = (row[n] / (inputs[n] if value == "kept" else 2**20) for n in lengths)
+            lines.append(f"| {levels} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,73 @@
+"""`msssm sweep`: options of a recipe, searched by Optuna on the validation metric alone."""
+
+import argparse
+import signal
+
+from msssm.errors import InputError
+from tasks.commands.load import build
+from tasks.experiments.sweep.space import Option, check, parse
+from tasks.messages import say
+from tasks.paths import path_option
+
+
+def main(args: list[str]) -> None:
+    """Searches options of a recipe: each trial is an `msssm fit` in a folder of its own, validated and never tested.
+
+    Options that are not of the sweep are passed on to every `msssm fit`. The same command on an interrupted sweep goes
+    on: unfinished trials from their checkpoints, finished ones as they are; with a larger --trials it adds some.
+
+    Raises:
+        ValueError: a wrong option or range, another sweep's folder, Optuna missing, or no trial that came to its end.
+        SystemExit: with code 130 at Ctrl-C and SIGTERM, after the trials have written their checkpoints.
+    """
+    parser = argparse.ArgumentParser(prog="msssm sweep", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("--config", type=path_option, required=True, help="a recipe")
+    parser.add_argument(
+        "--sweep_dir", type=path_option, required=True, help="folder of the study, its table and trials"
+    )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        required=True,
+        metavar="OPTION=VALUES",
+        help="model.lr=log:1e-4..1e-2 (log-uniform), model.backbone.dropout=0..0.3 (uniform), "
+        "model.backbone.n_layers=2..6 (integers), model.backbone.layer.mixer=input,softmax (a choice); repeatable",
+    )
+    parser.add_argument("--trials", type=int, default=20, help="of the whole sweep, those that are there included")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
+    options, overrides = parser.parse_known_args(args)
+    space = [parse(text) for text in options.vary]
+    _check_numbers(options, overrides, space)
+    try:
+        from tasks.experiments.sweep.study import open_study
+        from tasks.experiments.sweep.trials import Runner
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise InputError("msssm sweep needs Optuna: pip install 'msssm[sweep]'") from error
+    from tasks.experiments.sweep.table import write_table
+
+    recipe = build(options.config, overrides)
+    check(space, lambda override: build(options.config, [*overrides, override]))
+    checkpoint = recipe.config[recipe.subcommand].checkpoint
+    with open_study(options.sweep_dir, recipe.recipe, space, checkpoint.mode) as (study, lock):
+        runner = Runner(study, space, options.sweep_dir, ["--config", str(options.config), *overrides], lock)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            runner.run(options.trials, options.jobs)
+        except KeyboardInterrupt:
+            say("stopped; the same command goes on")
+            raise SystemExit(130) from None
+        print(write_table(options.sweep_dir, study, space, checkpoint.monitor))
+
+
+def _check_numbers(options: argparse.Namespace, overrides: list[str], space: list[Option]) -> None:
+    if options.trials < 1 or options.jobs < 1:
+        raise InputError(f"--trials and --jobs must be at least 1, got {options.trials} and {options.jobs}")
+    names = [option.name for option in space]
+    given = [word.removeprefix("--").split("=")[0] for word in overrides if word.startswith("--")]
+    for name in names:
+        if names.count(name) > 1 or name in given:
+            raise InputError(f"{name} is given twice; vary it once, and do not set it besides")
+    if own := {"run_dir", "config", "ckpt_path", "skip_test"} & {*given, *names}:
+        raise InputError(f"--{own.pop()} belongs to the sweep, which sets it for each trial; leave it out")

@@ -1,0 +1,41 @@
+"""`msssm table`: complete runs of one profile, gathered into table.md, table.csv, table.html and plots."""
+
+import argparse
+
+from msssm.errors import InputError
+from tasks.paths import path_option
+from tasks.reports.table.markdown import document
+from tasks.reports.table.page import page
+from tasks.reports.table.plots import bars, learning_curves
+from tasks.reports.table.provenance import write_csv
+from tasks.reports.table.rows import section
+from tasks.reports.table.runs import read_runs
+from tasks.reports.table.subjects import SUBJECTS
+
+
+def main(args: list[str]) -> None:
+    """Prints the table of one results folder and writes it as table.md, table.csv, table.html and plots.
+
+    Raises:
+        ValueError: there is no complete run, one is damaged, or runs of one task do not belong together.
+    """
+    parser = argparse.ArgumentParser(prog="msssm table", description=__doc__)
+    parser.add_argument("folder", type=path_option, help="for example results/quick")
+    folder = parser.parse_args(args).folder
+    found = [(subject, read_runs(folder, subject.task)) for subject in SUBJECTS]
+    sections = [section(subject, runs) for subject, runs in found if runs]
+    if not sections:
+        raise InputError(f"no complete run below {folder}/runs; run `make reproduce-table` first")
+    text = document(sections)
+    (folder / "table.md").write_text(text)
+    write_csv(folder / "table.csv", sections)
+    plots = {}
+    for each in sections:
+        task = each.subject.task
+        plots[task] = [folder / f"{task}.png", folder / f"{task}_curves.png"]
+        bars(plots[task][0], each)
+        learning_curves(plots[task][1], each)
+    if (folder / "listops_report.png").exists():
+        plots.get("listops", []).append(folder / "listops_report.png")
+    (folder / "table.html").write_text(page(sections, plots))
+    print(text)

@@ -1,0 +1,1 @@
+"""Options of a recipe, searched by Optuna."""

@@ -1,0 +1,1 @@
+"""Recipes: read, checked and built, with all complaints at once."""

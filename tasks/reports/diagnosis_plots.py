@@ -1,0 +1,169 @@
+"""The diagnosis of one model as pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import MaxNLocator
+
+from msssm.diagnostics.mixer import COLLAPSED
+from msssm.diagnostics.nan_guard import band_name
+
+
+def write_all(folder: Path, result: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Path]:
+    """Writes the plots that the model has something for; their titles and paths."""
+    makers: dict[str, tuple[str, Callable[..., bool]]] = {
+        "Effective memory": ("memory", memory_plot),
+        "Eigenvalues": ("eigenvalues", eigenvalues_plot),
+        "Mixing distance": ("mixing_distance", mixing_plot),
+        "Scale mixer": ("mixer", mixer_plot),
+    }
+    written = {}
+    for title, (name, make) in makers.items():
+        path = folder / f"diagnostics_{name}.png"
+        if make(path, result["layers"], arrays):
+            written[title] = path
+    return written
+
+
+def _bands(count: int) -> list[str]:
+    return ["single"] if count == 1 else [band_name(band, count) for band in range(count)]
+
+
+def _heatmap(axes: Axes, values: Any, title: str, norm: Any, form: Callable[[float], str]) -> None:
+    """Layers from top to bottom, bands from left to right, each cell with its number."""
+    axes.imshow(values, norm=norm, aspect="auto", cmap="viridis")
+    for (layer, band), value in np.ndenumerate(values):
+        dark = norm(value) < 0.6
+        axes.text(band, layer, form(value), ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axes.set_xticks(range(values.shape[1]), _bands(values.shape[1]), rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(values.shape[0]), [str(layer) for layer in range(values.shape[0])], fontsize=7)
+    axes.set_ylabel("layer")
+    axes.set_title(title, loc="left", fontsize=10)
+
+
+def memory_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]) -> bool:
+    """Effective memory per layer and band: from the parameters, and measured."""
+    chosen = [layer["memory"] for layer in layers if "memory" in layer]
+    if not chosen:
+        return False
+    parameters = np.array([memory["parameters"] for memory in chosen])
+    measured = np.array([memory["measured"] for memory in chosen])
+    both = np.concatenate((parameters, measured))
+    norm = LogNorm(max(both.min(), 1e-3), max(both.max(), both.min() * 1.01))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.6 + 0.24 * len(chosen)), layout="constrained", sharey=True)
+
+    def steps(value: float) -> str:
+        return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+    _heatmap(axes[0], parameters, "steps, from the parameters", norm, steps)
+    _heatmap(axes[1], measured, "steps, measured on validation data", norm, steps)
+    axes[1].set_ylabel("")
+    return _save(figure, path)
+
+
+def eigenvalues_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]) -> bool:
+    """How |Abar| is distributed over layers, channels and modes, one line of histograms per band."""
+    chosen = [arrays[layer["path"]]["eigenvalues"].abs().flatten(1) for layer in layers if "memory" in layer]
+    if not chosen:
+        return False
+    per_band = np.concatenate([values.numpy() for values in chosen], axis=1)
+    count = len(per_band)
+    figure, axes = plt.subplots(
+        count, 1, figsize=(8, 1.2 + 0.9 * count), layout="constrained", sharex=True, squeeze=False
+    )
+    for band, (ax, values) in enumerate(zip(axes[:, 0], per_band, strict=True)):
+        ax.hist(values, bins=np.linspace(0, 1, 101), color=f"C{band}", weights=np.full(len(values), 1 / len(values)))
+        ax.axvline(values.max(), color="black", linewidth=1, linestyle="--")
+        ax.set_yticks([])
+        ax.set_ylabel(_bands(count)[band], rotation=0, ha="right", va="center")
+        ax.text(0.01, 0.8, f"1 - largest = {1 - values.max():.1e}", transform=ax.transAxes, fontsize=8)
+    axes[-1, 0].set_xlabel(r"$|\bar A|$ at the step sizes of a zero input; all layers, channels and modes")
+    return _save(figure, path)
+
+
+def mixing_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]) -> bool:
+    """Mean mixing distance per layer, and how the last output's influence is spread over the past."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    distances = [layer["mixing_distance"] for layer in layers]
+    left.bar(range(len(layers)), distances, color="C0")
+    left.axhline(float(np.mean(distances)), color="black", linestyle="--", label=f"mean {np.mean(distances):.1f}")
+    left.set(xlabel="layer", ylabel="mean mixing distance, steps")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(layers)))
+    for index, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
+        profile = arrays[layer["path"]]["profile"].numpy()
+        label = f"layer {index}" if index in (0, len(layers) - 1) else None
+        right.plot(np.arange(1, len(profile) + 1), np.cumsum(profile), color=colour, linewidth=1, label=label)
+    right.set(xscale="log", ylim=(0, 1.02), xlabel="last steps", ylabel="share of |J| within them")
+    right.grid(alpha=0.3)
+    right.legend(loc="lower right")
+    return _save(figure, path)
+
+
+def mixer_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]) -> bool:
+    """Shares of the bands per layer, the number of bands in effect, and the shares along one sequence."""
+    chosen = [layer for layer in layers if "mixer" in layer]
+    if not chosen:
+        return False
+    means = np.array([layer["mixer"]["mean"] for layer in chosen])
+    count = means.shape[1]
+    figure, axes = plt.subplots(1, 3, figsize=(13, max(3.2, 1.6 + 0.24 * len(chosen))), layout="constrained")
+    _heatmap(axes[0], means, "mean share of |E|", Normalize(0, 1), lambda share: f"{share:.2f}")
+    axes[1].barh(range(len(chosen)), [layer["mixer"]["effective_bands"] for layer in chosen])
+    axes[1].axvline(COLLAPSED, color="C3", linestyle="--", label="collapsed below")
+    axes[1].axvline(count, color="C7", linestyle="--", label="uniform")
+    axes[1].set(xlabel="bands in effect, exp(entropy)", xlim=(0, count * 1.05))
+    axes[1].set_ylim(len(chosen) - 0.5, -0.5)
+    axes[1].set_yticks(range(len(chosen)), [str(layer) for layer in range(len(chosen))], fontsize=7)
+    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8, ncols=2, frameon=False)
+    shares = np.mean([arrays[layer["path"]]["shares"].numpy() for layer in chosen], axis=0)
+    steps = np.array_split(np.arange(len(shares)), min(len(shares), 200))
+    binned = np.array([shares[part].mean(0) for part in steps])
+    axes[2].stackplot([part[0] for part in steps], binned.T, labels=_bands(count))
+    axes[2].set(xlabel="step of one validation sample", ylabel="share, mean over layers", ylim=(0, 1))
+    axes[2].set_xlim(0, max(int(steps[-1][0]), 1))
+    axes[2].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=count, fontsize=7, frameon=False)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> bool:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return True
+
+
+def profile_plot(path: Path, points: list[dict[str, Any]], laws: dict[str, dict[str, Any]]) -> None:
+    """Time and memory against the length, one colour per number of levels; the fitted laws as lines."""
+    parts = list(laws)
+    figure, axes = plt.subplots(len(parts), 3, figsize=(14, 3.6 * len(parts)), layout="constrained", squeeze=False)
+    levels = sorted({point["levels"] for point in points})
+    colours = dict(zip(levels, plt.get_cmap("viridis")(np.linspace(0, 0.95, len(levels))), strict=True))
+    for row, part in zip(axes, parts, strict=True):
+        shown = ("kept", "MiB", 2**-20), ("peak", "MiB", 2**-20), ("seconds", "ms", 1e3)
+        for ax, (value, unit, scale) in zip(row, shown, strict=True):
+            fit = laws[part][value]
+            for level in levels:
+                chosen = [p for p in points if p["part"] == part and p["levels"] == level]
+                lengths = [p["length"] for p in chosen]
+                ax.plot(lengths, [p[value] * scale for p in chosen], "o", color=colours[level], label=f"S = {level}")
+                if fit is not None:
+                    ax.plot(lengths, [fit(level + 2, n) * scale for n in lengths], color=colours[level], linewidth=1)
+            law = "" if fit is None else f"bands^{fit.bands_exponent:.2f} length^{fit.length_exponent:.2f}"
+            kind = {"seconds": "time", "peak": "peak memory", "kept": "kept"}[value]
+            ax.set_title(f"{part}, {kind}: {law}", loc="left", fontsize=10)
+            ax.set(xscale="log", yscale="log", xlabel="length", ylabel=unit)
+            ticks = sorted({point["length"] for point in points})
+            ax.set_xticks(ticks, [str(tick) for tick in ticks])
+            ax.xaxis.minorticks_off()
+            ax.grid(alpha=0.3, which="both")
+    axes[0, 0].legend(fontsize=7, ncols=2)
+    _save(figure, path)

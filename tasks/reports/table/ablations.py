@@ -1,0 +1,41 @@
+"""Ablations: runs of one folder that change one option of the row `full`, and how far each is from it."""
+
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from scipy import stats
+
+from tasks.metrics.paired import check_comparable, compare
+from tasks.reports.table.runs import Run
+from tasks.reports.table.subjects import Subject
+from tasks.run.predictions import FILE, load
+
+BASE = "full"
+
+
+class Difference(NamedTuple):
+    """A row minus `full`, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def difference(subject: Subject, runs: list[Run], base: list[Run]) -> Difference | None:
+    """Paired: by seed (Student) where two or more seeds are in both rows, else over the test samples (bootstrap).
+
+    None where the rows have no seed in common.
+    """
+    by_seed = {run.metrics["seed"]: run for run in base}
+    pairs = [(run, by_seed[run.metrics["seed"]]) for run in runs if run.metrics["seed"] in by_seed]
+    if not pairs:
+        return None
+    if len(pairs) == 1:
+        folders = [run.folder for run in pairs[0]]
+        ours, theirs = (load(folder / FILE) for folder in folders)
+        check_comparable(folders, (ours, theirs))
+        found = compare(ours, theirs)
+        return Difference(found.difference, *found.interval)
+    values = [subject.value(run) - subject.value(other) for run, other in pairs]
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return Difference(mean(values), mean(values) - half, mean(values) + half)

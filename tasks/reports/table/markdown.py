@@ -1,0 +1,162 @@
+"""The table as Markdown that also reads well in a terminal."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from tasks.reports.table.rows import Row, Section
+
+
+def document(sections: Sequence[Section]) -> str:
+    """An overview where there are several tasks, then a section for each."""
+    parts = [_overview(sections)] if len(sections) > 1 else []
+    return "\n".join([*parts, *map(_section, sections)])
+
+
+def header(section: Section) -> list[str]:
+    """Column names of a section."""
+    subject, run = section.subject, section.first
+    names = [
+        "model",
+        f"ours: {subject.measure} on {section.title}{subject.unit}",
+        "95 % interval",
+        "min .. max",
+        "seeds",
+        "parameters",
+        "training, s",
+    ]
+    if any(row.paper for row in section.rows):
+        names.append(f"paper: {subject.measure} on {subject.paper_name(run)}{subject.unit}")
+    if section.ablation:
+        names[3:3] = ["minus full", "its 95 % interval"]
+    return names
+
+
+def cells(section: Section) -> list[list[str]]:
+    """The rows of a section, best first; the bound of a trivial answer last."""
+    width = len(header(section))
+    lines = [_cells(row) for row in section.ranked]
+    if section.ablation:
+        for line, row in zip(lines, section.ranked, strict=True):
+            line[3:3] = _difference(row)
+    lines = [line[:width] for line in lines]
+    if bound := section.subject.bound(section.first):
+        name, value = bound
+        lines.append([f"{name} (bound)", section.subject.show(value), *[""] * (width - 2)])
+    return lines
+
+
+def about(section: Section) -> list[str]:
+    """Data and training of a section, in two lines."""
+    run, counts = section.first, section.first.counts
+    return [
+        f"Data: {counts['train']:,} / {counts['val']:,} / {counts['test']:,} samples, "
+        f"{section.subject.describe(run)}, digest {run.metrics['data']['digest'][:12]}.",
+        f"Training: {run.metrics['steps']:,} steps of {run.data['batch_size']} samples; tested once, at the best "
+        "validation.",
+    ]
+
+
+def remarks(section: Section) -> list[str]:
+    """What it takes to read a section's numbers."""
+    lines = [
+        f"Interval: 95 %, {section.subject.interval_over} where there is one seed (another seed may differ by more), "
+        "over seeds (Student) where there are several."
+    ]
+    if any(row.paper for row in section.rows) and not section.subject.full_scale(section.first):
+        lines[0] += " The paper's column is of other data: not comparable in value."
+    if section.ablation:
+        lines.append(
+            "Minus full: the row less the first one, paired over the same test samples (bootstrap), or by seed "
+            "(Student) where there are several seeds."
+        )
+    if section.quoted:
+        quoted = "; ".join(f"{label} {number}" for label, number in section.quoted if number)
+        lines.append(f"Only quoted, on {section.subject.paper_name(section.first)}: {quoted}.")
+    lines.append(_provenance(section))
+    if section.missing:
+        lines.append(f"Partial table, not yet run: {'; '.join(section.missing)}.")
+    return lines
+
+
+def _section(section: Section) -> str:
+    lines = [
+        f"# {section.title}: ours beside the paper's",
+        "",
+        *about(section),
+        "",
+        *aligned([header(section), *cells(section)]),
+        "",
+        *remarks(section),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    show = row.subject.show
+    low, high = row.interval()
+    return [
+        row.label,
+        show(row.mean),
+        f"{show(low)} .. {show(high)}",
+        f"{show(min(row.values))} .. {show(max(row.values))}" if len(row.runs) > 1 else "",
+        str(len(row.runs)),
+        f"{row.runs[0].metrics['parameters']:,}",
+        f"{mean(run.metrics['train_seconds'] for run in row.runs):.0f}",
+        row.paper,
+    ]
+
+
+def _difference(row: Row) -> list[str]:
+    if row.difference is None:
+        return ["", ""]
+    value, low, high = (("+" if number > 0 else "") + row.subject.show(number) for number in row.difference)
+    return [value, f"{low} .. {high}"]
+
+
+def overview_cells(sections: Sequence[Section]) -> list[list[str]]:
+    """Header and rows: each model's number and half interval for every task."""
+    labels = list(dict.fromkeys(row.label for section in sections for row in section.rows))
+    lines = [["model", *(f"{s.title}: {s.subject.measure}{s.subject.unit}" for s in sections)]]
+    for label in labels:
+        found = [next((row for row in section.rows if row.label == label), None) for section in sections]
+        lines.append([label, *("" if row is None else _short(row) for row in found)])
+    return lines
+
+
+def _short(row: Row) -> str:
+    low, high = row.interval()
+    return f"{row.subject.show(row.mean)} ({row.subject.show(low)} .. {row.subject.show(high)})"
+
+
+def _overview(sections: Sequence[Section]) -> str:
+    return "\n".join(["# All tasks: mean over seeds and 95 % interval", "", *aligned(overview_cells(sections)), ""])
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """Labels left, numbers right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = [("-" * width if place == 0 else "-" * (width - 1) + ":") for place, width in enumerate(widths)]
+    padded = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in [lines[0], rule, *lines[1:]]
+    ]
+    return [f"| {' | '.join(line)} |" for line in padded]
+
+
+def _provenance(section: Section) -> str:
+    """Commit, versions and hardware; each stated once, with all its values."""
+    runs = [run for row in section.rows for run in row.runs]
+
+    def values(key: Any) -> str:
+        return ", ".join(sorted({key(run.metrics) for run in runs}))
+
+    commit = values(lambda m: (m["commit"] or "no commit")[:12] + (" with uncommitted changes" if m["dirty"] else ""))
+    torch = values(lambda m: m["versions"]["torch"])
+    hardware = values(
+        lambda m: (
+            " + ".join(m["hardware"]["gpus"])
+            or f"{m['hardware']['processor']}, {m['hardware']['threads']} thread(s) per run"
+        )
+    )
+    return f"Commit {commit}; torch {torch}; {hardware}. Each run's provenance is in table.csv."

@@ -1,0 +1,19 @@
+"""`config.yaml` of a run: the resolved recipe, by which an interrupted run is recognised."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from tasks.run.provenance import atomic_file
+
+
+class SavedConfig(SaveConfigCallback):
+    """Writes config.yaml whole or not at all: Lightning's own empties the file first, and a kill then leaves it so."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Only the first process comes here: trainer.log_dir, a broadcast, would wait for the others for ever.
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(folder / self.config_filename) as file:
+            file.write(self.parser.dump(self.config, skip_unset=False).encode())

@@ -1,0 +1,472 @@
+"""ImageNet's layouts: labels, transforms, shares, seeds, mixing, exact resumption, and bad input."""
+
+import os
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_loader
+
+from datamodules import Batch, ImageNetDataModule
+from datamodules.imagenet.dataset import ImageSampler
+from tests.support.images import CLASSES, png16, write_folder, write_tars
+
+SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 4, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 training and 9 validation images; not to be changed."""
+    return write_folder(tmp_path_factory.mktemp("images") / "imagenet")
+
+
+@pytest.fixture
+def own_folder(folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folder, tmp_path / "imagenet")
+
+
+def _data(source: Path, **options: Any) -> ImageNetDataModule:
+    data = ImageNetDataModule(source=str(source), **{**SMALL, **options})
+    data.setup("fit")
+    return data
+
+
+def _on(data: ImageNetDataModule, rank: int, world_size: int) -> ImageNetDataModule:
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+    return data
+
+
+def _batches(data: ImageNetDataModule, split: str, epoch: int = 0) -> list[Batch]:
+    loader = getattr(data, f"{split}_dataloader")()
+    loader.sampler.set_epoch(epoch)
+    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+
+
+def _keys(batches: list[Batch]) -> list[bytes]:
+    return [x.numpy().tobytes() for batch in batches for x in batch.x]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_is_timms(folder: Path, workers: int) -> None:
+    """Images and labels of timm's own loader, in the order of the files."""
+    loader = create_loader(
+        create_dataset("", root=str(folder), split="val"),
+        (3, 16, 16),
+        batch_size=9,
+        interpolation="bicubic",
+        num_workers=0,
+        device=torch.device("cpu"),
+        persistent_workers=False,
+    )
+    ((expected, labels),) = list(loader)
+    data = _data(folder, num_workers=workers)
+    for batches in (_batches(data, "val"), _batches(data, "test")):
+        assert torch.cat([b.y for b in batches]).tolist() == labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+        torch.testing.assert_close(torch.cat([b.x for b in batches]), expected, rtol=0, atol=1e-6)
+        assert torch.cat([b.lengths for b in batches]).tolist() == [256] * 9
+
+
+def test_a_tar_is_its_folder(folder: Path, tmp_path: Path) -> None:
+    tars = write_tars(tmp_path / "tars", folder)
+    one, other = _data(folder), _data(tars)
+    for split in ("train", "val"):
+        for a, b in zip(_batches(one, split), _batches(other, split), strict=True):
+            assert torch.equal(a.x, b.x)
+            assert torch.equal(a.y, b.y)
+    assert sorted(path.name for path in tars.iterdir()) == ["train.tar", "val.tar"], "nothing is written beside them"
+
+
+def test_crop_pct_takes_the_centre(tmp_path: Path) -> None:
+    source = write_folder(tmp_path, train=1, val=1, classes=("a",))
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[8:24, 8:24] = 255
+    Image.fromarray(pixels).save(source / "val" / "a" / "a_0.JPEG", "PNG")  # one such file is in ImageNet
+    (batch,) = _batches(_data(source, crop_pct=0.5, batch_size=1), "val")
+    white = (1 - torch.tensor(IMAGENET_DEFAULT_MEAN)) / torch.tensor(IMAGENET_DEFAULT_STD)
+    torch.testing.assert_close(batch.x[0], white.view(3, 1, 1).expand(3, 16, 16), rtol=0, atol=1e-5)
+
+
+def test_sixteen_bit_grey_and_cmyk_come_through_the_loader(own_folder: Path) -> None:
+    values = np.full((20, 20), 20_000, dtype=np.uint16)
+    (own_folder / "val" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG").write_bytes(png16(values))
+    ink = np.zeros((20, 20, 4), dtype=np.uint8)
+    Image.fromarray(ink, mode="CMYK").save(own_folder / "val" / CLASSES[0] / f"{CLASSES[0]}_1.JPEG", "JPEG")
+    x = _batches(_data(own_folder), "val")[0].x
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    assert torch.allclose(x[0] * std + mean, torch.full((3, 16, 16), round(20_000 / 257) / 255), atol=1e-5)
+    assert torch.allclose(x[1] * std + mean, torch.ones(3, 16, 16), atol=0.02)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_every_validation_image_is_seen_exactly_once(folder: Path, processes: int) -> None:
+    whole = Counter(_keys(_batches(_data(folder), "val")))
+    assert whole.total() == len(whole) == 9
+    shares = [_batches(_on(_data(folder), rank, processes), "val") for rank in range(processes)]
+    assert Counter(key for share in shares for key in _keys(share)) == whole
+    samples = [int(s) for share in shares for batch in share for s in batch.sample]  # type: ignore[union-attr]
+    assert sorted(samples) == list(range(9))
+    labels = [int(y) for share in shares for batch in share for y in batch.y]
+    assert [y for _, y in sorted(zip(samples, labels, strict=True))] == [0] * 3 + [1] * 3 + [2] * 3
+    assert len({len(share) for share in shares}) == 1
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_training_batches_do_not_depend_on_the_number_of_processes(folder: Path, processes: int) -> None:
+    whole = _batches(_data(folder, batch_size=8), "train", epoch=3)
+    shares = [
+        _batches(_on(_data(folder, batch_size=8), rank, processes), "train", epoch=3) for rank in range(processes)
+    ]
+    assert [len(share) for share in shares] == [len(whole)] * processes == [2] * processes
+    for step, batch in enumerate(whole):
+        assert sorted(_keys([batch])) == sorted(key for share in shares for key in _keys([share[step]]))
+
+
+def test_augmentation_is_a_function_of_seed_and_epoch_for_any_workers(folder: Path) -> None:
+    options: dict[str, Any] = {
+        "rand_augment": "rand-m9-mstd0.5-inc1",
+        "random_erasing": 0.5,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+    }
+    torch.manual_seed(1)
+    first = _batches(_data(folder, **options), "train", epoch=2)
+    torch.manual_seed(2)
+    for workers in (0, 2):
+        again = _batches(_data(folder, num_workers=workers, **options), "train", epoch=2)
+        assert all(torch.equal(a.x, b.x) and torch.equal(a.y, b.y) for a, b in zip(first, again, strict=True))
+    keys = [
+        _keys(_batches(_data(folder, shuffle_seed=s, **options), "train", epoch=e)) for s, e in ((0, 2), (0, 3), (1, 2))
+    ]
+    assert len(set(keys[0]) | set(keys[1]) | set(keys[2])) == 3 * 16
+
+
+def test_the_models_random_numbers_do_not_depend_on_the_augmentation(folder: Path) -> None:
+    data = _data(folder, rand_augment="rand-m9", random_erasing=1.0, mixup=1.0)
+    torch.manual_seed(1)
+    expected = torch.rand(4)
+    torch.manual_seed(1)
+    _batches(data, "train")
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_repeated_augmentation(folder: Path) -> None:
+    sampler = ImageSampler(18, 3, repeats=3, seed=0, rank=0, world_size=2)
+    other = ImageSampler(18, 3, repeats=3, seed=0, rank=1, world_size=2)
+    assert len(sampler) == 3
+    for a, b in zip(sampler, other, strict=True):
+        assert sorted(Counter(key % 18 for key in a + b).values()) == [3, 3], "two images, three copies each"
+        assert len(set(a + b)) == 6, "each with a seed of its own"
+    met = {key % 18 for batch in (*sampler, *other) for key in batch}
+    assert len(met) == 18 // 3
+    keys = _keys(_batches(_data(folder, repeats=2), "train"))
+    assert len(set(keys)) == 16
+
+
+def test_mixup_and_cutmix_mix_pixels_and_labels_alike(folder: Path) -> None:
+    """One channel of the pictures is made to tell the class: the share of each class can be read from the pixels."""
+    for options in ({"mixup": 1.0}, {"cutmix": 1.0}):
+        data = _data(folder, batch_size=6, **options)
+        for batch in data.train_dataloader():
+            colour = torch.tensor([0, 100, 200], dtype=torch.uint8)[batch.y].view(-1, 1, 1, 1)
+            told = batch._replace(x=colour.expand_as(batch.x).clone())
+            mixed = data.on_after_batch_transfer(told, 0)
+            assert mixed.y.shape == (6, 3)
+            assert mixed.y.dtype == torch.float32
+            torch.testing.assert_close(mixed.y.sum(1), torch.ones(6))
+            mean, std = (torch.tensor(c).view(3, 1, 1) for c in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+            shade = ((mixed.x * std + mean) * 255).mean((1, 2, 3))
+            torch.testing.assert_close(shade, mixed.y @ torch.tensor([0.0, 100.0, 200.0]), rtol=0, atol=1e-3)
+        assert all(batch.y.dtype == torch.int64 for batch in _batches(data, "val")), "evaluation is not mixed"
+
+
+def test_random_erasing_erases_with_noise(folder: Path) -> None:
+    data, plain = _data(folder, random_erasing=1.0), _data(folder)
+    for a, b in zip(_batches(data, "train"), _batches(plain, "train"), strict=True):
+        erased = (a.x != b.x).any(1).float().mean((1, 2))
+        assert (erased > 0.01).all()
+        assert (erased < 0.4).all()
+    assert _keys(_batches(data, "val")) == _keys(_batches(plain, "val"))
+
+
+def test_holdout_validates_on_training_images(folder: Path) -> None:
+    data = _data(folder, holdout=5)
+    assert data.describe()["counts"] == {"train": 13, "val": 5, "test": 9}
+    train, val = data.split("train"), data.split("val")
+    assert sorted([*train.rows, *val.rows]) == list(range(18))
+    assert _keys(_batches(data, "test")) == _keys(_batches(_data(folder), "val"))
+    with pytest.raises(ValueError, match="asked to hold out 18 of 18 training images"):
+        _data(folder, holdout=18)
+
+
+def test_provenance(folder: Path, own_folder: Path) -> None:
+    about = _data(folder).describe()
+    assert about.pop("digest") == _data(own_folder).digest
+    assert about == {
+        "counts": {"train": 18, "val": 9, "test": 9},
+        "classes": 3,
+        "image_size": 16,
+        "crop_pct": 0.875,
+        "damaged": {"train": [], "val": [], "test": []},
+    }
+    path = own_folder / "val" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
+    path.write_bytes(path.read_bytes() + b"\0")
+    changed = _data(own_folder).digest
+    path.rename(path.with_name("x.JPEG"))
+    assert len({changed, _data(own_folder).digest, _data(folder).digest}) == 3
+
+
+class _Recorder(LightningModule):
+    """Notes what each step sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[float, float]] = []
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        self.seen.append((batch.x.double().sum().item(), (batch.y[:, 1] + 2 * batch.y[:, 2]).double().sum().item()))
+        return self.weight * batch.x.mean()
+
+    def validation_step(self, batch: Batch) -> None: ...
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_checkpoint_continues_exactly(folder: Path, tmp_path: Path, workers: int) -> None:
+    def data() -> ImageNetDataModule:
+        options = {"random_erasing": 0.5, "mixup": 0.5, "num_workers": workers}
+        return ImageNetDataModule(source=str(folder), **{**SMALL, **options})
+
+    def trainer(*savers: ModelCheckpoint) -> Trainer:
+        return Trainer(
+            max_epochs=2,
+            callbacks=list(savers),
+            enable_checkpointing=bool(savers),
+            logger=False,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    whole = _Recorder()
+    trainer(saver).fit(whole, datamodule=data())
+    assert len(set(whole.seen)) == 8
+    for done in (1, 4, 6):
+        rest = _Recorder()
+        trainer().fit(rest, datamodule=data(), ckpt_path=tmp_path / f"step={done}.ckpt")
+        assert rest.seen == whole.seen[done:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_files_are_named_counted_and_limited(own_folder: Path, workers: int) -> None:
+    truncated = own_folder / "val" / CLASSES[1] / f"{CLASSES[1]}_1.JPEG"
+    truncated.write_bytes(truncated.read_bytes()[:-200])
+    (own_folder / "val" / CLASSES[2] / f"{CLASSES[2]}_2.JPEG").write_bytes(b"")
+    names = [f"{CLASSES[1]}/{truncated.name}", f"{CLASSES[2]}/{CLASSES[2]}_2.JPEG"]
+    complaint = rf"[12] damaged files among the val images .*{names[0]}: .*truncated.*--data.max_corrupt [12]"
+    with pytest.raises(ValueError, match=complaint):
+        _batches(_data(own_folder, batch_size=6, num_workers=workers), "val")
+    with pytest.raises(ValueError, match=r"2 damaged files among the val images .*--data.max_corrupt 2"):
+        _batches(_data(own_folder, max_corrupt=1, batch_size=9, num_workers=workers), "val")
+    data = _data(own_folder, max_corrupt=2, num_workers=workers)
+    for _ in range(2):
+        batches = _batches(data, "val")
+        assert sum(len(batch.y) for batch in batches) == 9
+        assert data.describe()["damaged"] == {"train": [], "val": names, "test": names}, "each counts once"
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (lambda f: shutil.rmtree(f / "val"), r"expected the val images in .*/val or .*/val.tar, got neither"),
+        (lambda f: shutil.rmtree(f / "train"), r"expected the train images in"),
+        (
+            lambda f: shutil.rmtree(f / "train" / CLASSES[1]),
+            rf"1 classes of the val .* 2 of the train images: {CLASSES[1]};",
+        ),
+        (lambda f: [p.unlink() for p in (f / "val").rglob("*.JPEG")], r"no images in .*/val; expected one folder per"),
+        (lambda f: shutil.copy(next((f / "val").rglob("*.JPEG")), f / "val"), r"val has images outside of any folder"),
+    ],
+)
+def test_bad_folders_say_what_is_wrong(own_folder: Path, harm: Any, complaint: str) -> None:
+    harm(own_folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        _data(own_folder)
+
+
+def test_a_validation_set_may_lack_classes_and_keeps_the_numbers(own_folder: Path) -> None:
+    shutil.rmtree(own_folder / "val" / CLASSES[0])
+    assert [int(y) for batch in _batches(_data(own_folder), "val") for y in batch.y] == [1] * 3 + [2] * 3
+
+
+SYSTEM = (".ipynb_checkpoints/a.JPEG", "__MACOSX/b/._a.JPEG", "{c}/@eaDir/a.JPEG/b.jpg", "{c}/._a.JPEG", "{c}/.a.png")
+
+
+def _litter(folder: Path) -> None:
+    """What notebooks, archivers and servers leave in class folders, pictures among it."""
+    picture = next((folder / "val").rglob("*.JPEG"))
+    for split in ("train", "val"):
+        for name in SYSTEM:
+            path = folder / split / name.format(c=CLASSES[1])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, path)
+        (folder / split / ".DS_Store").touch()
+        (folder / split / CLASSES[0] / "Thumbs.db").touch()
+        (folder / split / ".hidden").mkdir()
+
+
+def test_what_systems_leave_is_neither_class_nor_image(folder: Path, own_folder: Path, tmp_path: Path) -> None:
+    _litter(own_folder)
+    clean, sources = _data(folder), (own_folder, write_tars(tmp_path / "tars", own_folder))
+    for source in sources:
+        with pytest.warns(UserWarning, match=r"left out \._a.JPEG, \.a.png, \.ipynb_checkpoints, @eaDir"):
+            data = _data(source)
+        assert data.num_classes == 3
+        for split in ("train", "val"):
+            for a, b in zip(_batches(data, split), _batches(clean, split), strict=True):
+                assert torch.equal(a.x, b.x)
+                assert torch.equal(a.y, b.y)
+    assert _data(own_folder).digest == clean.digest
+
+
+def test_only_what_systems_leave_is_no_data(own_folder: Path) -> None:
+    for path in (own_folder / "val").rglob("*.JPEG"):
+        path.rename(path.with_name(f"._{path.name}"))
+    with pytest.raises(ValueError, match=r"got no images in .*/val; expected one folder per class"):
+        _data(own_folder)
+
+
+def test_links_of_the_user_are_followed(folder: Path, tmp_path: Path) -> None:
+    expected = _keys(_batches(_data(folder), "val"))
+    (tmp_path / "root").symlink_to(folder)
+    assert _keys(_batches(_data(tmp_path / "root"), "val")) == expected
+    links = tmp_path / "links"
+    (links / "val").mkdir(parents=True)
+    (links / "train").symlink_to(folder / "train")
+    for name in CLASSES[1:]:
+        (links / "val" / name).symlink_to(folder / "val" / name)
+    (links / "val" / CLASSES[0]).mkdir()
+    for path in (folder / "val" / CLASSES[0]).iterdir():
+        (links / "val" / CLASSES[0] / path.name).symlink_to(path)
+    assert _keys(_batches(_data(links), "val")) == expected
+
+
+def test_classes_that_are_empty_or_differ_are_named(own_folder: Path) -> None:
+    shutil.rmtree(own_folder / "val" / CLASSES[2])
+    with pytest.warns(UserWarning, match=f"1 of the 3 classes have no val images, .*: {CLASSES[2]}"):
+        _data(own_folder)
+    for name in ("empty", "text"):
+        (own_folder / "train" / name).mkdir()
+    (own_folder / "train" / "text" / "x.webp").touch()
+    with pytest.raises(ValueError, match=r"2 class folders of .*/train hold no images .*: empty, text; put some there"):
+        _data(own_folder)
+    (own_folder / "train" / "empty").rmdir()
+    shutil.rmtree(own_folder / "train" / "text")
+    with pytest.raises(ValueError, match=rf"asked for 4 classes, got 3 .*\({', '.join(CLASSES)}\); set num_classes"):
+        _data(own_folder, num_classes=4)
+
+
+def _official(folder: Path, root: Path) -> Path:
+    """image-net.org's archives: a tar of a tar for each class, and a flat tar."""
+    root.mkdir()
+    with tarfile.open(root / "ILSVRC2012_img_train.tar", "w") as archive:
+        for name in CLASSES:
+            with tarfile.open(root / f"{name}.tar", "w") as inner:
+                for path in sorted((folder / "train" / name).iterdir()):
+                    inner.add(path, path.name)
+            archive.add(root / f"{name}.tar", f"{name}.tar")
+    with tarfile.open(root / "ILSVRC2012_img_val.tar", "w") as archive:
+        for number, path in enumerate(sorted((folder / "val").rglob("*.JPEG"))):
+            archive.add(path, f"ILSVRC2012_val_{number:08d}.JPEG")
+    return root
+
+
+def test_the_official_archives_are_known_and_their_unpacking_told(folder: Path, tmp_path: Path) -> None:
+    root = _official(folder, tmp_path / "official")
+    advice = r"torchvision.datasets.ImageNet\(folder, split\) for both splits, and name the folder as source"
+    for source in (root, root / "ILSVRC2012_img_train.tar"):
+        with pytest.raises(FileNotFoundError, match=f"got the archives as image-net.org has them.*{advice}"):
+            _data(source)
+    (root / "train").mkdir()
+    for name in CLASSES:
+        shutil.move(root / f"{name}.tar", root / "train")
+    with pytest.raises(ValueError, match=rf"no images in .*/train; .* 3 tars, {CLASSES[0]}.tar for one: unpack each"):
+        _data(root)
+    shutil.rmtree(root / "train")
+    (root / "ILSVRC2012_img_train.tar").rename(root / "train.tar")
+    (root / "ILSVRC2012_img_val.tar").rename(root / "val.tar")
+    with pytest.raises(ValueError, match=f"val.tar has images outside of any folder.* official .*{advice}"):
+        _data(root)
+    (root / "val.tar").unlink()
+    (root / "val").symlink_to(folder / "val")
+    for a, b in zip(_batches(_data(root), "train"), _batches(_data(folder), "train"), strict=True):
+        assert torch.equal(a.x, b.x), "a tar of tars is read as it is"
+        assert torch.equal(a.y, b.y)
+
+
+def test_a_packed_split_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.tar.gz").touch()
+    with pytest.raises(FileNotFoundError, match=r"got train.tar.gz; unpack it, only a plain tar is read as it is"):
+        _data(tmp_path)
+
+
+def test_a_truncated_tar_is_refused(folder: Path, tmp_path: Path) -> None:
+    tars = write_tars(tmp_path, folder)
+    content = (tars / "val.tar").read_bytes()
+    for length in (100, 512 * 6 + 100, 512 * 20, len(content) - 1024 * 10):
+        (tars / "val.tar").write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"val.tar is not a whole tar .*; copy it again"):
+            _data(tars)
+    (tars / "val.tar").write_bytes(bytes(1024))
+    with pytest.raises(ValueError, match=r"got no images in .*val.tar"):
+        _data(tars)
+
+
+def test_bad_options_say_what_to_do(folder: Path) -> None:
+    for options, complaint in (
+        ({"batch_size": 0}, "sizes must be at least 1, num_workers at least 0"),
+        ({"repeats": 0}, "image_size and repeats must be at least 1"),
+        ({"mixup": 0.8, "batch_size": 5}, "pair the images of a batch: batch_size must be even, got 5"),
+        ({"crop_pct": 0.0}, "crop_pct is in 0..1, got 0.0"),
+        ({"dataset": "tfds/imagenet2012"}, "got dataset 'tfds/imagenet2012', not wds/, hfds/"),
+        ({"dataset": "wds/imagenet"}, "WebDataset does not know its number of classes: set num_classes"),
+        ({"dataset": "wds/x", "num_classes": 3, "repeats": 3}, "repeats and holdout need access by index"),
+        ({"num_classes": 1000}, r"asked for 1000 classes, got 3 names .*; set num_classes, or complete"),
+        ({"rand_augment": "foo"}, "rand_augment='foo' is not a policy of timm"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            _data(folder, **options)
+    for world_size, complaint in (
+        (3, "cannot be shared evenly by 3 processes;"),
+        (4, "processes 1 images, and Mixup and"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            _on(_data(folder, mixup=0.8 * (world_size == 4)), 0, world_size).train_dataloader()
+    with pytest.raises(ValueError, match="asked for batches of 40"):
+        _data(folder, batch_size=40).train_dataloader()
+
+
+def test_nothing_is_written_to_the_data(own_folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in own_folder.rglob("*")}
+    for path in before:
+        os.chmod(path, 0o555 if path.is_dir() else 0o444)
+    try:
+        data = _data(own_folder)
+        _batches(data, "train")
+        data.describe()
+    finally:
+        for path in before:
+            os.chmod(path, 0o755)
+    assert {path: path.stat().st_mtime_ns for path in own_folder.rglob("*")} == before

@@ -1,0 +1,243 @@
+"""Sequential CIFAR-10 and the digits: pixels against PIL and scikit-learn, splits, shares, exact resumption."""
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from datamodules import Batch, DigitsDataModule, SequentialCIFARDataModule
+from datamodules.pixels import PixelDataModule
+from tests.support.cifar10 import ROWS, accept_tiny, images, write_folder
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    accept_tiny(monkeypatch)
+    write_folder(tmp_path / "cifar10" / "cifar-10-batches-py")
+    return tmp_path
+
+
+def _cifar(root: Path, **options: Any) -> SequentialCIFARDataModule:
+    data = SequentialCIFARDataModule(root=str(root), **{"batch_size": 10, **options})
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def _batches(data: PixelDataModule, split: str, *, epoch: int = 0) -> list[Batch]:
+    loader = getattr(data, f"{split}_dataloader")()
+    loader.sampler.set_epoch(epoch)
+    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+
+
+def _samples(batch: Batch) -> torch.Tensor:
+    assert batch.sample is not None
+    return batch.sample
+
+
+def _on(data: PixelDataModule, rank: int, world_size: int) -> PixelDataModule:
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+    return data
+
+
+def test_pixels_are_normalised_in_raster_order(root: Path) -> None:
+    pixels, labels = images()
+    mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
+    expected = (pixels[-ROWS:].transpose(0, 2, 3, 1).reshape(ROWS, 1024, 3) / 255 - mean) / std
+    batches = _batches(_cifar(root), "test")
+    x = torch.cat([batch.x for batch in batches])
+    assert x.dtype == torch.float32
+    np.testing.assert_allclose(x, expected, rtol=0, atol=2e-6)
+    assert torch.cat([batch.y for batch in batches]).tolist() == labels[-ROWS:].tolist()
+    assert torch.cat([batch.lengths for batch in batches]).tolist() == [1024] * ROWS
+    assert torch.cat([_samples(batch) for batch in batches]).tolist() == list(range(ROWS))
+
+
+def test_loaders_hand_out_bytes(root: Path) -> None:
+    data = _cifar(root)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        batch = next(iter(loader))
+        assert (batch.x.dtype, batch.x.shape, batch.y.dtype) == (torch.uint8, (10, 1024, 3), torch.int64)
+
+
+def test_greyscale_is_pils(root: Path) -> None:
+    pixels, _ = images()
+    pil = np.stack([np.asarray(Image.fromarray(image.transpose(1, 2, 0)).convert("L")) for image in pixels[-ROWS:]])
+    x = torch.cat([batch.x for batch in _batches(_cifar(root, greyscale=True), "test")])
+    assert x.shape == (ROWS, 1024, 1)
+    grey = x[..., 0] * 61.0 + 122.6
+    assert np.abs(grey.numpy() - pil.reshape(ROWS, -1)).max() < 0.501, "PIL rounds to bytes"
+
+
+def test_a_permutation_is_one_for_all_images_and_fixed(root: Path) -> None:
+    plain, permuted = _cifar(root), _cifar(root, permutation_seed=1)
+    before = torch.cat([batch.x for batch in _batches(plain, "test")])
+    after = torch.cat([batch.x for batch in _batches(permuted, "test")])
+    columns = {tuple(column.flatten().tolist()): i for i, column in enumerate(before.unbind(1))}
+    order = [columns[tuple(column.flatten().tolist())] for column in after.unbind(1)]
+    assert sorted(order) == list(range(1024))
+    assert order != sorted(order)
+    again = torch.cat([batch.x for batch in _batches(_cifar(root, permutation_seed=1), "test")])
+    other = torch.cat([batch.x for batch in _batches(_cifar(root, permutation_seed=2), "test")])
+    assert torch.equal(after, again)
+    assert not torch.equal(after, other)
+
+
+def test_the_split_is_that_of_torchs_random_split_with_seed_42(root: Path) -> None:
+    """As S4's repository and those that follow it make it."""
+    data = _cifar(root)
+    generator = torch.Generator().manual_seed(42)
+    train, val = torch.utils.data.random_split(range(100), [90, 10], generator=generator)  # type: ignore[arg-type]
+    assert data.split("train").rows.tolist() == list(train)
+    assert data.split("val").rows.tolist() == list(val)
+    assert data.split("test").rows.tolist() == list(range(100, 120))
+    generator = torch.Generator().manual_seed(42)
+    assert [len(part) for part in torch.utils.data.random_split(range(50_000), [45_000, 5_000], generator)] == [
+        50_000 - 50_000 // 10,
+        50_000 // 10,
+    ]  # type: ignore[arg-type]
+
+
+def test_provenance(root: Path) -> None:
+    data = _cifar(root, greyscale=True, permutation_seed=3)
+    about = data.describe()
+    assert about.pop("digest") == _cifar(root).digest
+    assert about == {
+        "counts": {"train": 90, "val": 10, "test": 20},
+        "length": 1024,
+        "classes": 10,
+        "form": "batch files",
+        "greyscale": True,
+        "permutation_seed": 3,
+    }
+
+
+def test_digits_are_scikit_learns(root: Path) -> None:
+    data = DigitsDataModule()
+    data.setup("fit")
+    pixels, labels = load_digits(return_X_y=True)
+    found: Counter[tuple[bytes, int]] = Counter()
+    for split in ("train", "val", "test"):
+        for batch in _batches(data, split):
+            assert batch.x.shape[1:] == (64, 1)
+            back = torch.round((batch.x * data.std + data.mean) * 16)
+            assert torch.allclose(back / 16, batch.x * data.std + data.mean, atol=1e-6)
+            found.update((x.numpy().astype(np.uint8).tobytes(), int(y)) for x, y in zip(back, batch.y, strict=True))
+    assert found == Counter((x.astype(np.uint8).tobytes(), int(y)) for x, y in zip(pixels, labels, strict=True))
+    train = torch.cat([batch.x for batch in _batches(data, "train")])
+    assert train.mean().item() == pytest.approx(0, abs=1e-5)
+    assert train.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_digits_split_is_stratified_and_fixed() -> None:
+    data = DigitsDataModule()
+    data.setup("fit")
+    counts = {name: len(part) for name, part in data._splits.items()}
+    assert counts == {"train": 1197, "val": 200, "test": 400}
+    everything = np.bincount(data.split("train").labels)
+    for name, part in data._splits.items():
+        own = np.bincount(part.labels[part.rows], minlength=10)
+        assert np.abs(own - everything * counts[name] / 1797).max() < 2
+    assert data.digest == DIGITS
+
+
+DIGITS = "02e57c8dde210979c29129c42f47b43d3b9880439e5cf1570af69294ca072736"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_process_has_its_share(processes: int, root: Path) -> None:
+    data = DigitsDataModule(batch_size=30, eval_batch_size=7)
+    data.setup("fit")
+    for split, size in (("train", 30 // processes), ("val", 7), ("test", 7)):
+        keys: Counter[bytes] = Counter()
+        lengths = set()
+        for rank in range(processes):
+            batches = _batches(_on(data, rank, processes), split, epoch=4)
+            lengths.add(len(batches))
+            assert max(len(batch.y) for batch in batches) <= size
+            part = data.split(split)
+            for batch in batches:
+                rows = part.rows[_samples(batch)]
+                assert torch.equal(batch.x, data.to_float(torch.from_numpy(part.pixels[rows])))
+                keys.update(x.numpy().tobytes() for x in batch.x)
+        assert len(lengths) == 1, "a collective operation per batch cannot hang"
+        part = data.split(split)
+        whole = Counter(
+            data.to_float(torch.from_numpy(part.pixels[part.rows])).numpy().tobytes()[i * 256 : i * 256 + 256]
+            for i in range(len(part))
+        )
+        if split == "train" and processes > 1:
+            assert not keys - whole
+            assert (whole - keys).total() <= 30, "what does not divide evenly"
+        else:
+            assert keys == whole
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        data = DigitsDataModule(shuffle_seed=seed)
+        data.setup("fit")
+        return [int(y) for batch in _batches(data, "train", epoch=epoch) for y in batch.y]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(*key)) for key in ((0, 0), (0, 1), (1, 0))}) == 3
+
+
+class _Recorder(LightningModule):
+    """Notes what each step sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[float] = []
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        assert batch.x.dtype == torch.float32
+        self.seen.append(batch.x[:, 20:40].double().sum().item())
+        return self.weight * batch.x.mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_every_checkpoint_continues_exactly(tmp_path: Path) -> None:
+    def trainer(*savers: ModelCheckpoint) -> Trainer:
+        return Trainer(
+            max_epochs=2,
+            callbacks=list(savers),
+            enable_checkpointing=bool(savers),
+            logger=False,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    whole = _Recorder()
+    trainer(saver).fit(whole, datamodule=DigitsDataModule(batch_size=300))
+    steps = len(whole.seen)
+    assert steps == 8
+    assert len(set(whole.seen)) == steps
+    for done in (1, 3, 4, 6):
+        rest = _Recorder()
+        trainer().fit(rest, datamodule=DigitsDataModule(batch_size=300), ckpt_path=tmp_path / f"step={done}.ckpt")
+        assert rest.seen == whole.seen[done:]
+
+
+def test_bad_options_say_what_to_do() -> None:
+    with pytest.raises(ValueError, match="batch_size=0, eval_batch_size=0, num_workers=0; sizes must be at least 1"):
+        DigitsDataModule(batch_size=0)
+    data = DigitsDataModule(batch_size=50)
+    with pytest.raises(RuntimeError, match=r"call prepare_data\(\) and setup\(\) first"):
+        data.train_dataloader()
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"cannot be shared evenly by 4 processes; choose another --trainer.devices"):
+        _on(data, 0, 4).train_dataloader()
