@@ -6,7 +6,7 @@ from datamodules.digits import DigitsDataModule
 from datamodules.imagenet import ImageNetDataModule
 from datamodules.listops import ListOpsDataModule
 from datamodules.ptbxl import ECGBatch, PTBXLDataModule
-from datamodules.selection import SelectionDataModule
+from datamodules.synthetic_tokens import SelectiveCopyingDataModule
 
 __all__ = [
     "Batch",
@@ -15,6 +15,6 @@ __all__ = [
     "ImageNetDataModule",
     "ListOpsDataModule",
     "PTBXLDataModule",
-    "SelectionDataModule",
+    "SelectiveCopyingDataModule",
     "SequentialCIFARDataModule",
 ]

@@ -19,13 +19,13 @@ class Batch(NamedTuple):
         x: (B, L) int64 token ids, or (B, L, C) float32 signals.
         y: (B,) int64 classes, or (B, K) float32 multi-hot labels.
         lengths: (B,) int64 number of valid positions; what lies behind is padding.
-        sample: (B,) int64 row of each sample in its split, where the data module tells it.
+        sample_index: (B,) int64 row of each sample in its split, where the data module tells it.
     """
 
     x: Tensor
     y: Tensor
     lengths: Tensor
-    sample: Tensor | None = None
+    sample_index: Tensor | None = None
 
 
 def collate_tokens(rows: Sequence[npt.NDArray[np.uint8]], labels: npt.ArrayLike, pad: int = 0) -> Batch:

@@ -117,7 +117,6 @@ class Backbone(SequenceLayer):
             ValueError: a file that is damaged, of another format, or whose tensors do not fit its config.
         """
         config, weights, prefix = read_pretrained(local_path(folder))
-        config.pop("checkpoint_blocks", None)  # of exports before `recompute`: how it was trained, not what it is
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         try:
             backbone = cls(**{**config, "layer": layer_factory(config["layer"])})

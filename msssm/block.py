@@ -41,7 +41,7 @@ class Block(SequenceLayer):
         self.layer = layer
         self.norm = SequenceNorm(layer.d_model, norm)
         self.prenorm, self.dropout, self.recompute = prenorm, dropout, recompute
-        self.channel_mixer = nn.Linear(layer.d_model, 2 * layer.d_model) if glu else None
+        self.glu = nn.Linear(layer.d_model, 2 * layer.d_model) if glu else None
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: State | None = None, return_state: bool = False
@@ -51,7 +51,7 @@ class Block(SequenceLayer):
         inner = self.norm(x, lengths) if self.prenorm else x
         arguments = x, inner, lengths, state, return_state
         # The norm stays outside: a batch must enter the running statistics once.
-        if self.recompute and self.layer.recomputable and recomputable(self.layer, *filter(None, [self.channel_mixer])):
+        if self.recompute and self.layer.recomputable and recomputable(self.layer, *filter(None, [self.glu])):
             y, new_state = recomputed(self._residual, *arguments)
         else:
             y, new_state = self._residual(*arguments)
@@ -78,8 +78,8 @@ class Block(SequenceLayer):
 
     def _mixed(self, inner: Tensor) -> Tensor:
         """What follows the layer: its output (B, L, D) with the channels mixed, and some of them dropped."""
-        if self.channel_mixer is not None:
-            inner = F.glu(self.channel_mixer(F.gelu(inner)), dim=-1)
+        if self.glu is not None:
+            inner = F.glu(self.glu(F.gelu(inner)), dim=-1)
         if self.training and self.dropout:
             inner = inner * F.dropout(torch.ones_like(inner[:, :1]), self.dropout)
         return inner

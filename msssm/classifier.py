@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from msssm.backbone import Backbone
 from msssm.errors import InputError
 from msssm.layer import State
-from msssm.padding import last_position, masked_mean, true_lengths, zero_padding
+from msssm.padding import last_position, mask_padding, masked_mean, true_lengths
 from msssm.untouched import untouched
 
 Pooling = Literal["mean", "last"]
@@ -62,7 +62,7 @@ class SequenceClassifier(nn.Module):
         state = self.initial_state(len(x)) if state is None else state
         y, backbone = self.backbone(encoded, lengths, state.backbone, return_state=True)
         if self.pooling == "mean":
-            total = state.total + zero_padding(y, lengths).sum(1, dtype=torch.float64)
+            total = state.total + mask_padding(y, lengths).sum(1, dtype=torch.float64)
         else:
             total = last_position(y, lengths).double()
             if lengths is not None:

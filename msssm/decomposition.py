@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from msssm.errors import InputError
 from msssm.operands import inner_contiguous
-from msssm.padding import last_positions, true_lengths, zero_padding
+from msssm.padding import last_positions, mask_padding, true_lengths
 from msssm.scan.cpu import decomposition as native
 from msssm.scan.dispatch import Backend, choose
 from msssm.transforms import plain_form
@@ -54,7 +54,7 @@ class MultiScaleDecomposition(nn.Module):
         d_model: D, channels.
         levels: S, at least 0.
         kernel_size: K, taps of each filter.
-        filters: start of the filters: "uniform" (U(-1, 1) / sqrt(K), as MultiresNet) or an orthogonal wavelet,
+        filter_init: start of the filters: "uniform" (U(-1, 1) / sqrt(K), as MultiresNet) or an orthogonal wavelet,
             "haar" (K >= 2) or "db2" (K >= 4), older taps zero.
         shared: one pair of filters for all levels, as MultiresNet.
         backend: "cpu" (native, float32), "torch", or "auto", as in `msssm.scan.multiscale_scan`.
@@ -68,7 +68,7 @@ class MultiScaleDecomposition(nn.Module):
         d_model: int,
         levels: int = 3,
         kernel_size: int = 4,
-        filters: FilterInit = "uniform",
+        filter_init: FilterInit = "uniform",
         shared: bool = False,
         backend: Backend = "auto",
     ) -> None:
@@ -78,7 +78,7 @@ class MultiScaleDecomposition(nn.Module):
         if kernel_size < 1:
             raise InputError(f"kernel_size must be at least 1, got {kernel_size}")
         self.d_model, self.levels, self.kernel_size, self.backend = d_model, levels, kernel_size, backend
-        start = _initial_filters(1 if shared else levels, kernel_size, d_model, filters)
+        start = _initial_filters(1 if shared else levels, kernel_size, d_model, filter_init)
         self.low, self.high = nn.Parameter(start[0]), nn.Parameter(start[1])
 
     def forward(
@@ -90,7 +90,7 @@ class MultiScaleDecomposition(nn.Module):
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """x (B, L, D) -> bands (B, L, S + 2, D), and the history of each level if asked; lengths (B,)."""
         lengths = true_lengths(lengths, x)
-        low, high = self.taps()
+        low, high = self.step_parameters()
         if state is not None:
             check_history(state, self.initial_state(len(x)), x)
         # In half precision the bands stay in it, as those of torch.
@@ -102,9 +102,9 @@ class MultiScaleDecomposition(nn.Module):
         bands, histories = _in_torch(x, low, high, self.initial_state(len(x)) if state is None else state, lengths)
         return (bands, histories) if return_state else bands
 
-    def taps(self) -> tuple[Tensor, Tensor]:
-        """Low-pass and high-pass taps of all levels, each (S, K, D)."""
-        low, high = (taps.expand(self.levels, -1, -1).contiguous() for taps in (self.low, self.high))
+    def step_parameters(self) -> tuple[Tensor, Tensor]:
+        """Low-pass and high-pass filters of all levels, each (S, K, D)."""
+        low, high = (filters.expand(self.levels, -1, -1).contiguous() for filters in (self.low, self.high))
         return low, high
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
@@ -119,14 +119,14 @@ def _in_torch(
     x: Tensor, low: Tensor, high: Tensor, state: Sequence[Tensor], lengths: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Bands (B, L, S + 2, D) and the new histories of all levels."""
-    approximation = zero_padding(x, lengths)
+    approximation = mask_padding(x, lengths)
     finer, histories = [approximation], []
     for level, history in enumerate(state):
         extended = torch.cat((history.to(x.dtype), approximation), dim=1)
         histories.append(last_positions(extended, lengths, history.shape[1]))
         finer.append(dilated_convolution(extended, high[level], 2**level))
         approximation = dilated_convolution(extended, low[level], 2**level)
-    return zero_padding(torch.stack((*finer, approximation), dim=2), lengths), tuple(histories)
+    return mask_padding(torch.stack((*finer, approximation), dim=2), lengths), tuple(histories)
 
 
 @plain_form("msssm::decomposition")
@@ -182,10 +182,10 @@ class ConvolutionBands(nn.Module):
         if state is not None:
             check_history(state, self.initial_state(len(x)), x)
         (history,) = self.initial_state(len(x)) if state is None else state
-        x = zero_padding(x, lengths)
+        x = mask_padding(x, lengths)
         extended = torch.cat((history.to(x.dtype), x), dim=1)
         bands = torch.stack((x, *(dilated_convolution(extended, taps, 1) for taps in self.taps)), dim=2)
-        bands = zero_padding(bands, lengths)
+        bands = mask_padding(bands, lengths)
         return (bands, (last_positions(extended, lengths, history.shape[1]),)) if return_state else bands
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
@@ -194,17 +194,17 @@ class ConvolutionBands(nn.Module):
         return (self.taps.new_zeros(batch_size, kernel_size - 1, channels),)
 
 
-def _initial_filters(levels: int, kernel_size: int, d_model: int, filters: FilterInit) -> tuple[Tensor, Tensor]:
+def _initial_filters(levels: int, kernel_size: int, d_model: int, filter_init: FilterInit) -> tuple[Tensor, Tensor]:
     """Low-pass and high-pass taps, each (levels, K, D)."""
     shape = (levels, kernel_size, d_model)
-    if filters == "uniform":
+    if filter_init == "uniform":
         scale = kernel_size**-0.5
         return (torch.rand(shape) * 2 - 1) * scale, (torch.rand(shape) * 2 - 1) * scale
-    if filters not in _WAVELETS:
-        raise InputError(f"filters must be 'uniform', 'haar' or 'db2', got {filters!r}")
-    low = torch.tensor(_WAVELETS[filters])
+    if filter_init not in _WAVELETS:
+        raise InputError(f"filter_init must be 'uniform', 'haar' or 'db2', got {filter_init!r}")
+    low = torch.tensor(_WAVELETS[filter_init])
     if kernel_size < len(low):
-        raise InputError(f"filters={filters!r} needs kernel_size >= {len(low)}, got {kernel_size}")
+        raise InputError(f"filter_init={filter_init!r} needs kernel_size >= {len(low)}, got {kernel_size}")
     high = low.flip(0) * torch.tensor([(-1.0) ** tap for tap in range(len(low))])
     padded = (torch.nn.functional.pad(taps, (0, kernel_size - len(low))) for taps in (low, high))
     first, second = (taps.view(1, -1, 1).expand(shape).clone() for taps in padded)

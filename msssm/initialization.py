@@ -43,16 +43,16 @@ def initial_A(bands: int, state_size: int, initialization: Initialization) -> Te
     raise InputError(f"initialization must be 'scale' or 'mamba', got {initialization!r}")
 
 
-def initial_delta(shape: tuple[int, ...], dt_min: float, dt_max: float, delta_0: float | None) -> Tensor:
-    """Step sizes, log-uniform in [dt_min, dt_max] (Gu et al. 2022), or all equal to delta_0.
+def initial_delta(shape: tuple[int, ...], dt_min: float, dt_max: float, dt_init: float | None) -> Tensor:
+    """Step sizes, log-uniform in [dt_min, dt_max] (Gu et al. 2022), or all equal to dt_init.
 
     Raises:
         ValueError: a range that is empty or not positive.
     """
-    if delta_0 is not None:
-        if delta_0 <= 0:
-            raise InputError(f"delta_0 must be positive, got {delta_0}")
-        return torch.full(shape, delta_0)
+    if dt_init is not None:
+        if dt_init <= 0:
+            raise InputError(f"dt_init must be positive, got {dt_init}")
+        return torch.full(shape, dt_init)
     if not 0 < dt_min <= dt_max:
         raise InputError(f"dt_min and dt_max must satisfy 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
     return torch.exp(math.log(dt_min) + torch.rand(shape) * math.log(dt_max / dt_min))

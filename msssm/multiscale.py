@@ -2,28 +2,29 @@
 
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msssm.decomposition import ConvolutionBands, FilterInit, MultiScaleDecomposition
 from msssm.errors import InputError
 from msssm.initialization import Initialization
 from msssm.layer import SequenceLayer
-from msssm.padding import zero_padding
+from msssm.native_step import native_step
+from msssm.padding import mask_padding
 from msssm.scale_mixer import Mixer, ScaleMixer
 from msssm.scan import Backend, Discretization
-from msssm.scan.cpu.step import StepParameters, fits, multiscale_step
-from msssm.scan.dispatch import choose
-from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
-from msssm.ssm import LOG_RATE_LIMITS, S4, S6, NoSSM
+from msssm.ssm import S4, S6, NoSSM
 from msssm.untouched import untouched
 
 
 class MultiScaleState(NamedTuple):
-    """The histories of the filters, each (B, (K - 1) 2^(s-1), D), and the states of the SSMs, (B, M, D, N)."""
+    """What a layer carries from one chunk to the next.
 
-    filters: tuple[Tensor, ...]
-    ssm: Tensor | None
+    `conv_state` holds the last values that the filters of each level see, each (B, (K - 1) 2^(s-1), D); `ssm_state`
+    the states of the state space models, (B, M, D, N), or None without any.
+    """
+
+    conv_state: tuple[Tensor, ...]
+    ssm_state: Tensor | None
 
 
 class MultiScaleSSM(SequenceLayer):
@@ -32,6 +33,10 @@ class MultiScaleSSM(SequenceLayer):
     With bands u^0 = x, u^1..u^S = details, u^{S+1} = approximation of the learned wavelet transform,
 
         h^s_t = exp(Delta^s A^s) h^s_{t-1} + Bbar^s u^s_t,   y^s_t = <C^s, h^s_t>,   z_t = sum_s E_t[s] y^s_t
+
+    `msssm.minimal` has the same in 70 lines.
+
+    The model:
 
     Args:
         d_model: D, channels.
@@ -42,18 +47,31 @@ class MultiScaleSSM(SequenceLayer):
         mixer: "input", "fixed", "softmax" or "sum", see `ScaleMixer`.
         initialization: "scale" (the coarsest band remembers longest) or "mamba" (every band alike).
         discretization: "zoh" or "euler" (Mamba's simplified Bbar = Delta B).
+
+    What the paper leaves open:
+
+    Args:
         diagonal: of "s4", "real" or "complex" (S4D-Lin).
-        filters: start of the filters, "uniform", "haar" or "db2".
+        filter_init: "uniform", "haar" or "db2".
         shared_filters: one pair of filters for all levels.
         mixer_heads: groups of channels with mixer weights of their own.
-        mixer_start: initial bias of the mixer; 1 starts near the plain sum of the bands.
-        delta_rank: of "s6", rank of the step size's projection; ceil(D / 16) when absent.
-        dt_min, dt_max: range of the initial step sizes.
-        delta_0: one initial step size instead.
+        mixer_init: initial bias of the mixer; 1 starts near the plain sum of the bands.
+        dt_rank: of "s6", rank of the projection to Delta; ceil(D / 16) when absent.
+        dt_min, dt_max: range of the initial Delta.
+        dt_init: one initial Delta instead.
         skip: learned skip D^s u^s_t, absent in the paper.
+
+    Its ablations (table 5):
+
+    Args:
         decomposition: "wavelet", or "conv": short convolutions in its place, see `ConvolutionBands`.
-        gates: of "s6", what Delta, B and C of a band see: the raw "input" (the paper's) or the "band".
-        drive: what the recurrence of a band is fed: the "band" (the paper's) or the raw "input".
+        selective_input: of "s6", what Delta, B and C of a band are computed from: the raw "input" (the paper's) or the
+            "band".
+        ssm_input: what the recurrence of a band is fed: the "band" (the paper's) or the raw "input".
+
+    Where it runs:
+
+    Args:
         backend: of the decomposition and the scan.
 
     Raises:
@@ -73,18 +91,18 @@ class MultiScaleSSM(SequenceLayer):
         initialization: Initialization = "scale",
         discretization: Discretization = "zoh",
         diagonal: Literal["real", "complex"] = "real",
-        filters: FilterInit = "uniform",
+        filter_init: FilterInit = "uniform",
         shared_filters: bool = False,
         mixer_heads: int = 1,
-        mixer_start: float = 1.0,
-        delta_rank: int | None = None,
+        mixer_init: float = 1.0,
+        dt_rank: int | None = None,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
-        delta_0: float | None = None,
+        dt_init: float | None = None,
         skip: bool = False,
         decomposition: Literal["wavelet", "conv"] = "wavelet",
-        gates: Literal["input", "band"] = "input",
-        drive: Literal["band", "input"] = "band",
+        selective_input: Literal["input", "band"] = "input",
+        ssm_input: Literal["band", "input"] = "band",
         backend: Backend = "auto",
     ) -> None:
         super().__init__(d_model)
@@ -92,31 +110,53 @@ class MultiScaleSSM(SequenceLayer):
             raise InputError(f"state_size must be at least 1, got {state_size}")
         if diagonal == "complex" and ssm != "s4":
             raise InputError(f"diagonal='complex' needs ssm='s4', got ssm={ssm!r}")
-        if gates not in ("input", "band") or (gates == "band" and ssm != "s6"):
-            raise InputError(f"gates must be 'input', or 'band' with ssm='s6', got {gates!r} with ssm={ssm!r}")
-        if drive not in ("band", "input") or (drive == "input" and ssm == "none"):
-            raise InputError(f"drive must be 'band', or 'input' with an ssm, got {drive!r} with ssm={ssm!r}")
+        if selective_input not in ("input", "band") or (selective_input == "band" and ssm != "s6"):
+            raise InputError(
+                f"selective_input must be 'input', or 'band' with ssm='s6', got {selective_input!r} with ssm={ssm!r}"
+            )
+        if ssm_input not in ("band", "input") or (ssm_input == "input" and ssm == "none"):
+            raise InputError(f"ssm_input must be 'band', or 'input' with an ssm, got {ssm_input!r} with ssm={ssm!r}")
         bands = levels + 2
-        self.gates, self.drive, self.backend = gates, drive, backend
+        self.selective_input, self.ssm_input, self.backend = selective_input, ssm_input, backend
         self.decomposition: MultiScaleDecomposition | ConvolutionBands
         if decomposition == "wavelet":
-            self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, filters, shared_filters, backend)
+            self.decomposition = MultiScaleDecomposition(
+                d_model, levels, kernel_size, filter_init=filter_init, shared=shared_filters, backend=backend
+            )
         elif decomposition == "conv":
             self.decomposition = ConvolutionBands(d_model, levels, kernel_size)
         else:
             raise InputError(f"decomposition must be 'wavelet' or 'conv', got {decomposition!r}")
-        self.mixer = ScaleMixer(d_model, bands, mixer, mixer_heads, mixer_start)
+        self.mixer = ScaleMixer(d_model, bands, mode=mixer, heads=mixer_heads, init=mixer_init)
         self.ssm: S6 | S4 | NoSSM
         if ssm == "s6":
             self.ssm = S6(
-                d_model, bands, state_size, initialization, discretization,
-                delta_rank, dt_min, dt_max, delta_0, skip, backend,
-            )  # fmt: skip
+                d_model,
+                bands,
+                state_size,
+                initialization=initialization,
+                discretization=discretization,
+                dt_rank=dt_rank,
+                dt_min=dt_min,
+                dt_max=dt_max,
+                dt_init=dt_init,
+                skip=skip,
+                backend=backend,
+            )
         elif ssm == "s4":
             self.ssm = S4(
-                d_model, bands, state_size, initialization, diagonal, discretization,
-                dt_min, dt_max, delta_0, skip, backend,
-            )  # fmt: skip
+                d_model,
+                bands,
+                state_size,
+                initialization=initialization,
+                diagonal=diagonal,
+                discretization=discretization,
+                dt_min=dt_min,
+                dt_max=dt_max,
+                dt_init=dt_init,
+                skip=skip,
+                backend=backend,
+            )
         elif ssm == "none":
             self.ssm = NoSSM()
         else:
@@ -131,19 +171,19 @@ class MultiScaleSSM(SequenceLayer):
     ) -> Tensor | tuple[Tensor, MultiScaleState]:
         """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
         lengths = self.check_input(x, lengths)
-        x = zero_padding(x, lengths)
-        filters, ssm = (None, None) if state is None else state
-        bands, filters = self.decomposition(x, lengths, filters, return_state=True)
-        result = self.ssm(*self.ssm_inputs(x, bands), self.mixer(x), lengths, ssm, return_state)
+        x = mask_padding(x, lengths)
+        conv_state, ssm_state = (None, None) if state is None else state
+        bands, conv_state = self.decomposition(x, lengths, conv_state, return_state=True)
+        result = self.ssm(*self.ssm_inputs(x, bands), self.mixer(x), lengths, ssm_state, return_state)
         if not return_state:
             return result
-        y, ssm = result
-        return y, MultiScaleState(filters, ssm)
+        y, ssm_state = result
+        return y, MultiScaleState(conv_state, ssm_state)
 
     def ssm_inputs(self, x: Tensor, bands: Tensor) -> tuple[Tensor, Tensor]:
-        """What the gates see, (B, L, D) or (B, L, M, D), and what drives the recurrences, (B, L, M, D)."""
-        seen = bands if self.gates == "band" else x
-        return seen, x.unsqueeze(2).expand_as(bands) if self.drive == "input" else bands
+        """What Delta, B and C come from, (B, L, D) or (B, L, M, D), and the SSM inputs, (B, L, M, D)."""
+        selective = bands if self.selective_input == "band" else x
+        return selective, x.unsqueeze(2).expand_as(bands) if self.ssm_input == "input" else bands
 
     def initial_state(self, batch_size: int) -> MultiScaleState:
         """Silence before the first step."""
@@ -151,55 +191,10 @@ class MultiScaleSSM(SequenceLayer):
 
     def step(self, x: Tensor, state: MultiScaleState) -> tuple[Tensor, MultiScaleState]:
         """One time step: x (B, D) -> y (B, D) and the new state. For "s6" a single native call where there is one."""
-        if state.ssm is None or not self._steps_natively(x) or (parameters := self.step_parameters()) is None:
-            return super().step(x, state)
-        if not fits(x, state.filters, state.ssm, parameters):
-            return super().step(x, state)
-        y, filters, states = multiscale_step(
-            x,
-            state.filters,
-            state.ssm,
-            parameters,
-            heads=self.mixer.heads,
-            softmax=self.mixer.mixer == "softmax",
-            zoh=self.ssm.discretization == "zoh",
-            delta_limits=(MIN_DELTA, MAX_DELTA),
-            log_rate_limits=LOG_RATE_LIMITS,
-        )
-        return y, MultiScaleState(filters, states)
-
-    def step_parameters(self) -> StepParameters | None:
-        """What a native step reads; None where it is not this layer's step.
-
-        It covers "s6" as the paper has it, float32 on a CPU, and modules that are what their classes say.
-        """
-        ssm, decomposition, mixer = self.ssm, self.decomposition, self.mixer
-        if not isinstance(ssm, S6) or not isinstance(decomposition, MultiScaleDecomposition):
-            return None
-        if (self.gates, self.drive) != ("input", "band") or not (
-            untouched(self, MultiScaleSSM)
-            and untouched(decomposition, MultiScaleDecomposition)
-            and untouched(ssm, S6)
-            and untouched(ssm.projection, nn.Linear)
-            and untouched(mixer, ScaleMixer)
-            and (mixer.mixer not in ("input", "softmax") or untouched(mixer.projection, nn.Linear))
-        ):
-            return None
-        low, high = decomposition.taps()
-        projection, delta_weight, delta_bias, log_rate, skip = ssm.step_parameters()
-        mix = mixer.step_parameters()
-        parameters = StepParameters(low, high, projection, delta_weight, delta_bias, log_rate, skip, *mix)
-        return parameters if ssm.projection.bias is None and parameters.readable(mixer.heads) else None
-
-    def _steps_natively(self, x: Tensor) -> bool:
-        """Without gradients, in float32 on a CPU, and not while tracing."""
-        return (
-            not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled(x.device.type)
-            and x.dtype == torch.float32
-            and choose(self.backend, x.device, x.dtype) == "cpu"
-        )
+        if untouched(self, MultiScaleSSM) and (result := native_step(self, x, state)) is not None:
+            y, conv_state, ssm_state = result
+            return y, MultiScaleState(conv_state, ssm_state)
+        return super().step(x, state)
 
     def effective_memory(self) -> Tensor:
         """How many steps each band remembers, (M,): the mean over channels and modes of 1 / (1 - |Abar|).

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msssm.errors import InputError
-from msssm.padding import position_mask, true_lengths, zero_padding
+from msssm.padding import mask_padding, position_mask, true_lengths
 
 Norm = Literal["batch", "layer"]
 
@@ -27,16 +27,16 @@ class SequenceNorm(nn.Module):
         super().__init__()
         if norm not in ("batch", "layer"):
             raise InputError(f"norm must be 'batch' or 'layer', got {norm!r}")
-        self.norm: nn.Module = nn.BatchNorm1d(d_model) if norm == "batch" else nn.LayerNorm(d_model)
+        self.inner: nn.Module = nn.BatchNorm1d(d_model) if norm == "batch" else nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """x (B, L, D), lengths (B,) -> (B, L, D); with batch norm, padding comes out as 0."""
         lengths = true_lengths(lengths, x)
-        if isinstance(self.norm, nn.LayerNorm):
-            normed: Tensor = self.norm(zero_padding(x, lengths))
+        if isinstance(self.inner, nn.LayerNorm):
+            normed: Tensor = self.inner(mask_padding(x, lengths))
             return normed
         if lengths is None:
-            return self.norm(x.flatten(0, 1)).view_as(x)
+            return self.inner(x.flatten(0, 1)).view_as(x)
         true = torch.nonzero(position_mask(lengths, x.shape[1]).flatten()).squeeze(1)
-        normed = self.norm(x.flatten(0, 1)[true])
+        normed = self.inner(x.flatten(0, 1)[true])
         return torch.zeros_like(x, dtype=normed.dtype).flatten(0, 1).index_copy(0, true, normed).view_as(x)

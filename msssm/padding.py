@@ -41,7 +41,7 @@ def position_mask(lengths: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
 
 
-def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+def mask_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x (B, L, ...) with whatever lies past a row's length, NaN included, replaced by 0."""
     if lengths is None:
         return x
@@ -53,7 +53,7 @@ def masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean over the true positions of each row. x (B, L, D), lengths (B,) -> (B, D); a row of length 0 gives 0."""
     if lengths is None:
         return x.mean(1) if x.shape[1] else x.sum(1)
-    return zero_padding(x, lengths).sum(1) / lengths.clamp(min=1).unsqueeze(1)
+    return mask_padding(x, lengths).sum(1) / lengths.clamp(min=1).unsqueeze(1)
 
 
 def last_position(x: Tensor, lengths: Tensor | None) -> Tensor:

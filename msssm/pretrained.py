@@ -15,7 +15,7 @@ from msssm.errors import InputError, MissingFileError
 from msssm.layer import SequenceLayer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 def layer_config(layer: Callable[[int], SequenceLayer]) -> dict[str, Any] | None:

@@ -21,38 +21,38 @@ class ScaleMixer(nn.Module):
     Args:
         d_model: D.
         bands: M.
-        mixer: the variant.
+        mode: the variant.
         heads: H groups of D / H channels with weights of their own; 1 shares them over all channels.
-        start: initial bias, and initial value of "fixed". With 1 the mixer starts near the plain sum.
+        init: initial bias, and initial value of "fixed". With 1 the mixer starts near the plain sum.
 
     Raises:
         ValueError: an unknown variant, or heads that do not divide d_model.
     """
 
-    def __init__(self, d_model: int, bands: int, mixer: Mixer = "input", heads: int = 1, start: float = 1.0) -> None:
+    def __init__(self, d_model: int, bands: int, mode: Mixer = "input", heads: int = 1, init: float = 1.0) -> None:
         super().__init__()
-        if mixer not in ("input", "fixed", "softmax", "sum"):
-            raise InputError(f"mixer must be 'input', 'fixed', 'softmax' or 'sum', got {mixer!r}")
+        if mode not in ("input", "fixed", "softmax", "sum"):
+            raise InputError(f"mixer must be 'input', 'fixed', 'softmax' or 'sum', got {mode!r}")
         if heads < 1 or d_model % heads:
             raise InputError(f"mixer_heads must divide d_model = {d_model}, got {heads}")
-        self.bands, self.mixer, self.heads = bands, mixer, heads
-        if mixer in ("input", "softmax"):
+        self.bands, self.mode, self.heads = bands, mode, heads
+        if mode in ("input", "softmax"):
             self.projection = nn.Linear(d_model, bands * heads)
-            nn.init.constant_(self.projection.bias, start)
-        elif mixer == "fixed":
-            self.weight = nn.Parameter(torch.full((bands, heads), start))
+            nn.init.constant_(self.projection.bias, init)
+        elif mode == "fixed":
+            self.weight = nn.Parameter(torch.full((bands, heads), init))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, L, D) -> weights (B, L, M, H)."""
-        if self.mixer == "sum":
+        if self.mode == "sum":
             return x.new_ones(()).expand(*x.shape[:2], self.bands, self.heads)
-        if self.mixer == "fixed":
+        if self.mode == "fixed":
             return self.weight.expand(*x.shape[:2], -1, -1)
         weights = self.projection(x).unflatten(-1, (self.bands, self.heads))
-        return weights.softmax(2) if self.mixer == "softmax" else weights
+        return weights.softmax(2) if self.mode == "softmax" else weights
 
     def step_parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What a native step reads: weight (M H, D) and bias of a projection, or fixed weights (M, H)."""
-        if self.mixer in ("input", "softmax"):
+        if self.mode in ("input", "softmax"):
             return self.projection.weight, self.projection.bias, None
-        return None, None, self.weight if self.mixer == "fixed" else None
+        return None, None, self.weight if self.mode == "fixed" else None

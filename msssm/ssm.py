@@ -45,9 +45,9 @@ class S6(nn.Module):
         state_size: N per band.
         initialization: A, "scale" or "mamba".
         discretization: "zoh" or "euler".
-        delta_rank: rank of the step size's projection; ceil(D / 16) when absent.
+        dt_rank: rank of the step size's projection; ceil(D / 16) when absent.
         dt_min, dt_max: the step sizes at zero input start log-uniform in this range, in steps of the sequence.
-        delta_0: one start for all step sizes instead.
+        dt_init: one start for all step sizes instead.
         skip: add a learned D^s u^s_t, starting at 1.
         backend: of the scan.
     """
@@ -62,22 +62,22 @@ class S6(nn.Module):
         state_size: int,
         initialization: Initialization = "scale",
         discretization: Discretization = "zoh",
-        delta_rank: int | None = None,
+        dt_rank: int | None = None,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
-        delta_0: float | None = None,
+        dt_init: float | None = None,
         skip: bool = False,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.bands, self.state_size = bands, state_size
         self.discretization, self.backend = discretization, backend
-        self.rank = math.ceil(d_model / 16) if delta_rank is None else delta_rank
+        self.rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
         A = initial_A(bands, state_size, initialization)
         self.log_rate = nn.Parameter(torch.log(-A).unsqueeze(1).repeat(1, d_model, 1))
         self.projection = nn.Linear(d_model, bands * (self.rank + 2 * state_size), bias=False)
         self.delta_weight = nn.Parameter(torch.empty(bands, self.rank, d_model).uniform_(-1, 1) * self.rank**-0.5)
-        self.delta_bias = nn.Parameter(inverse_softplus(initial_delta((bands, d_model), dt_min, dt_max, delta_0)))
+        self.delta_bias = nn.Parameter(inverse_softplus(initial_delta((bands, d_model), dt_min, dt_max, dt_init)))
         self.skip = nn.Parameter(torch.ones(bands, d_model)) if skip else None
 
     def forward(
@@ -134,7 +134,7 @@ class S6(nn.Module):
         """A (M, D, N), negative."""
         return -_decay_rate(self.log_rate)
 
-    def step_sizes(self, x: Tensor | None = None) -> Tensor:
+    def delta(self, x: Tensor | None = None) -> Tensor:
         """Delta (B, L, M, D) of what the gates see, x as in `forward`; without one (M, D), those of a zero input."""
         if x is None:
             return step_size(torch.zeros_like(self.delta_bias), self.delta_bias)
@@ -143,7 +143,7 @@ class S6(nn.Module):
 
     def effective_memory(self) -> Tensor:
         """(M,) steps, at the step sizes of a zero input."""
-        return _memory(self.step_sizes(), -self.diagonal()).detach()
+        return _memory(self.delta(), -self.diagonal()).detach()
 
 
 class S4(nn.Module):
@@ -160,7 +160,7 @@ class S4(nn.Module):
             or in every band alike ("mamba").
         diagonal: "real" or "complex".
         discretization: "zoh" or "euler".
-        dt_min, dt_max, delta_0: start of the step sizes, as in `S6`.
+        dt_min, dt_max, dt_init: start of the step sizes, as in `S6`.
         skip: add a learned D^s u^s_t, starting at 1.
 
     Raises:
@@ -179,7 +179,7 @@ class S4(nn.Module):
         discretization: Discretization = "zoh",
         dt_min: float = 0.001,
         dt_max: float = 0.1,
-        delta_0: float | None = None,
+        dt_init: float | None = None,
         skip: bool = False,
         backend: Backend = "auto",
     ) -> None:
@@ -202,7 +202,7 @@ class S4(nn.Module):
             rate = -initial_A(bands, state_size, initialization).unsqueeze(1).repeat(1, d_model, 1)
             self.C = nn.Parameter(torch.randn(bands, d_model, state_size))
         self.log_rate = nn.Parameter(torch.log(rate))
-        self.log_delta = nn.Parameter(torch.log(initial_delta((bands, d_model), dt_min, dt_max, delta_0)))
+        self.log_delta = nn.Parameter(torch.log(initial_delta((bands, d_model), dt_min, dt_max, dt_init)))
         self.skip = nn.Parameter(torch.ones(bands, d_model)) if skip else None
 
     def forward(
@@ -219,7 +219,7 @@ class S4(nn.Module):
             C: Tensor = self.C if self.frequency is None else torch.view_as_complex(_wide(self.C).contiguous())
             return lti_scan(
                 bands,
-                self.step_sizes(),
+                self.delta(),
                 self.diagonal(),
                 C,
                 mix,
@@ -244,9 +244,9 @@ class S4(nn.Module):
 
     def effective_memory(self) -> Tensor:
         """(M,) steps."""
-        return _memory(self.step_sizes(), _decay_rate(self.log_rate)).detach()
+        return _memory(self.delta(), _decay_rate(self.log_rate)).detach()
 
-    def step_sizes(self, x: Tensor | None = None) -> Tensor:
+    def delta(self, x: Tensor | None = None) -> Tensor:
         """Delta (M, D), whatever the input."""
         return torch.exp(self.log_delta.clamp(math.log(MIN_DELTA), math.log(MAX_DELTA)))
 

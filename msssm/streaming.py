@@ -11,6 +11,7 @@ from msssm.block import Block
 from msssm.classifier import ClassifierState, SequenceClassifier
 from msssm.errors import InputError
 from msssm.multiscale import MultiScaleSSM
+from msssm.native_step import step_parameters
 from msssm.norm import SequenceNorm
 from msssm.scan.cpu.stream import BlockOptions, BlockParameters, PackedClassifier
 from msssm.scan.dispatch import choose
@@ -67,16 +68,16 @@ def pack(model: SequenceClassifier) -> PackedClassifier | None:
         return None
     parameters, kinds = [], set()
     for block in cast("Iterable[Block]", backbone.blocks):
-        layer, gate = block.layer, block.channel_mixer
+        layer, gate = block.layer, block.glu
         if not (untouched(block, Block) and (gate is None or _linear(gate)) and (found := _norm(block.norm))):
             return None
-        if not isinstance(layer, MultiScaleSSM) or (own := layer.step_parameters()) is None:
+        if not untouched(layer, MultiScaleSSM) or (own := step_parameters(layer)) is None:
             return None
         ssm, (norm, epsilon) = cast(S6, layer.ssm), found
         if choose(ssm.backend, ssm.log_rate.device, torch.float32) != "cpu":
             return None
         mixer, zoh = layer.mixer, ssm.discretization == "zoh"
-        options = BlockOptions(mixer.heads, mixer.mixer == "softmax", zoh, block.prenorm, epsilon)
+        options = BlockOptions(mixer.heads, mixer.mode == "softmax", zoh, block.prenorm, epsilon)
         linear = None if gate is None else (gate.weight, gate.bias)
         parameters.append(BlockParameters(own, -ssm.diagonal(), norm, linear))
         kinds.add((options, gate is None, *(None if tensor is None else tensor.shape for tensor in own)))
@@ -105,7 +106,7 @@ def _norm(norm: SequenceNorm) -> tuple[tuple[Tensor, Tensor], float] | None:
 
     None where it is neither.
     """
-    inner = norm.norm
+    inner = norm.inner
     if not untouched(norm, SequenceNorm):
         return None
     if isinstance(inner, nn.LayerNorm) and untouched(inner, nn.LayerNorm) and inner.eps > 0:

@@ -3,14 +3,18 @@
 Adapters (LoRA), quantisation, parametrisations, pruning and hooks all change a module without telling those around it.
 """
 
+from typing import TypeGuard, TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+M = TypeVar("M", bound=nn.Module)
+
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def untouched(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+def untouched(module: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
     """Whether it is of this very class, which a parametrisation or an adapter changes, and nothing stands around its
     forward: no hook, its own or global, and no replacement on the instance."""
     return (

@@ -16,7 +16,7 @@ _ROOT = Path(__file__).parent.parent
 _OURS = tuple(f"{_ROOT / package}/" for package in ("msssm", "datamodules", "tasks"))
 _DOORS = {
     str(_ROOT / "tasks" / f"{name}.py")
-    for name in ("main", "cli", "load", "construct", "recipe_errors", "recipe_parser")
+    for name in ("main", "commands/cli", "commands/load", "recipes/construct", "recipes/errors", "recipes/parser")
 }
 
 

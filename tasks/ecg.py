@@ -90,11 +90,11 @@ class ECGTask(SequenceTask):
 
     def validation_step(self, batch: ECGBatch, batch_idx: int) -> None:
         _, logits = self._step(batch, "val")
-        self.val_predictions.update(batch.record, batch.y, logits)
+        self.val_predictions.update(batch.sample_index, batch.y, logits)
 
     def test_step(self, batch: ECGBatch, batch_idx: int) -> None:
         _, logits = self._step(batch, "test")
-        self.test_predictions.update(batch.record, batch.y, logits)
+        self.test_predictions.update(batch.sample_index, batch.y, logits)
 
     def _step(self, batch: ECGBatch, stage: str) -> tuple[Tensor, Tensor]:
         """The loss and the logits of the records."""

@@ -156,8 +156,8 @@ class ImageTask(SequenceTask):
         _, logits = self._loss(batch, "test")
         self._log_metrics(self.test_metrics, logits, batch)
         self.test_confusion.update(logits, batch.y)
-        if batch.sample is not None:
-            self.test_predictions.update(batch.sample, batch.y, logits.argmax(-1))
+        if batch.sample_index is not None:
+            self.test_predictions.update(batch.sample_index, batch.y, logits.argmax(-1))
 
     def _loss(self, batch: Batch, stage: str, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """The loss, logged, and the logits."""

@@ -85,8 +85,8 @@ class TokenTask(SequenceTask):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         _, logits = self._step(batch, "test", self.test_accuracy)
-        assert batch.sample is not None
-        self.test_predictions.update(batch.sample, batch.y, logits.argmax(-1))
+        assert batch.sample_index is not None
+        self.test_predictions.update(batch.sample_index, batch.y, logits.argmax(-1))
 
     def _step(self, batch: Batch, stage: str, accuracy: Metric) -> tuple[Tensor, Tensor]:
         """The loss and the logits."""

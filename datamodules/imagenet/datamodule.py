@@ -228,7 +228,7 @@ class ImageNetDataModule(DataModule):
                 if self._mixes:
                     x, y = Mixup(self.mixup, self.cutmix, label_smoothing=0.0, num_classes=self.num_classes)(x, y)
         lengths = torch.full((len(x),), self.image_size**2, dtype=torch.int64, device=device)
-        return Batch(x, y, lengths, batch.sample)
+        return Batch(x, y, lengths, batch.sample_index)
 
     @cached_property
     def digest(self) -> str:

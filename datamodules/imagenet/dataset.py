@@ -26,13 +26,13 @@ class ImageBytes(NamedTuple):
     Attributes:
         x: (B, 3, H, W) uint8.
         y: (B,) int64 classes.
-        sample: (B,) int64 row of each image in its split.
+        sample_index: (B,) int64 row of each image in its split.
         seed: of what is still to be drawn for the batch; 0 for evaluation.
     """
 
     x: Tensor
     y: Tensor
-    sample: Tensor
+    sample_index: Tensor
     seed: int
 
 
@@ -132,7 +132,7 @@ class ImageStream(IterableDataset[Any]):
     """Images of a stream for evaluation, every one once over all processes.
 
     Each process reads the whole stream, divided over its workers, and keeps each `world_size`-th image. It has no
-    length: how many batches the workers make is not known before. An image's row (`ImageBytes.sample`) is its own for
+    length: how many batches the workers make is not known before. An image's row (`sample_index`) is its own for
     one number of workers; with another number it has another.
 
     Args:

@@ -35,7 +35,7 @@ class ExpressionDataset(Dataset[Batch]):
     def __getitem__(self, indices: int | list[int]) -> Batch:
         chosen = np.atleast_1d(indices)
         batch = collate_tokens([self.expressions.row(i) for i in chosen], self.expressions.labels[chosen], PAD)
-        return batch._replace(sample=torch.from_numpy(chosen))
+        return batch._replace(sample_index=torch.from_numpy(chosen))
 
 
 class ListOpsDataModule(DataModule):

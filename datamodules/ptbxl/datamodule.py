@@ -35,13 +35,13 @@ class ECGBatch(NamedTuple):
         x: (B * W, L, 12) float32, standardised; the windows of a record follow each other.
         y: (B, K) float32 multi-hot labels.
         lengths: (B * W,) int64, all L.
-        record: (B,) int64 row of each record in `PTBXLDataModule.records(split)`.
+        sample_index: (B,) int64 row of each record in `PTBXLDataModule.records(split)`.
     """
 
     x: Tensor
     y: Tensor
     lengths: Tensor
-    record: Tensor
+    sample_index: Tensor
 
 
 class ECGDataset(Dataset[Any]):
@@ -276,7 +276,7 @@ class PTBXLDataModule(DataModule):
         return CropSampler(records, batch_size, offsets, seed=self.shuffle_seed, rank=rank, world_size=world_size)
 
     def records(self, split: str) -> pd.DataFrame:
-        """ecg_id and patient_id of the records of "train", "val" or "test", in the order of `ECGBatch.record`."""
+        """ecg_id and patient_id of the records of "train", "val" or "test", in the order of `ECGBatch.sample_index`."""
         self._need()
         return self._table[["patient_id"]].iloc[self._rows[split]].reset_index()
 

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msssm.errors import InputError
 from msssm.layer import SequenceLayer
-from msssm.padding import position_mask, zero_padding
+from msssm.padding import mask_padding, position_mask
 from msssm.transforms import transformed
 
 
@@ -54,7 +54,7 @@ class CausalAttention(SequenceLayer):
         """x (B, L, D) -> y (B, L, D), and keys and values if asked; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         batch, length, _ = x.shape
-        q, k, v = self.input(zero_padding(x, lengths)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.input(mask_padding(x, lengths)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if state is None:
             state = self.initial_state(batch)
         elif (shape := (batch, self.heads, state.valid.shape[-1], q.shape[-1])) != state.keys.shape:

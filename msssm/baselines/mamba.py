@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from msssm.decomposition import check_history, dilated_convolution
 from msssm.layer import SequenceLayer
-from msssm.padding import last_positions, zero_padding
+from msssm.padding import last_positions, mask_padding
 from msssm.scan import Backend
 from msssm.ssm import S6
 
@@ -66,7 +66,7 @@ class Mamba(SequenceLayer):
     ) -> Tensor | tuple[Tensor, MambaState]:
         """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
         lengths = self.check_input(x, lengths)
-        u, gate = self.input(zero_padding(x, lengths)).chunk(2, dim=-1)
+        u, gate = self.input(mask_padding(x, lengths)).chunk(2, dim=-1)
         silence = self.initial_state(len(x))
         history, ssm_state = silence if state is None else state
         check_history((history,), (silence.convolution,), x)

@@ -24,7 +24,7 @@ class MultiresConv(SequenceLayer):
     def __init__(self, d_model: int, levels: int = 10, kernel_size: int = 4) -> None:
         super().__init__(d_model)
         self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, shared=True)
-        self.mixer = ScaleMixer(d_model, levels + 2, mixer="fixed", heads=d_model)
+        self.mixer = ScaleMixer(d_model, levels + 2, mode="fixed", heads=d_model)
         # As published: U(-1, 1) / sqrt(S + 2), so that the variances of the bands add up to a constant.
         torch.nn.init.uniform_(self.mixer.weight, -((levels + 2) ** -0.5), (levels + 2) ** -0.5)
 

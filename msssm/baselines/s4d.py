@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from msssm.layer import SequenceLayer
-from msssm.padding import zero_padding
+from msssm.padding import mask_padding
 from msssm.scan import Discretization
 from msssm.ssm import S4
 
@@ -46,7 +46,7 @@ class S4D(SequenceLayer):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, L, D) -> y (B, L, D), and the state (B, 1, D, N/2) if asked; lengths (B,)."""
         lengths = self.check_input(x, lengths)
-        x = zero_padding(x, lengths)
+        x = mask_padding(x, lengths)
         one_band = x.new_ones(()).expand(*x.shape[:2], 1)
         result: Tensor | tuple[Tensor, Tensor] = self.ssm(x, x.unsqueeze(2), one_band, lengths, state, return_state)
         return result

@@ -1,6 +1,6 @@
 """What a model does: pure functions of its parameters and of one input, torch only.
 
-Each states its definition; on a model, `record_calls` finds what its layers are given.
+Each states its definition; on a model, `trace_calls` finds what its layers are given.
 """
 
 from msssm.diagnostics.cost import Cost, PowerLaw, fit_power_law, measure_cost, measure_kept
@@ -8,8 +8,8 @@ from msssm.diagnostics.memory import BandMemory, band_memory, impulse_response
 from msssm.diagnostics.mixer import MixerReport, mixer_report, mixer_shares
 from msssm.diagnostics.mixing_distance import Mixing, mixing_distance
 from msssm.diagnostics.probes import padding_error, shift_error
-from msssm.diagnostics.record import Call, record_calls
 from msssm.diagnostics.spectrum import eigenvalues, largest_eigenvalue, receptive_field
+from msssm.diagnostics.trace import Call, trace_calls
 
 __all__ = [
     "BandMemory",
@@ -30,6 +30,6 @@ __all__ = [
     "mixing_distance",
     "padding_error",
     "receptive_field",
-    "record_calls",
     "shift_error",
+    "trace_calls",
 ]

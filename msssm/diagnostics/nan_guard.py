@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from msssm.errors import NonFiniteError
 from msssm.layer import SequenceLayer
 from msssm.multiscale import MultiScaleSSM
-from msssm.padding import zero_padding
+from msssm.padding import mask_padding
 from msssm.ssm import NoSSM
 
 _REMEDY = "try a lower lr or ssm_lr, or clip gradients"
@@ -53,24 +53,24 @@ class _Check:
         given = dict(zip(("x", "lengths", "state", "return_state"), args, strict=False)) | kwargs
         x, lengths, state = given["x"], given.get("lengths"), given.get("state")
         y = output[0] if isinstance(output, tuple) else output
-        if _finite(zero_padding(y, lengths)):
+        if _finite(mask_padding(y, lengths)):
             return
         with torch.no_grad():
-            if (place := _first(zero_padding(x, lengths))) is not None:
+            if (place := _first(mask_padding(x, lengths))) is not None:
                 raise NonFiniteError(
                     f"the input of layer {self.path} is {place}; look at the data, or at the layer before"
                 )
             name = type(module).__name__
             where = _band(module, x, lengths, state) if isinstance(module, MultiScaleSSM) else None
-            where = where or f"its output is {_first(zero_padding(y, lengths))}; {_REMEDY}"
+            where = where or f"its output is {_first(mask_padding(y, lengths))}; {_REMEDY}"
         raise NonFiniteError(f"layer {self.path} ({name}): {where}")
 
 
 def _band(layer: MultiScaleSSM, x: Tensor, lengths: Tensor | None, state: Any) -> str | None:
     """Which band fails first in time, and in which part of the layer; None if every band alone is finite."""
-    x = zero_padding(x, lengths)
-    filters, ssm_state = (None, None) if state is None else state
-    bands = layer.decomposition(x, lengths, filters)
+    x = mask_padding(x, lengths)
+    conv_state, ssm_state = (None, None) if state is None else state
+    bands = layer.decomposition(x, lengths, conv_state)
     mix = layer.mixer(x)
     count = bands.shape[2]
     found = []
@@ -81,7 +81,7 @@ def _band(layer: MultiScaleSSM, x: Tensor, lengths: Tensor | None, state: Any) -
             "its state space model": _alone(layer, x, bands, mix, lengths, ssm_state, band),
         }
         for part, values in parts.items():
-            place = _place(zero_padding(values, lengths))
+            place = _place(mask_padding(values, lengths))
             if place is not None:
                 found.append((place[0], band, place[1], part))
                 break

@@ -14,7 +14,7 @@ def eigenvalues(ssm: S6 | S4) -> Tensor:
     Returns:
         (M, D, N); complex (M, D, N / 2), one of each conjugate pair, for a complex diagonal.
     """
-    return torch.exp(ssm.step_sizes().unsqueeze(-1) * ssm.diagonal())
+    return torch.exp(ssm.delta().unsqueeze(-1) * ssm.diagonal())
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def largest_eigenvalue(ssm: S6 | S4, x: Tensor | None = None) -> Tensor:
     Returns:
         (M,).
     """
-    delta = ssm.step_sizes(x)
+    delta = ssm.delta(x)
     smallest = delta.amin((0, 1)) if delta.ndim == 4 else delta
     rate = -ssm.diagonal().real
     return torch.exp(-smallest * rate.amin(2)).amax(1)

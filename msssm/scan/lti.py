@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from msssm.padding import position_mask, true_lengths, zero_padding
+from msssm.padding import mask_padding, position_mask, true_lengths
 from msssm.scan import reference, triton
 from msssm.scan.checks import Discretization, check_discretization, check_operand, expect_dimensions
 from msssm.scan.cpu import lti as native
@@ -88,10 +88,10 @@ def lti_scan(
         elif chosen == "triton":
             y, last = triton.lti_scan(u, torch.exp(rate), weight, mix, skip, lengths, state)
         else:
-            banded = zero_padding(u, lengths)
+            banded = mask_padding(u, lengths)
             if chosen == "torch" and length:
                 y, last = convolution.banded_lti(banded, rate, weight, lengths, state)
-                y = mix_bands(y if skip is None else y + skip * banded, zero_padding(mix, lengths))
+                y = mix_bands(y if skip is None else y + skip * banded, mask_padding(mix, lengths))
             else:
                 y, last = _sequential(u, torch.exp(rate), weight, mix, skip, lengths, state)
     y = y.to(bands.dtype)
@@ -108,7 +108,7 @@ def _sequential(
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`msssm.scan.cpu.lti.lti_scan` by the reference."""
-    u, mix = zero_padding(u, lengths), zero_padding(mix, lengths)
+    u, mix = mask_padding(u, lengths), mask_padding(mix, lengths)
     start = decay.new_zeros(len(u), *decay.shape) if state is None else state
     mask = None if lengths is None else position_mask(lengths, u.shape[1])
     y, last = reference.banded_lti(u, decay, weight, mask, start)

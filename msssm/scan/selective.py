@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msssm.padding import true_lengths, zero_padding
+from msssm.padding import mask_padding, true_lengths
 from msssm.scan import reference, triton
 from msssm.scan.checks import Discretization, check_discretization, check_operand, expect_dimensions
 from msssm.scan.cpu import selective as native
@@ -216,10 +216,10 @@ def _in_torch(
     banded_scan: Callable[..., tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
     """`_run` around a scan of the bands."""
-    u, delta, B, C, mix = (zero_padding(x, lengths) for x in (u, delta, B, C, mix))
+    u, delta, B, C, mix = (mask_padding(x, lengths) for x in (u, delta, B, C, mix))
     if delta_bias is not None:
         # A step of 0 leaves the state.
-        delta = zero_padding(step_size(delta, delta_bias), lengths)
+        delta = mask_padding(step_size(delta, delta_bias), lengths)
     if initial_state is None:
         initial_state = u.new_zeros(u.shape[0], *A.shape)
     bands, state = banded_scan(u, delta, A, B, C, initial_state, discretization)

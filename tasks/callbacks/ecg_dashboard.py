@@ -47,7 +47,9 @@ class ECGDashboard(Callback):
         if batch_idx == 0:
             windows = len(batch.x) // len(batch.y)
             first = batch.x[: EXAMPLES * windows : windows]
-            self._examples = ECGBatch(first, batch.y[:EXAMPLES], batch.lengths[: len(first)], batch.record[:EXAMPLES])
+            self._examples = ECGBatch(
+                first, batch.y[:EXAMPLES], batch.lengths[: len(first)], batch.sample_index[:EXAMPLES]
+            )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
@@ -71,7 +73,7 @@ class ECGDashboard(Callback):
         self, trainer: pl.Trainer, task: Any, examples: ECGBatch, names: list[str], sample: Any, target: Any, p: Any
     ) -> dict[str, Figure]:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        rows = np.searchsorted(sample, examples.record.cpu().numpy())
+        rows = np.searchsorted(sample, examples.sample_index.cpu().numpy())
         lead = examples.x[..., LEADS.index("II")].cpu().numpy() * data.std + data.mean
         figures = {
             "roc": ecg_plots.roc_figure(names, target, p),

@@ -21,8 +21,8 @@ from msssm.diagnostics import (
     mixing_distance,
     padding_error,
     receptive_field,
-    record_calls,
     shift_error,
+    trace_calls,
 )
 from msssm.errors import InputError
 from msssm.scale_mixer import ScaleMixer
@@ -84,7 +84,7 @@ def diagnose(run: LoadedRun, rows: int, channels: int) -> tuple[dict[str, Any], 
     samples = validation_rows(run, rows, device)
     calls: list[list[Call]] = []
     for sample in samples:
-        with torch.no_grad(), record_calls(network, SequenceLayer, S4, S6, ScaleMixer) as recorded:
+        with torch.no_grad(), trace_calls(network, SequenceLayer, S4, S6, ScaleMixer) as recorded:
             network(sample)
         calls.append(recorded)
     longest = max(calls, key=lambda recorded: recorded[-1].output.shape[1])

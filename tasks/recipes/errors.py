@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from msssm.paths import local_path
 from tasks.complaints import complaint
+from tasks.recipes import renamed
 
 Tree = dict[str, Any]
 
@@ -124,6 +125,8 @@ def _wrong_nodes(path: str, node: Any, allowed: list[str], later: int = 0) -> It
         given = node.setdefault("init_args", {}) or {}
         yield from _wrong_types(path, cls, given, allowed)
         yield from _missing(path, cls, given | (node.get("dict_kwargs") or {}), later)
+    elif name in renamed.CLASSES:
+        yield f"{path}: {name} is now {renamed.CLASSES[name]}; rename it"
     elif "." in name:
         yield f"{path}: there is no class {name}"
 
@@ -173,7 +176,10 @@ def _wrong_types(path: str, cls: type, values: Tree, allowed: list[str]) -> Iter
     for name, value in list(values.items()):
         if name not in parameters and takes_any:
             continue
-        if name not in parameters:
+        if name not in parameters and renamed.OPTIONS.get(name) in parameters:
+            yield f"{path}.{name} is now {path}.{renamed.OPTIONS[name]}; rename it"
+            del values[name]
+        elif name not in parameters:
             near = difflib.get_close_matches(name, parameters, n=1)
             yield f"{path}.{name}: {cls.__name__} has no such option" + (f"; did you mean {near[0]}?" if near else "")
             del values[name]

@@ -125,4 +125,4 @@ def test_collate_pads_to_the_longest() -> None:
     assert batch.y.tolist() == [1, 9]
     assert batch.lengths.tolist() == [2, 1]
     assert {batch.x.dtype, batch.y.dtype, batch.lengths.dtype} == {torch.int64}
-    assert batch.sample is None
+    assert batch.sample_index is None

@@ -112,7 +112,7 @@ def test_every_validation_image_is_seen_exactly_once(folder: Path, processes: in
     assert whole.total() == len(whole) == 9
     shares = [_batches(_on(_data(folder), rank, processes), "val") for rank in range(processes)]
     assert Counter(key for share in shares for key in _keys(share)) == whole
-    samples = [int(s) for share in shares for batch in share for s in batch.sample]  # type: ignore[union-attr]
+    samples = [int(s) for share in shares for batch in share for s in batch.sample_index]  # type: ignore[union-attr]
     assert sorted(samples) == list(range(9))
     labels = [int(y) for share in shares for batch in share for y in batch.y]
     assert [y for _, y in sorted(zip(samples, labels, strict=True))] == [0] * 3 + [1] * 3 + [2] * 3

@@ -58,7 +58,7 @@ def test_every_streamed_image_is_evaluated_exactly_once(
         _pretend(monkeypatch, rank, processes)
         data = _on(_shards(tmp_path, num_workers=workers), rank, processes)
         found.update(_keys(data, "val"))
-        samples += [int(s) for batch in data.val_dataloader() for s in batch.sample]
+        samples += [int(s) for batch in data.val_dataloader() for s in batch.sample_index]
     assert found == whole
     assert len(set(samples)) == len(samples) == sum(VAL)
 

@@ -52,7 +52,7 @@ def test_batches_hold_padded_expressions_and_their_values(tmp_path: Path, num_wo
     samples = []
     for batch in module.val_dataloader():
         assert isinstance(batch, Batch)
-        samples += batch.sample.tolist()
+        samples += batch.sample_index.tolist()
         assert batch.x.shape == (len(batch.y), int(batch.lengths.max()))
         assert {tensor.dtype for tensor in batch} == {torch.int64}
         for x, y, length in zip(batch.x, batch.y, batch.lengths, strict=True):

@@ -17,7 +17,7 @@ from datamodules import (
     ImageNetDataModule,
     ListOpsDataModule,
     PTBXLDataModule,
-    SelectionDataModule,
+    SelectiveCopyingDataModule,
     SequentialCIFARDataModule,
     loader,
 )
@@ -121,7 +121,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DataModule]
         PTBXLDataModule(root, label_set="superdiagnostic", **options),
         SequentialCIFARDataModule(root, **options),
         DigitsDataModule(**options),
-        SelectionDataModule(train_size=12, val_size=6, test_size=6, **options),
+        SelectiveCopyingDataModule(train_size=12, val_size=6, test_size=6, **options),
         ImageNetDataModule(root, image_size=16, **options),
     ]
     for data in made:

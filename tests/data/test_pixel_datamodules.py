@@ -39,8 +39,8 @@ def _batches(data: PixelDataModule, split: str, *, epoch: int = 0) -> list[Batch
 
 
 def _samples(batch: Batch) -> torch.Tensor:
-    assert batch.sample is not None
-    return batch.sample
+    assert batch.sample_index is not None
+    return batch.sample_index
 
 
 def _on(data: PixelDataModule, rank: int, world_size: int) -> PixelDataModule:

@@ -108,11 +108,11 @@ def test_training_goes_on_within_an_epoch(root: Path) -> None:
 
 def test_training_crops_lie_anywhere_in_their_record(root: Path) -> None:
     module = _ready(root, crop=250)
-    whole = {int(r): x for batch in _ready(root).train_dataloader() for x, r in zip(batch.x, batch.record, strict=True)}
+    whole = {int(r): x for batch in _ready(root).train_dataloader() for x, r in zip(batch.x, batch.sample_index, strict=True)}
     starts = []
     for batch in module.train_dataloader():
         assert batch.x.shape[1:] == (250, 12)
-        for x, record in zip(batch.x, batch.record, strict=True):
+        for x, record in zip(batch.x, batch.sample_index, strict=True):
             windows = whole[int(record)].unfold(0, 250, 1).transpose(1, 2)
             (start,) = torch.nonzero((windows - x).abs().amax(dim=(1, 2)) < 1e-6).flatten().tolist()
             starts.append(start)

@@ -65,7 +65,7 @@ def test_wavelet_filters_give_the_stationary_wavelet_transform(
     opposite sign; with norm=True each level carries a factor 1 / sqrt(2).
     """
     levels, period = 3, 32
-    transform = decomposition(levels=levels, kernel_size=kernel_size, filters=wavelet)
+    transform = decomposition(levels=levels, kernel_size=kernel_size, filter_init=wavelet)
     one_period = signal(period)
     bands = transform(one_period.repeat(1, 4, 1))[:, -period:].detach().numpy()
     oracle = pywt.swt(one_period.numpy(), wavelet, levels, axis=1, trim_approx=True, norm=normalised)
@@ -82,7 +82,7 @@ def test_wavelet_filters_give_the_stationary_wavelet_transform(
 @pytest.mark.parametrize(("wavelet", "kernel_size"), [("haar", 2), ("db2", 4)])
 def test_an_orthogonal_wavelet_splits_the_energy(wavelet: Any, kernel_size: int) -> None:
     """sum_s 2^-s |d^s|^2 + 2^-S |a^S|^2 = |x|^2 (a Parseval frame), given silence enough after the signal."""
-    transform = decomposition(levels=3, kernel_size=kernel_size, filters=wavelet)
+    transform = decomposition(levels=3, kernel_size=kernel_size, filter_init=wavelet)
     x = torch.cat((signal(40), torch.zeros(2, 7 * 3, 3, dtype=torch.float64)), 1)
     energy = transform(x).detach().square().sum((0, 1, 3))
     total = (energy[1:] * torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8], dtype=torch.float64)).sum()
@@ -158,8 +158,8 @@ def test_uniform_start_has_the_published_scale() -> None:
     [
         ({"levels": -1}, "levels must be at least 0, got -1"),
         ({"kernel_size": 0}, "kernel_size must be at least 1, got 0"),
-        ({"filters": "db2", "kernel_size": 3}, "'db2' needs kernel_size >= 4, got 3"),
-        ({"filters": "sym4"}, "'uniform', 'haar' or 'db2', got 'sym4'"),
+        ({"filter_init": "db2", "kernel_size": 3}, "'db2' needs kernel_size >= 4, got 3"),
+        ({"filter_init": "sym4"}, "'uniform', 'haar' or 'db2', got 'sym4'"),
     ],
 )
 def test_a_bad_option_is_named(options: dict[str, Any], message: str) -> None:

@@ -26,8 +26,8 @@ from msssm.diagnostics import (
     mixing_distance,
     padding_error,
     receptive_field,
-    record_calls,
     shift_error,
+    trace_calls,
 )
 from msssm.ssm import S4, S6
 from tests.support.tolerances import OUTPUT, assert_near
@@ -41,7 +41,7 @@ def signal(*shape: int) -> Tensor:
 
 def one_pole(decays: list[list[float]], weights: list[list[float]]) -> S4:
     """Bands of S4 with modes exp(-decay) and output weights so that h_j = sum_n weight_n exp(-decay_n j)."""
-    ssm = S4(1, len(decays), len(decays[0]), delta_0=1.0).double()
+    ssm = S4(1, len(decays), len(decays[0]), dt_init=1.0).double()
     rate, weight = torch.tensor(decays, dtype=F64).unsqueeze(1), torch.tensor(weights, dtype=F64).unsqueeze(1)
     with torch.no_grad():
         ssm.log_delta.zero_()
@@ -84,7 +84,7 @@ def test_the_impulse_response_of_a_selective_model_is_its_recurrence_at_the_inpu
     ssm, x, start = S6(3, 2, 4, skip=True).double(), signal(2, 12, 3), 5
     torch.nn.init.uniform_(ssm.skip)
     response = impulse_response(ssm, x, start)
-    delta, A = ssm.step_sizes(x), ssm.diagonal()
+    delta, A = ssm.delta(x), ssm.diagonal()
     _, B, C = ssm.projection(x).unflatten(-1, (2, -1)).split((ssm.rank, 4, 4), dim=-1)
     for band in range(2):
         decay = torch.exp(delta[:, :, band, :, None] * A[band])
@@ -99,11 +99,11 @@ def test_the_impulse_response_of_a_selective_model_is_its_recurrence_at_the_inpu
 
 @pytest.mark.parametrize("ssm", ["s6", "s4"])
 def test_eigenvalues_and_their_largest_at_the_start(ssm: Any) -> None:
-    """exp(-delta_0 (N (S + 1 - s) + n + 1)); the largest of a band is its slowest mode's."""
-    S, N, delta_0 = 2, 3, 0.1
-    layer = MultiScaleSSM(4, levels=S, state_size=N, ssm=ssm, delta_0=delta_0).double()
+    """exp(-dt_init (N (S + 1 - s) + n + 1)); the largest of a band is its slowest mode's."""
+    S, N, dt_init = 2, 3, 0.1
+    layer = MultiScaleSSM(4, levels=S, state_size=N, ssm=ssm, dt_init=dt_init).double()
     rates = torch.tensor([[N * (S + 1 - s) + n + 1.0 for n in range(N)] for s in range(S + 2)], dtype=F64)
-    expected = torch.exp(-delta_0 * rates)
+    expected = torch.exp(-dt_init * rates)
     assert_near(eigenvalues(layer.ssm), expected.unsqueeze(1).expand(-1, 4, -1), OUTPUT[torch.float32])
     assert_near(largest_eigenvalue(layer.ssm), expected.amax(1), OUTPUT[torch.float32])
 
@@ -111,14 +111,14 @@ def test_eigenvalues_and_their_largest_at_the_start(ssm: Any) -> None:
 def test_the_largest_eigenvalue_at_an_input_is_over_its_steps() -> None:
     torch.manual_seed(0)
     ssm, x = S6(3, 2, 4).double(), 5 * signal(2, 9, 3)
-    every_step = torch.exp(ssm.step_sizes(x).unsqueeze(-1) * ssm.diagonal())
+    every_step = torch.exp(ssm.delta(x).unsqueeze(-1) * ssm.diagonal())
     assert_near(largest_eigenvalue(ssm, x), every_step.amax((0, 1, 3, 4)), OUTPUT[F64])
     assert (largest_eigenvalue(ssm, x) > largest_eigenvalue(ssm)).all()
 
 
 def test_complex_eigenvalues() -> None:
     """S4D-Lin with delta 0.1: exp(0.1 (-1/2 + i pi n))."""
-    ssm = S4(2, 1, 4, "mamba", "complex", delta_0=0.1).double()
+    ssm = S4(2, 1, 4, "mamba", "complex", dt_init=0.1).double()
     n = torch.arange(2.0, dtype=F64)
     expected = torch.polar(torch.full((2,), math.exp(-0.05), dtype=F64), 0.1 * math.pi * n)
     assert_near(eigenvalues(ssm), expected.expand(1, 2, 2), OUTPUT[torch.float32])
@@ -280,7 +280,7 @@ def test_measured_memory_is_what_was_allocated() -> None:
 def test_calls_are_recorded_in_order_and_only_within() -> None:
     backbone = Backbone(MultiScaleSSM, 4, n_layers=2)
     x = torch.randn(1, 5, 4)
-    with record_calls(backbone, MultiScaleSSM) as calls:
+    with trace_calls(backbone, MultiScaleSSM) as calls:
         backbone(x)
     backbone(x)
     assert [call.path for call in calls] == ["blocks.0.layer", "blocks.1.layer"]

@@ -88,8 +88,8 @@ def test_complex_bands_share_out_s4d_lin() -> None:
 
 
 def test_a_mixer_starts_as_the_sum_of_the_bands() -> None:
-    """At zero input, where the projection is silent, every weight is `mixer_start`."""
-    mixer = MultiScaleSSM(4, levels=2, mixer_heads=2, mixer_start=0.5).mixer
+    """At zero input, where the projection is silent, every weight is `mixer_init`."""
+    mixer = MultiScaleSSM(4, levels=2, mixer_heads=2, mixer_init=0.5).mixer
     assert mixer(torch.zeros(1, 3, 4)).tolist() == torch.full((1, 3, 4, 2), 0.5).tolist()
 
 
@@ -98,7 +98,7 @@ def test_a_mixer_starts_as_the_sum_of_the_bands() -> None:
     [
         (((2,), 0.1, 0.01, None), "0 < dt_min <= dt_max, got 0.1 and 0.01"),
         (((2,), 0.0, 0.1, None), "0 < dt_min <= dt_max, got 0.0 and 0.1"),
-        (((2,), 0.001, 0.1, 0.0), "delta_0 must be positive, got 0.0"),
+        (((2,), 0.001, 0.1, 0.0), "dt_init must be positive, got 0.0"),
     ],
 )
 def test_a_bad_range_is_named(arguments: Any, message: str) -> None:

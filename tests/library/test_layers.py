@@ -42,10 +42,10 @@ MULTI_SCALE |= {
     "s6-shared-filters": multi(shared_filters=True),
     "s6-conv": multi(decomposition="conv"),
     "s4-conv": multi(ssm="s4", decomposition="conv"),
-    "s6-gates-of-band": multi(gates="band"),
-    "s6-drive-of-input": multi(gates="band", drive="input", skip=True),
-    "s4-drive-of-input": multi(ssm="s4", drive="input"),
-    "s6-mamba-init-rank-2": multi(initialization="mamba", delta_rank=2),
+    "s6-gates-of-band": multi(selective_input="band"),
+    "s6-drive-of-input": multi(selective_input="band", ssm_input="input", skip=True),
+    "s4-drive-of-input": multi(ssm="s4", ssm_input="input"),
+    "s6-mamba-init-rank-2": multi(initialization="mamba", dt_rank=2),
     "s6-reference": multi(backend="reference"),
     "s6-no-levels": partial(MultiScaleSSM, levels=0, state_size=4),
     "s4-one-tap": partial(MultiScaleSSM, levels=2, kernel_size=1, state_size=4, ssm="s4"),
@@ -89,7 +89,13 @@ SMALL: dict[str, Make] = {
     "s4-complex": partial(MultiScaleSSM, levels=0, state_size=2, ssm="s4", diagonal="complex", skip=True),
     "none-fixed": partial(MultiScaleSSM, levels=2, kernel_size=2, ssm="none", mixer="fixed"),
     "s6-conv-gates-drive": partial(
-        MultiScaleSSM, levels=0, kernel_size=2, state_size=2, decomposition="conv", gates="band", drive="input"
+        MultiScaleSSM,
+        levels=0,
+        kernel_size=2,
+        state_size=2,
+        decomposition="conv",
+        selective_input="band",
+        ssm_input="input",
     ),
     "S4D": partial(S4D, state_size=2),
     "Mamba": partial(Mamba, state_size=2, kernel_size=2),
@@ -303,13 +309,13 @@ def test_the_recurrence_starts_strictly_stable(name: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("ssm", ["s6", "s4"])
-@pytest.mark.parametrize("delta_0", [0.001, 0.05, 0.5])
-def test_effective_memory_is_its_closed_form(ssm: Any, delta_0: float) -> None:
-    """Mean of 1 / (1 - exp(-delta_0 k)) over the band's decay rates k; the coarsest remembers longest."""
+@pytest.mark.parametrize("dt_init", [0.001, 0.05, 0.5])
+def test_effective_memory_is_its_closed_form(ssm: Any, dt_init: float) -> None:
+    """Mean of 1 / (1 - exp(-dt_init k)) over the band's decay rates k; the coarsest remembers longest."""
     S, N = 3, 5
-    memory = MultiScaleSSM(D, levels=S, state_size=N, ssm=ssm, delta_0=delta_0).effective_memory()
+    memory = MultiScaleSSM(D, levels=S, state_size=N, ssm=ssm, dt_init=dt_init).effective_memory()
     expected = [
-        sum(1 / (1 - math.exp(-delta_0 * (N * (S + 1 - s) + n + 1))) for n in range(N)) / N for s in range(S + 2)
+        sum(1 / (1 - math.exp(-dt_init * (N * (S + 1 - s) + n + 1))) for n in range(N)) / N for s in range(S + 2)
     ]
     assert memory.shape == (S + 2,)
     assert memory.tolist() == pytest.approx(expected, rel=OUTPUT[torch.float32])
@@ -322,7 +328,7 @@ def test_effective_memory_of_the_other_layers() -> None:
     lin = 1 / (1 - math.exp(-0.1 / 2))
     for layer, expected in ((Mamba(D, **fixed), mamba_like), (S4D(D, **fixed), lin)):  # type: ignore[arg-type]
         assert layer.effective_memory().tolist() == pytest.approx([expected], rel=OUTPUT[torch.float32])
-    complex_ = MultiScaleSSM(D, state_size=4, ssm="s4", diagonal="complex", delta_0=0.1)
+    complex_ = MultiScaleSSM(D, state_size=4, ssm="s4", diagonal="complex", dt_init=0.1)
     assert complex_.effective_memory().tolist() == pytest.approx([lin] * 5, rel=OUTPUT[torch.float32])
     with pytest.raises(ValueError, match="ssm='none'"):
         MultiScaleSSM(D, ssm="none").effective_memory()
@@ -352,7 +358,7 @@ def test_multi_scale_ssm_is_the_papers_equations(ssm: Any, mixer: Any, heads: in
     S, K, N, L = 2, 3, 3, 12
     M = S + 2
     make = partial(MultiScaleSSM, levels=S, kernel_size=K, state_size=N, ssm=ssm, mixer=mixer, skip=True)
-    layer = build(partial(make, mixer_heads=heads, discretization=discretization, delta_rank=2))
+    layer = build(partial(make, mixer_heads=heads, discretization=discretization, dt_rank=2))
     p = {name: value.numpy() for name, value in layer.named_parameters()}
     x = signal(L, batch=1)[0].numpy()
 
@@ -393,7 +399,7 @@ def test_multi_scale_ssm_is_the_papers_equations(ssm: Any, mixer: Any, heads: in
 @torch.no_grad()
 def test_a_band_that_is_gated_or_driven_otherwise_is_its_formula(gates: Any, drive: Any) -> None:
     """Table 5's variants: per band one single-band S6 with that band's parameters, on the sequences named."""
-    layer, x = build(multi(gates=gates, drive=drive, mixer="sum")), signal(15)
+    layer, x = build(multi(selective_input=gates, ssm_input=drive, mixer="sum")), signal(15)
     bands, N, total = layer.decomposition(x), 4, torch.zeros_like(signal(15))
     for s in range(4):
         seen, fed = (bands[:, :, s] if which == "band" else x for which in (gates, drive))
@@ -427,12 +433,12 @@ def test_block_is_its_formula(prenorm: bool, glu: bool) -> None:
     def norm(v: Tensor) -> Tensor:
         centred = v - v.mean(-1, keepdim=True)
         scaled = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + 1e-5)
-        return scaled * block.norm.norm.weight + block.norm.norm.bias
+        return scaled * block.norm.inner.weight + block.norm.inner.bias
 
     inner = block.layer(norm(x) if prenorm else x)
     if glu:
         gelu = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
-        value, gate = (gelu @ block.channel_mixer.weight.T + block.channel_mixer.bias).split(D, -1)
+        value, gate = (gelu @ block.glu.weight.T + block.glu.bias).split(D, -1)
         inner = value / (1 + torch.exp(-gate))
     assert_near(block(x), x + inner if prenorm else norm(x + inner), OUTPUT[torch.float64])
 
@@ -476,8 +482,8 @@ def test_the_initial_state_of_a_float32_layer_is_float32() -> None:
         (lambda: MultiScaleSSM(4, ssm="s5"), "'s6', 's4' or 'none', got 's5'"),  # type: ignore[arg-type]
         (lambda: MultiScaleSSM(4, mixer="max"), "'softmax' or 'sum', got 'max'"),  # type: ignore[arg-type]
         (lambda: MultiScaleSSM(4, decomposition="fft"), "'wavelet' or 'conv', got 'fft'"),  # type: ignore[arg-type]
-        (lambda: MultiScaleSSM(4, ssm="s4", gates="band"), "got 'band' with ssm='s4'"),
-        (lambda: MultiScaleSSM(4, ssm="none", drive="input"), "got 'input' with ssm='none'"),
+        (lambda: MultiScaleSSM(4, ssm="s4", selective_input="band"), "got 'band' with ssm='s4'"),
+        (lambda: MultiScaleSSM(4, ssm="none", ssm_input="input"), "got 'input' with ssm='none'"),
         (lambda: MultiScaleSSM(4, mixer_heads=3), "mixer_heads must divide d_model = 4, got 3"),
         (lambda: MultiScaleSSM(4, diagonal="complex"), "needs ssm='s4', got ssm='s6'"),
         (lambda: MultiScaleSSM(4, ssm="s4", diagonal="complex", state_size=3), "must be even, got 3"),

@@ -17,7 +17,7 @@ SOURCE = Path(minimal.__file__).read_text()
 MIXERS = ("input", "fixed", "softmax", "sum")
 SSMS: dict[str, dict[str, Any]] = {
     "s6": {},
-    "s6-rank-2": {"delta_rank": 2},
+    "s6-rank-2": {"dt_rank": 2},
     "s4": {},
     "s4-complex": {"diagonal": "complex"},
 }

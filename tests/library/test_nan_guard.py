@@ -40,7 +40,10 @@ def _message(backbone: Backbone, x: Tensor, lengths: Tensor | None = None, state
     return str(found.value)
 
 
-@pytest.mark.parametrize("options", [{"gates": "band"}, {"gates": "band", "drive": "input"}, {"decomposition": "conv"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"selective_input": "band"}, {"selective_input": "band", "ssm_input": "input"}, {"decomposition": "conv"}],
+)
 def test_names_the_band_of_the_variants(options: dict[str, Any]) -> None:
     backbone = _backbone(**options)
     with torch.no_grad():
@@ -119,7 +122,7 @@ def test_an_input_that_is_not_finite_is_not_blamed_on_the_layer() -> None:
 def test_the_part_of_a_block_outside_its_layer_is_named() -> None:
     backbone = _backbone()
     with torch.no_grad():
-        backbone.get_submodule("blocks.1.channel_mixer").get_parameter("bias")[0] = NAN
+        backbone.get_submodule("blocks.1.glu").get_parameter("bias")[0] = NAN
     assert _message(backbone, _x()).startswith("layer blocks.1 (Block): its output is not finite from step 0 of row 0")
 
 
@@ -144,7 +147,7 @@ def test_padding_may_hold_anything() -> None:
 def test_a_state_of_one_band_is_found() -> None:
     backbone = _backbone()
     state = backbone.initial_state(3)
-    state[1].ssm[2, 3] = NAN
+    state[1].ssm_state[2, 3] = NAN
     message = _message(backbone, _x(), state=state)
     assert "layer blocks.1.layer" in message
     assert "band 3 (detail 3) is not finite from step 0 of row 2" in message

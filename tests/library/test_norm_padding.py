@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from msssm.norm import SequenceNorm
-from msssm.padding import last_positions, masked_mean, position_mask, zero_padding
+from msssm.padding import last_positions, mask_padding, masked_mean, position_mask
 from tests.support.tolerances import GRADIENT, OUTPUT, assert_near
 
 LENGTHS = [7, 4, 1, 0]
@@ -34,9 +34,9 @@ def test_padding_becomes_zero_and_the_rest_stays(poison: float) -> None:
     expected = x.clone()
     for row, length in enumerate(LENGTHS):
         expected[row, length:] = 0
-    assert torch.equal(zero_padding(x, lengths), expected)
-    assert torch.equal(zero_padding(x[..., 0], lengths), expected[..., 0])
-    assert zero_padding(x, None) is x
+    assert torch.equal(mask_padding(x, lengths), expected)
+    assert torch.equal(mask_padding(x[..., 0], lengths), expected[..., 0])
+    assert mask_padding(x, None) is x
 
 
 @pytest.mark.parametrize("poison", POISONS)
@@ -68,22 +68,22 @@ def test_batch_norm_in_training_sees_only_true_positions(poison: float) -> None:
     """Output, running statistics and gradients equal those of the true positions alone."""
     x, lengths = padded(poison)
     norm = SequenceNorm(3, "batch").double()
-    torch.nn.init.normal_(norm.norm.weight)
-    torch.nn.init.normal_(norm.norm.bias)
-    weight, bias = norm.norm.weight.detach(), norm.norm.bias.detach()
+    torch.nn.init.normal_(norm.inner.weight)
+    torch.nn.init.normal_(norm.inner.bias)
+    weight, bias = norm.inner.weight.detach(), norm.inner.bias.detach()
     alone = true_positions(x).requires_grad_()
     mean, variance = alone.mean(0), alone.var(0, unbiased=False)
-    expected = (alone - mean) / torch.sqrt(variance + norm.norm.eps) * weight + bias
+    expected = (alone - mean) / torch.sqrt(variance + norm.inner.eps) * weight + bias
 
     x.requires_grad_()
     y = norm(x, lengths)
     assert_near(true_positions(y), expected, OUTPUT[torch.float64])
     assert (y[~position_mask(lengths, 7)] == 0).all()
-    assert_near(norm.norm.running_mean, 0.1 * mean, OUTPUT[torch.float64])
-    assert_near(norm.norm.running_var, 0.9 + 0.1 * alone.var(0, unbiased=True), OUTPUT[torch.float64])
+    assert_near(norm.inner.running_mean, 0.1 * mean, OUTPUT[torch.float64])
+    assert_near(norm.inner.running_var, 0.9 + 0.1 * alone.var(0, unbiased=True), OUTPUT[torch.float64])
 
     target = torch.randn_like(expected)
-    grad, grad_weight = torch.autograd.grad((true_positions(y) * target).sum(), (x, norm.norm.weight))
+    grad, grad_weight = torch.autograd.grad((true_positions(y) * target).sum(), (x, norm.inner.weight))
     (expected_grad,) = torch.autograd.grad((expected * target).sum(), alone)
     assert_near(true_positions(grad), expected_grad, GRADIENT[torch.float64])
     assert (grad[~position_mask(lengths, 7)] == 0).all()
@@ -95,9 +95,9 @@ def test_batch_norm_in_training_sees_only_true_positions(poison: float) -> None:
 def test_batch_norm_in_eval_uses_its_running_statistics(poison: float) -> None:
     x, lengths = padded(poison)
     norm = SequenceNorm(3, "batch").double().eval()
-    norm.norm.running_mean.normal_()
-    norm.norm.running_var.uniform_(0.5, 2)
-    expected = (true_positions(x) - norm.norm.running_mean) / torch.sqrt(norm.norm.running_var + norm.norm.eps)
+    norm.inner.running_mean.normal_()
+    norm.inner.running_var.uniform_(0.5, 2)
+    expected = (true_positions(x) - norm.inner.running_mean) / torch.sqrt(norm.inner.running_var + norm.inner.eps)
     assert_near(true_positions(norm(x, lengths)), expected, OUTPUT[torch.float64])
 
 
@@ -107,10 +107,10 @@ def test_layer_norm_and_its_gradients_see_only_true_positions(poison: float) -> 
     norm = SequenceNorm(3, "layer").double()
     alone = true_positions(x)
     deviation = alone - alone.mean(1, keepdim=True)
-    expected = deviation / torch.sqrt(deviation.square().mean(1, keepdim=True) + norm.norm.eps)
+    expected = deviation / torch.sqrt(deviation.square().mean(1, keepdim=True) + norm.inner.eps)
     y = norm(x, lengths)
     assert_near(true_positions(y), expected, OUTPUT[torch.float64])
-    (grad_weight,) = torch.autograd.grad(true_positions(y).sum(), norm.norm.weight)
+    (grad_weight,) = torch.autograd.grad(true_positions(y).sum(), norm.inner.weight)
     assert_near(grad_weight, expected.sum(0), GRADIENT[torch.float64])
 
 

@@ -27,7 +27,7 @@ def multi(**options: Any) -> Callable[[], nn.Module]:
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "s6": multi(),
-    "s6-gates": multi(gates="band"),
+    "s6-gates": multi(selective_input="band"),
     "s4": multi(ssm="s4"),
     "s4-complex": multi(ssm="s4", diagonal="complex"),
     "none": multi(ssm="none"),

@@ -78,9 +78,9 @@ def test_each_parameter_of_a_layer_is_where_it_belongs(
 def test_norms_and_biases_do_not_decay(norm: str) -> None:
     groups = names(classifier(LAYERS["none"], norm=norm))
     for block in ("backbone.blocks.0", "backbone.blocks.1"):
-        assert {f"{block}.norm.norm.weight", f"{block}.norm.norm.bias"} <= groups["no_decay"]
-        assert f"{block}.channel_mixer.bias" in groups["no_decay"]
-        assert f"{block}.channel_mixer.weight" in groups["decay"]
+        assert {f"{block}.norm.inner.weight", f"{block}.norm.inner.bias"} <= groups["no_decay"]
+        assert f"{block}.glu.bias" in groups["no_decay"]
+        assert f"{block}.glu.weight" in groups["decay"]
     assert {"encoder.weight", "head.weight"} <= groups["decay"]
     assert "head.bias" in groups["no_decay"]
 

@@ -16,7 +16,7 @@ from tests.support.tolerances import GRADIENT, assert_near
 B, L, D = 2, 160, 16
 LAYERS: dict[str, Callable[[int], SequenceLayer]] = {
     "s6": partial(MultiScaleSSM, levels=3, state_size=4),
-    "s6, gates of the band": partial(MultiScaleSSM, levels=2, state_size=4, gates="band", drive="input"),
+    "s6, gates of the band": partial(MultiScaleSSM, levels=2, state_size=4, selective_input="band", ssm_input="input"),
     "s4": partial(MultiScaleSSM, levels=3, state_size=4, ssm="s4"),
     "s4, complex": partial(MultiScaleSSM, levels=3, state_size=4, ssm="s4", diagonal="complex"),
     "no ssm": partial(MultiScaleSSM, levels=3, ssm="none"),
@@ -138,7 +138,7 @@ def test_frozen_weights_and_accumulated_gradients() -> None:
     assert_same(*grads)
 
 
-@pytest.mark.parametrize("place", ["layer", "layer.ssm", "channel_mixer"])
+@pytest.mark.parametrize("place", ["layer", "layer.ssm", "glu"])
 def test_a_hook_inside_a_block_is_called_once(place: str) -> None:
     """Such a block keeps everything instead."""
     model, calls = backbone(blocks=1), []
@@ -155,7 +155,7 @@ def test_what_counts_its_calls_is_called_once() -> None:
     states = []
     for recompute in (True, False):
         model = backbone(blocks=1, recompute=recompute)
-        nn.utils.parametrizations.spectral_norm(model.blocks[0].channel_mixer)
+        nn.utils.parametrizations.spectral_norm(model.blocks[0].glu)
         states.append([*gradients(model, model), *model.buffers()])
     assert_same(*states)
 

@@ -18,10 +18,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "euler": {"discretization": "euler", "skip": True},
     "fixed": {"mixer": "fixed", "mixer_heads": 4, "state_size": 1},
-    "softmax": {"mixer": "softmax", "mixer_heads": 2, "delta_rank": 3},
+    "softmax": {"mixer": "softmax", "mixer_heads": 2, "dt_rank": 3},
     "sum": {"mixer": "sum", "kernel_size": 2, "state_size": 25},
     "per channel": {"mixer_heads": 20, "initialization": "mamba"},
-    "shared": {"shared_filters": True, "filters": "haar"},
+    "shared": {"shared_filters": True, "filter_init": "haar"},
     "no levels": {"levels": 0},
     "one tap": {"kernel_size": 1, "levels": 2},
 }
@@ -50,7 +50,7 @@ def test_steps_equal_the_whole_sequence(options: dict[str, Any], monkeypatch: py
             outputs.append(y)
         assert_near(torch.stack(outputs, 1), expected, 3e-6)
         assert_near(now.ssm, last.ssm, 3e-6)
-        for history, right in zip(now.filters, last.filters, strict=True):
+        for history, right in zip(now.conv_state, last.conv_state, strict=True):
             assert_near(history, right, 3e-6)
 
 

@@ -19,7 +19,7 @@ STACKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "batch norm in front": ({"norm": "batch", "prenorm": True}, {"mixer": "sum", "kernel_size": 2}),
     "no gate": ({"glu": False}, {"levels": 0, "state_size": 3}),
     "last position": ({"pooling": "last"}, {}),
-    "odd width": ({"d_model": 21}, {"kernel_size": 1, "delta_rank": 3, "mixer_heads": 3}),
+    "odd width": ({"d_model": 21}, {"kernel_size": 1, "dt_rank": 3, "mixer_heads": 3}),
 }
 NOT_NATIVE = {
     "s4": partial(MultiScaleSSM, ssm="s4"),

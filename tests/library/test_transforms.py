@@ -14,7 +14,7 @@ from msssm import Backbone, Bidirectional, MultiScaleSSM, SequenceClassifier
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.errors import InputError
 from msssm.layer import SequenceLayer
-from msssm.padding import zero_padding
+from msssm.padding import mask_padding
 from msssm.scan import Backend, lti_scan, multiscale_scan
 from msssm.streaming import StreamingClassifier
 
@@ -28,7 +28,7 @@ def multi(**options: Any) -> Make:
 
 LAYERS: dict[str, Make] = {
     "s6": multi(skip=True),
-    "s6-euler-gates": multi(discretization="euler", gates="band"),
+    "s6-euler-gates": multi(discretization="euler", selective_input="band"),
     "s4": multi(ssm="s4"),
     "s4-complex": multi(ssm="s4", diagonal="complex", skip=True),
     "none": multi(ssm="none"),
@@ -45,7 +45,7 @@ LENGTHS = torch.tensor([6, 2, 0])
 
 def call(layer: nn.Module, parameters: dict[str, Tensor], x: Tensor, lengths: Tensor | None = None) -> Tensor:
     y: Tensor = functional_call(layer, parameters, (x, lengths))
-    return zero_padding(y, lengths)
+    return mask_padding(y, lengths)
 
 
 def results(layer: SequenceLayer, dtype: torch.dtype) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def results(layer: SequenceLayer, dtype: torch.dtype) -> dict[str, Any]:
             found["forward mode of a step"] = forward_ad.unpack_dual(y).tangent
     leaf, own = x.clone().requires_grad_(), list(layer.parameters())
     (first,) = torch.autograd.grad(
-        (zero_padding(layer(leaf, LENGTHS), LENGTHS) * w).pow(2).sum(), leaf, create_graph=True
+        (mask_padding(layer(leaf, LENGTHS), LENGTHS) * w).pow(2).sum(), leaf, create_graph=True
     )
     found["double backward"] = first, torch.autograd.grad((first * v).sum(), [leaf, *own], allow_unused=True)
     return found

@@ -138,7 +138,7 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "s6": lambda: MultiScaleSSM(D, 1, 2, 3, mixer="softmax"),
-    "s6-gates": lambda: MultiScaleSSM(D, 1, 2, 3, gates="band"),
+    "s6-gates": lambda: MultiScaleSSM(D, 1, 2, 3, selective_input="band"),
     "Mamba": lambda: Mamba(D, 3),
     "CausalAttention": lambda: CausalAttention(D, 2),
     "Backbone": lambda: Backbone(lambda d: MultiScaleSSM(d, 1, 2, 3), D, 2, prenorm=True),

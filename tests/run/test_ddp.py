@@ -38,9 +38,9 @@ def test_two_processes_train_and_test_every_sample_once(tmp_path: Path) -> None:
     answers = {
         int(i): int(a)
         for b in data.test_dataloader()
-        for i, a in zip(b.sample, task(b.x, b.lengths).argmax(-1), strict=True)
+        for i, a in zip(b.sample_index, task(b.x, b.lengths).argmax(-1), strict=True)
     }
-    targets = {int(i): int(y) for b in data.test_dataloader() for i, y in zip(b.sample, b.y, strict=True)}
+    targets = {int(i): int(y) for b in data.test_dataloader() for i, y in zip(b.sample_index, b.y, strict=True)}
     right = sum(answers[i] == targets[i] for i in range(41))
     assert metrics["test"]["test/accuracy"] == pytest.approx(right / 41, abs=1e-6)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msssm.padding import position_mask, zero_padding
+from msssm.padding import mask_padding, position_mask
 from msssm.scan import multiscale_scan, reference, triton
 from msssm.scan.mixing import mix_bands
 
@@ -45,10 +45,10 @@ def right_selective(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, m
 
 def right_lti(u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None,
               initial_state: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-    wide, mask = zero_padding(u.float(), lengths), None if lengths is None else position_mask(lengths, u.shape[1])
+    wide, mask = mask_padding(u.float(), lengths), None if lengths is None else position_mask(lengths, u.shape[1])
     start = decay.new_zeros(len(u), *decay.shape) if initial_state is None else initial_state
     bands, state = reference.banded_lti(wide, decay, weight, mask, start)
-    y = mix_bands(bands if D is None else bands + D * wide, zero_padding(mix.float(), lengths))
+    y = mix_bands(bands if D is None else bands + D * wide, mask_padding(mix.float(), lengths))
     return y.to(u.dtype), state
 
 

@@ -43,7 +43,7 @@ def _small_data(recipe: dict[str, Any], folder: Path, request: pytest.FixtureReq
         images.write_folder(folder / "imagenet")
         small = ["--data.batch_size=4", "--data.num_workers=0", "--data.holdout=2", "--model.backbone.d_model=16"]
         return [*small, f"--data.root={folder}", f"--model.num_classes={len(images.CLASSES)}"]
-    if recipe["data"]["class_path"] == "datamodules.SelectionDataModule":
+    if recipe["data"]["class_path"] == "datamodules.SelectiveCopyingDataModule":
         return ["--data.train_size=100", "--data.val_size=50"]
     return [*TINY_DATA, f"--data.root={folder}"]
 

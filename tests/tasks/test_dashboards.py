@@ -55,9 +55,9 @@ def test_the_stability_margin_is_of_the_true_steps_of_the_first_batch(ssm: str) 
     for each in ssms:
         for row, length in enumerate(lengths):
             for t in range(length):
-                steps = each.step_sizes(x[row : row + 1, t : t + 1]).reshape(3, 3, 1)
+                steps = each.delta(x[row : row + 1, t : t + 1]).reshape(3, 3, 1)
                 margins.append(1 - torch.exp(steps * each.diagonal()).amax((1, 2)))
-        silent.append(1 - torch.exp(each.step_sizes().unsqueeze(-1) * each.diagonal()).amax((1, 2)))
+        silent.append(1 - torch.exp(each.delta().unsqueeze(-1) * each.diagonal()).amax((1, 2)))
     expected = torch.stack(margins).amin(0)
     names = ("0_input", "1_detail", "2_approximation")
     assert [logged[f"stability_margin/{name}"] for name in names] == pytest.approx(expected.tolist(), rel=1e-4)

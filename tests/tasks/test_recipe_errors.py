@@ -31,6 +31,18 @@ def complaint(capsys: pytest.CaptureFixture[str], recipe: Path, *options: str) -
             "--model.backbone.init_args.layer.init_args.levelz=3",
             "model.backbone.layer.levelz: MultiScaleSSM has no such option; did you mean levels?",
         ),
+        (
+            "--model.backbone.layer.init_args.gates=band",
+            "model.backbone.layer.gates is now model.backbone.layer.selective_input; rename it",
+        ),
+        (
+            "--model.backbone.checkpoint_blocks=true",
+            "model.backbone.checkpoint_blocks is now model.backbone.recompute; rename it",
+        ),
+        (
+            "--trainer.callbacks+=tasks.dashboards.EpochLines",
+            "trainer.callbacks: tasks.dashboards.EpochLines is now tasks.callbacks.dashboard.EpochLines; rename it",
+        ),
         ("--data.batchsize=3", "data.batchsize: ListOpsDataModule has no such option; did you mean batch_size?"),
         ("--trainer.maxsteps=3", "trainer.maxsteps: Trainer has no such option; did you mean max_steps?"),
         ("--trainer.gradient_clip_val=-2", "trainer.gradient_clip_val must be at least 0, got -2.0"),

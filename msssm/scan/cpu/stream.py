@@ -20,7 +20,7 @@ class BlockParameters(NamedTuple):
     layer: StepParameters
     rate: Tensor  # (M, D, N), -A
     norm: tuple[Tensor, Tensor]  # scale and shift (D,)
-    channel_mixer: tuple[Tensor, Tensor] | None  # (2D, D), (2D,)
+    glu: tuple[Tensor, Tensor] | None  # (2D, D), (2D,)
 
 
 class BlockOptions(NamedTuple):
@@ -66,7 +66,7 @@ class PackedClassifier:
         self._classes = len(head[1])
         self._sizes = integers(
             0, len(blocks), levels, taps, channels, states, rank, options.heads, int(options.zoh), mixing,
-            int(first.layer.skip is not None), int(first.channel_mixer is not None), int(prenorm), self._classes,
+            int(first.layer.skip is not None), int(first.glu is not None), int(prenorm), self._classes,
         )  # fmt: skip
         self._values = (ctypes.c_float * 3)(*delta_limits, options.epsilon)
         self._step = native().msssm_stream
@@ -110,7 +110,7 @@ def _in_order(block: BlockParameters, prenorm: bool) -> list[Tensor]:
     mixer = [tensor for tensor in (layer.mix_weight, layer.mix_bias, layer.fixed) if tensor is not None]
     skip = [] if layer.skip is None else [layer.skip]
     recurrence = [layer.delta_weight, layer.delta_bias, block.rate.transpose(1, 2), *skip]
-    behind = [*(block.channel_mixer or ()), *([] if prenorm else norm)]
+    behind = [*(block.glu or ()), *([] if prenorm else norm)]
     return [*(norm if prenorm else []), layer.low, layer.high, *mixer, layer.projection, *recurrence, *behind]
 
 

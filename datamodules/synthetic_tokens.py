@@ -68,7 +68,7 @@ GENERATORS: dict[Kind, Callable[..., tuple[Bytes, Bytes]]] = {
 }
 
 
-class SelectionDataModule(PixelDataModule):
+class SelectiveCopyingDataModule(PixelDataModule):
     """Sequences of tokens made by `selective_copying` or `marked_counting`; nothing is stored, since it takes a second.
 
     Batches are `Batch(x (B, length) int64, y (B,), lengths, sample)`. Each split has a stream of random numbers of its

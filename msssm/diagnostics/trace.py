@@ -17,7 +17,7 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def record_calls(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[list[Call]]:
+def trace_calls(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[list[Call]]:
     """The calls of all modules of these kinds below `model`, in the order in which they return, until it ends."""
     calls: list[Call] = []
 

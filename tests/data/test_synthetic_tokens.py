@@ -11,21 +11,21 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from datamodules import Batch, SelectionDataModule
-from datamodules.selection import GENERATORS, Kind
+from datamodules import Batch, SelectiveCopyingDataModule
+from datamodules.synthetic_tokens import GENERATORS, Kind
 from tasks.main import main
 
 SIZES: dict[str, Any] = {"train_size": 600, "val_size": 200, "test_size": 200}
 KINDS: list[Kind] = ["copying", "counting"]
 
 
-def _data(kind: Kind, **options: Any) -> SelectionDataModule:
-    data = SelectionDataModule(kind, **{"length": 24, "items": 5, "symbols": 4, **SIZES, **options})
+def _data(kind: Kind, **options: Any) -> SelectiveCopyingDataModule:
+    data = SelectiveCopyingDataModule(kind, **{"length": 24, "items": 5, "symbols": 4, **SIZES, **options})
     data.setup("fit")
     return data
 
 
-def _samples(data: SelectionDataModule, split: str) -> list[tuple[list[int], int]]:
+def _samples(data: SelectiveCopyingDataModule, split: str) -> list[tuple[list[int], int]]:
     """(tokens, label) of a split, in its order, as a task gets them."""
     batches = [data.on_after_batch_transfer(batch, 0) for batch in getattr(data, f"{split}_dataloader")()]
     assert all((batch.x.dtype, batch.y.dtype) == (torch.int64, torch.int64) for batch in batches)
@@ -111,7 +111,7 @@ def test_splits_have_streams_of_their_own(kind: Kind) -> None:
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"symbols at least 2|sizes must be at least 1"):
-        SelectionDataModule(**{"length": 24, "items": 5, "symbols": 4, **options})
+        SelectiveCopyingDataModule(**{"length": 24, "items": 5, "symbols": 4, **options})
 
 
 class _Recorder(LightningModule):

@@ -1,0 +1,20 @@
+"""Words of earlier versions, and what they are called now: told to whoever still uses one."""
+
+OPTIONS = {
+    "checkpoint_blocks": "recompute",
+    "delta_0": "dt_init",
+    "delta_rank": "dt_rank",
+    "drive": "ssm_input",
+    "filters": "filter_init",
+    "gates": "selective_input",
+    "mixer_start": "mixer_init",
+}
+CLASSES = {
+    "datamodules.SelectionDataModule": "datamodules.SelectiveCopyingDataModule",
+    "datamodules.selection.SelectionDataModule": "datamodules.SelectiveCopyingDataModule",
+    "tasks.bad_batches.SkipBadBatches": "tasks.SkipBadBatches",
+    "tasks.dashboards.EpochLines": "tasks.callbacks.dashboard.EpochLines",
+    "tasks.nan_guard.NanGuard": "tasks.NanGuard",
+}
+# Parts of the names of weights.
+WEIGHTS = {"channel_mixer.": "glu.", "norm.norm.": "norm.inner."}
