@@ -27,6 +27,7 @@ USAGE = """usage: msssm COMMAND ...
 # Each has `main(args)`.
 COMMANDS = {
     "table": "tasks.commands.table",
+    "experiment": "tasks.commands.experiment",
     "sweep": "tasks.commands.sweep",
     "compare": "tasks.commands.compare",
     "doctor": "msssm.doctor",

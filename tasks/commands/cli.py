@@ -35,7 +35,7 @@ from tasks.messages import quiet, say
 from tasks.paths import expand
 from tasks.recipes.construct import constructors
 from tasks.recipes.errors import read_arguments, recipe_errors, recipes_first
-from tasks.recipes.files import check_recipe
+from tasks.recipes.files import read_yaml
 from tasks.recipes.parser import RecipeParser
 from tasks.run.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from tasks.run.checkpoints import RunCheckpoint, newest_readable
@@ -112,7 +112,7 @@ class MsssmCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         recipes = [file for name, file in pairwise(self.arguments) if name in ("-c", "--config")]
         for file in recipes:
-            check_recipe(Path(file))
+            read_yaml(Path(file))
         try:
             self.config = parser.parse_args(self.arguments)
         except Exception as error:  # also what the parsers of YAML and of types meet beyond what they expect

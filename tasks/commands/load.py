@@ -10,6 +10,7 @@ from msssm.errors import InputError, MissingFileError
 from tasks.base import SequenceTask
 from tasks.commands.cli import MsssmCLI
 from tasks.paths import path_option
+from tasks.recipes.errors import read_arguments
 from tasks.run.checkpoint_io import read_checkpoint
 from tasks.run.weights import check_weights
 
@@ -41,6 +42,15 @@ class _Builder(MsssmCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.recipe = self._parser(subcommand).dump(self.config[subcommand], skip_unset=False)
+
+    def accepts(self, config: Path, overrides: list[str]) -> bool:
+        """Whether another recipe is parsed and built, in a tenth of the time that a parser of its own takes."""
+        parser = self._parser("validate")
+        try:
+            parser.instantiate_classes(parser.parse_object(read_arguments(["--config", str(config), *overrides])))
+        except Exception:
+            return False
+        return True
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,11 @@
 """`msssm sweep`: options of a recipe, searched by Optuna on the validation metric alone."""
 
 import argparse
-import signal
 
 from msssm.errors import InputError
 from tasks.commands.load import build
+from tasks.experiments.places import open_pool, pool_arguments, resumable
 from tasks.experiments.sweep.space import Option, check, parse
-from tasks.messages import say
 from tasks.paths import path_option
 
 
@@ -34,7 +33,7 @@ def main(args: list[str]) -> None:
         "model.backbone.n_layers=2..6 (integers), model.backbone.layer.mixer=input,softmax (a choice); repeatable",
     )
     parser.add_argument("--trials", type=int, default=20, help="of the whole sweep, those that are there included")
-    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
+    pool_arguments(parser, jobs="1 on this machine")
     options, overrides = parser.parse_known_args(args)
     space = [parse(text) for text in options.vary]
     _check_numbers(options, overrides, space)
@@ -51,19 +50,16 @@ def main(args: list[str]) -> None:
     check(space, lambda override: build(options.config, [*overrides, override]))
     checkpoint = recipe.config[recipe.subcommand].checkpoint
     with open_study(options.sweep_dir, recipe.recipe, space, checkpoint.mode) as (study, lock):
-        runner = Runner(study, space, options.sweep_dir, ["--config", str(options.config), *overrides], lock)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            runner.run(options.trials, options.jobs)
-        except KeyboardInterrupt:
-            say("stopped; the same command goes on")
-            raise SystemExit(130) from None
+        pool = open_pool(options, 1, options.sweep_dir, lock)
+        runner = Runner(study, space, options.sweep_dir, ["--config", str(options.config), *overrides])
+        with resumable():
+            runner.run(options.trials, pool)
         print(write_table(options.sweep_dir, study, space, checkpoint.monitor))
 
 
 def _check_numbers(options: argparse.Namespace, overrides: list[str], space: list[Option]) -> None:
-    if options.trials < 1 or options.jobs < 1:
-        raise InputError(f"--trials and --jobs must be at least 1, got {options.trials} and {options.jobs}")
+    if options.trials < 1:
+        raise InputError(f"--trials must be at least 1, got {options.trials}")
     names = [option.name for option in space]
     given = [word.removeprefix("--").split("=")[0] for word in overrides if word.startswith("--")]
     for name in names:

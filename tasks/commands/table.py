@@ -1,9 +1,14 @@
-"""`msssm table`: complete runs of one profile, gathered into table.md, table.csv, table.html and plots."""
+"""`msssm table`: complete runs of one experiment, gathered into table.md, table.csv, table.html and plots."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 from msssm.errors import InputError
+from tasks.experiments.files import experiment_files
+from tasks.experiments.table import Table, read_table
 from tasks.paths import path_option
+from tasks.reports.table.entries import entries
 from tasks.reports.table.markdown import document
 from tasks.reports.table.page import page
 from tasks.reports.table.plots import bars, learning_curves
@@ -16,14 +21,30 @@ from tasks.reports.table.subjects import SUBJECTS
 def main(args: list[str]) -> None:
     """Prints the table of one results folder and writes it as table.md, table.csv, table.html and plots.
 
+    Labels, order and the paper's numbers are those of the experiment whose rows the runs are.
+
     Raises:
         ValueError: there is no complete run, one is damaged, or runs of one task do not belong together.
     """
     parser = argparse.ArgumentParser(prog="msssm table", description=__doc__)
     parser.add_argument("folder", type=path_option, help="for example results/quick")
-    folder = parser.parse_args(args).folder
+    parser.add_argument(
+        "--experiment", metavar="NAME", help="a name or a folder of tables; by default, whose rows there are"
+    )
+    options = parser.parse_args(args)
+    known = [read_table(path) for path in experiment_files(options.experiment)] if options.experiment else []
+    write_table(options.folder, known)
+
+
+def write_table(folder: Path, known: Sequence[Table]) -> None:
+    """Prints the table of the runs below a folder, and writes its files.
+
+    Args:
+        folder: of the results.
+        known: tables of these runs; for other tasks, those that come with msssm are looked through.
+    """
     found = [(subject, read_runs(folder, subject.task)) for subject in SUBJECTS]
-    sections = [section(subject, runs) for subject, runs in found if runs]
+    sections = [section(subject, runs, entries(folder, runs, subject.task, known)) for subject, runs in found if runs]
     if not sections:
         raise InputError(f"no complete run below {folder}/runs; run `make reproduce-table` first")
     text = document(sections)

@@ -1,4 +1,4 @@
-"""Files of recipes, looked at before the parser sees them, whose errors do not name them."""
+"""Files of recipes and experiments, looked at before the parser sees them, whose errors do not name them."""
 
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,27 @@ class _OneOfEach(yaml.SafeLoader):
         return node
 
 
-def check_recipe(path: Path) -> None:
-    """Refuses what is no recipe at all, before the parser sees it.
+def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The options of a file by name, interpolations as they are written.
+
+    Args:
+        path: of the file.
+        what: it is called in messages.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
     if not path.is_file():
-        raise MissingFileError(f"asked for the recipe {path}, got {'a folder' if path.is_dir() else 'no such file'}")
+        raise MissingFileError(f"asked for the {what} {path}, got {'a folder' if path.is_dir() else 'no such file'}")
     try:
-        recipe = yaml.load(path.read_text(encoding="utf-8-sig"), _OneOfEach)
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _OneOfEach)
     except InputError as error:
-        raise InputError(f"the recipe {path}: {error}") from error
+        raise InputError(f"the {what} {path}: {error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"the recipe {path} is not text in UTF-8 ({error})") from error
+        raise InputError(f"the {what} {path} is not text in UTF-8 ({error})") from error
     except yaml.YAMLError as error:
-        raise InputError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict) or not recipe:
-        what = "nothing" if recipe is None else f"a {type(recipe).__name__}"
-        raise InputError(f"the recipe {path} holds {what}, expected options by name, as in configs/listops.yaml")
+        raise InputError(f"the {what} {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        got = "nothing" if content is None else f"a {type(content).__name__}"
+        raise InputError(f"the {what} {path} holds {got}, expected options by name, as in configs/listops.yaml")
+    return content

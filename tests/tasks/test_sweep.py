@@ -81,7 +81,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(whole: tuple[Path, Path], 
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; the same command goes on" in error
+    assert "stopped; the same command resumes" in error
     assert "Traceback" not in error
     assert not (folder / "trial1/metrics.json").exists()
     first = (folder / "trial0/metrics.json").read_bytes()

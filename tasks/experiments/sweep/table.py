@@ -8,7 +8,8 @@ import optuna
 from optuna.trial import TrialState
 
 from tasks.experiments.sweep.space import Option
-from tasks.experiments.sweep.trials import last_line, shown
+from tasks.experiments.sweep.trials import shown
+from tasks.experiments.training import last_lines
 from tasks.reports.table.markdown import aligned
 from tasks.run.provenance import read_json
 
@@ -39,7 +40,7 @@ def write_table(folder: Path, study: optuna.Study, space: Sequence[Option], moni
         "",
         *_importances(study, names),
         *(
-            f"trial{trial.number} failed: {last_line(folder / f'trial{trial.number}')}"
+            f"trial{trial.number} failed: {last_lines(folder / f'trial{trial.number}')}"
             for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         ),
         f"Test the best, once: msssm test --config {folder / best / 'config.yaml'}",

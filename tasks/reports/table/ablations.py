@@ -1,4 +1,4 @@
-"""Ablations: runs of one folder that change one option of the row `full`, and how far each is from it."""
+"""How far a row is from the one that its table compares with, such as the `full` of the ablations."""
 
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -10,11 +10,9 @@ from tasks.reports.table.runs import Run
 from tasks.reports.table.subjects import Subject
 from tasks.run.predictions import FILE, load
 
-BASE = "full"
-
 
 class Difference(NamedTuple):
-    """A row minus `full`, with its 95 % interval."""
+    """A row minus the one that it is compared with, and the 95 % interval of that."""
 
     value: float
     low: float

@@ -27,8 +27,8 @@ def header(section: Section) -> list[str]:
     ]
     if any(row.paper for row in section.rows):
         names.append(f"paper: {subject.measure} on {subject.paper_name(run)}{subject.unit}")
-    if section.ablation:
-        names[3:3] = ["minus full", "its 95 % interval"]
+    if section.compare:
+        names[3:3] = [f"minus {section.compare}", "its 95 % interval"]
     return names
 
 
@@ -36,7 +36,7 @@ def cells(section: Section) -> list[list[str]]:
     """The rows of a section, best first; the bound of a trivial answer last."""
     width = len(header(section))
     lines = [_cells(row) for row in section.ranked]
-    if section.ablation:
+    if section.compare:
         for line, row in zip(lines, section.ranked, strict=True):
             line[3:3] = _difference(row)
     lines = [line[:width] for line in lines]
@@ -65,9 +65,9 @@ def remarks(section: Section) -> list[str]:
     ]
     if any(row.paper for row in section.rows) and not section.subject.full_scale(section.first):
         lines[0] += " The paper's column is of other data: not comparable in value."
-    if section.ablation:
+    if section.compare:
         lines.append(
-            "Minus full: the row less the first one, paired over the same test samples (bootstrap), or by seed "
+            f"Minus {section.compare}: the row less the first one, paired over the same test samples (bootstrap), or by seed "
             "(Student) where there are several seeds."
         )
     if section.quoted:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from tasks.metrics.intervals import student
-from tasks.reports.table.ablations import BASE, Difference, difference
+from tasks.experiments.table import Table
+from tasks.reports.table.ablations import Difference, difference
 from tasks.reports.table.runs import Run
 from tasks.reports.table.subjects import Subject
 
@@ -40,14 +41,14 @@ class Section:
         rows: with runs of ours: those of the paper first, in its order.
         missing: labels of the paper's rows that we train, but have not yet.
         quoted: (label, number) of the paper's rows that we do not train.
-        ablation: the rows change one option of the row `full` each.
+        compare: row that the others are shown as differences to; empty if there is none.
     """
 
     subject: Subject
     rows: list[Row]
     missing: list[str]
     quoted: list[tuple[str, str]]
-    ablation: bool
+    compare: str
 
     @property
     def first(self) -> Run:
@@ -61,29 +62,28 @@ class Section:
     @property
     def ranked(self) -> list[Row]:
         """Best first; ablations in the paper's order."""
-        return self.rows if self.ablation else sorted(self.rows, key=lambda row: -row.mean)
+        return self.rows if self.compare else sorted(self.rows, key=lambda row: -row.mean)
 
 
-def section(subject: Subject, runs: list[Run]) -> Section:
-    """Groups the runs of one task, of which there is at least one."""
-    base = [run for run in runs if run.row == BASE]
-    references = subject.ablations(runs[0]) if base else subject.references(runs[0])
-    trained = {reference.row: reference for reference in references if reference.row}
-    names = [*trained, *dict.fromkeys(run.row for run in runs if run.row not in trained)]
-    by_name = {name: [run for run in runs if run.row == name] for name in names}
+def section(subject: Subject, runs: list[Run], table: Table | None) -> Section:
+    """Groups the runs of one task, of which there is at least one; rows that no table has come last."""
+    entries = table.rows if table else {}
+    by_name: dict[str, list[Run]] = {name: [] for name in entries}
+    for run in runs:
+        by_name.setdefault(run.row, []).append(run)
+    compare = table.compare if table and by_name.get(table.compare) else ""
+    papers = {name: subject.paper(runs[0], entry.paper) for name, entry in entries.items()}
     rows = [
         Row(
             subject,
-            trained[name].label if name in trained else name,
+            entries[name].label if name in entries else name,
             chosen,
-            trained[name].paper if name in trained else "",
-            difference(subject, chosen, base) if base and name != BASE else None,
+            papers.get(name, ""),
+            difference(subject, chosen, by_name[compare]) if compare and name != compare else None,
         )
         for name, chosen in by_name.items()
         if chosen
     ]
-    compared = any(by_name[name] for name in trained)
-    expected = {name: reference for name, reference in trained.items() if reference.paper or not base}
-    missing = [reference.label for name, reference in expected.items() if compared and not by_name[name]]
-    quoted = [(reference.label, reference.paper) for reference in references if not reference.row]
-    return Section(subject, rows, missing, quoted if compared else [], bool(base))
+    missing = [e.label for name, e in entries.items() if not by_name[name] and (papers[name] or not compare)]
+    quoted = [(label, subject.paper(runs[0], number)) for label, number in table.quoted.items()] if table else []
+    return Section(subject, rows, missing, quoted, compare)

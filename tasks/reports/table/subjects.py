@@ -1,22 +1,8 @@
 """What the table says about each task: its metric, its scale, the paper's column, and how to read the numbers."""
 
-import csv
-from dataclasses import dataclass
-from pathlib import Path
-
+from tasks.experiments.table import Number
 from tasks.metrics.intervals import wilson
 from tasks.reports.table.runs import Run
-
-REFERENCE = Path(__file__).parents[2] / "reference"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The paper's number for one model. Models that we do not train have no row."""
-
-    row: str
-    label: str
-    paper: str
 
 
 class Subject:
@@ -27,7 +13,7 @@ class Subject:
         metric: key of the test metrics in metrics.json; a number between 0 and 1.
         measure: how the column calls it.
         percent: whether it is shown in percent.
-        reference: file with the paper's numbers, below tasks/reference; empty where the paper has none.
+        paper_digits: digits behind the point of the paper's numbers.
         interval_over: what the interval of one run is over.
     """
 
@@ -35,7 +21,7 @@ class Subject:
     metric = "test/accuracy"
     measure = "accuracy"
     percent = True
-    reference = ""
+    paper_digits = 1
     interval_over = "over the test samples"
 
     def value(self, run: Run) -> float:
@@ -72,31 +58,19 @@ class Subject:
         """A trivial answer that a model has to beat, with its name."""
         return None
 
-    def references(self, run: Run) -> list[Reference]:
-        """The paper's rows in its order."""
-        if not self.reference:
-            return []
-        return _read(self.reference, self.paper_column(run))
-
-    def ablations(self, run: Run) -> list[Reference]:
-        """The rows of `make ablations`: the paper's numbers where it has this one, its options by their names."""
-        return _read("ablations.csv", self.task if self.in_papers_ablations(run) else None)
-
-    def in_papers_ablations(self, run: Run) -> bool:
-        """Whether the paper's ablations are of these data, reduced or synthetic ones included."""
-        return False
+    def paper(self, run: Run, number: Number | None) -> str:
+        """The paper's number for a row, as it prints it; empty if it has none of these data."""
+        if isinstance(number, dict):
+            number = number.get(self.paper_column(run))
+        return "" if number is None else f"{number:.{self.paper_digits}f}"
 
     def paper_column(self, run: Run) -> str:
-        return "paper_accuracy"
-
-
-def _read(file: str, column: str | None) -> list[Reference]:
-    with (REFERENCE / file).open() as lines:
-        return [Reference(line["row"], line["label"], line[column] if column else "") for line in csv.DictReader(lines)]
+        """Which of the paper's numbers is of these data, where a row has several."""
+        return ""
 
 
 class ListOps(Subject):
-    task, reference = "listops", "listops.csv"
+    task, paper_digits = "listops", 2
     _full = {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10, "train_size": 96_000}  # noqa: RUF012
 
     def full_scale(self, run: Run) -> bool:
@@ -116,16 +90,13 @@ class ListOps(Subject):
             f"at most {run.data['max_args']} arguments, mean length {run.metrics['data']['mean_length']['train']:.0f}"
         )
 
-    def in_papers_ablations(self, run: Run) -> bool:
-        return True
-
     def bound(self, run: Run) -> tuple[str, float]:
         """The best answer per root operator, which needs no nesting."""
         return "root operator alone", run.metrics["data"]["root_operator_accuracy"]
 
 
 class PTBXL(Subject):
-    task, reference = "ptbxl", "ptbxl.csv"
+    task, paper_digits = "ptbxl", 3
     metric, measure, percent = "test/auroc", "macro AUROC", False
     interval_over = "bootstrap over the patients of the test fold"
 
@@ -145,10 +116,7 @@ class PTBXL(Subject):
         return f"PTB-XL, {run.metrics['data']['label_set']} labels"
 
     def paper_column(self, run: Run) -> str:
-        return run.metrics["data"]["label_set"]
-
-    def in_papers_ablations(self, run: Run) -> bool:
-        return bool(run.metrics["data"]["label_set"] == "all")
+        return str(run.metrics["data"]["label_set"])
 
     def describe(self, run: Run) -> str:
         data = run.metrics["data"]
@@ -172,7 +140,7 @@ class Images(Subject):
 
 
 class Digits(Images):
-    task, reference = "digits", "scifar.csv"
+    task = "digits"
 
     def full_scale(self, run: Run) -> bool:
         return False
@@ -185,7 +153,7 @@ class Digits(Images):
 
 
 class SequentialCIFAR(Images):
-    task, reference = "scifar", "scifar.csv"
+    task = "scifar"
 
     def full_scale(self, run: Run) -> bool:
         return run.counts == {"train": 45_000, "val": 5_000, "test": 10_000} and not run.data["greyscale"]
@@ -198,7 +166,7 @@ class SequentialCIFAR(Images):
 
 
 class ImageNet(Images):
-    task, reference = "imagenet", "imagenet.csv"
+    task = "imagenet"
 
     def full_scale(self, run: Run) -> bool:
         return run.counts["train"] == 1_281_167 and run.counts["test"] == 50_000
@@ -211,9 +179,7 @@ class ImageNet(Images):
 
 
 class Selection(Subject):
-    """A task without hierarchy, which the paper does not have: its rows have labels there, and no numbers."""
-
-    reference = "selection.csv"
+    """A task without hierarchy, which the paper does not have."""
 
     def full_scale(self, run: Run) -> bool:
         return False

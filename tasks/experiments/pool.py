@@ -1,0 +1,85 @@
+"""Where trainings run, and how many at a time."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from tasks.experiments.training import POLL, Training, interrupts_later
+
+
+class Pool(Protocol):
+    """Where trainings run: this machine, or a cluster whose scheduler decides when.
+
+    Attributes:
+        size: trainings at a time, those that wait for a node included.
+    """
+
+    size: int
+
+    def start(self, training: Training) -> None:
+        """Begins it, or hands it to the scheduler."""
+
+    def finished(self) -> list[tuple[Training, int]]:
+        """Those that have ended since the last call, each with its `Training.code`."""
+
+    def stop(self) -> None:
+        """Ends what runs, each with a checkpoint from which it can be resumed."""
+
+
+class LocalPool:
+    """Processes of this machine.
+
+    Args:
+        size: how many at a time.
+        lock: descriptor that each training keeps open as long as it lives.
+    """
+
+    def __init__(self, size: int, lock: int | None = None) -> None:
+        self.size, self.locks = size, () if lock is None else (lock,)
+        self.running: dict[Training, subprocess.Popen[bytes]] = {}
+
+    def start(self, training: Training) -> None:
+        with interrupts_later():
+            self.running[training] = training.start(*self.locks)
+
+    def finished(self) -> list[tuple[Training, int]]:
+        ended = [training for training, process in self.running.items() if process.poll() is not None]
+        return [(training, training.code(self.running.pop(training).returncode)) for training in ended]
+
+    def stop(self) -> None:
+        """At a second Ctrl-C without a checkpoint."""
+        processes = list(self.running.values())
+        try:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
+            raise
+
+
+def drive(pool: Pool, trainings: Iterator[Training], finish: Callable[[Training, int], None]) -> None:
+    """Runs trainings until there are no more; whatever ends it ends them too.
+
+    Args:
+        pool: where they run.
+        trainings: the next one is asked for when there is room for it.
+        finish: called with each that has ended, and its code.
+    """
+    running = 0
+    try:
+        while True:
+            while running < pool.size and (training := next(trainings, None)) is not None:
+                pool.start(training)
+                running += 1
+            if not running:
+                return
+            time.sleep(POLL)
+            for training, code in pool.finished():
+                running -= 1
+                finish(training, code)
+    finally:
+        pool.stop()
