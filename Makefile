@@ -4,27 +4,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# reproduce-table, ablations and choices take these, where they say something of them: make reproduce-table PROFILE=small
+# TASKS=ptbxl SEEDS="0 1" JOBS=2 DATA=folder OPTIONS="--trainer.devices 2". What they are is in configs/experiments.
 PROFILE ?= quick
-TASKS ?= listops
-SEEDS ?= 0
-# The reduced models are too small for two threads to pay: one thread each, as many runs at a time as there are cores.
-JOBS ?= $(if $(filter paper,$(PROFILE)),1,$(shell getconf _NPROCESSORS_ONLN))
-export OMP_NUM_THREADS ?= $(if $(filter paper,$(PROFILE)),$(shell getconf _NPROCESSORS_ONLN),1)
-
-RESULTS := results/$(PROFILE)
-ROWS := $(foreach task,$(TASKS),$(patsubst configs/$(PROFILE)/%.yaml,%,$(wildcard configs/$(PROFILE)/$(task)/*.yaml)))
-RUNS := $(foreach seed,$(SEEDS),$(foreach row,$(ROWS),$(RESULTS)/runs/$(row)/seed$(seed)/metrics.json))
-# An outer `make -j` hands down its job server; a plain `make` gets JOBS.
-PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
+TASKS ?=
+SEEDS ?=
+JOBS ?=
+DATA ?=
+OPTIONS ?=
+RESULTS ?= results/$(PROFILE)
+GIVEN = $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(DATA),--data.root $(DATA)) $(OPTIONS)
+# Of the rows of another profile than quick.
+OF = $(if $(filter-out quick,$(PROFILE)),--of $(PROFILE))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-gpu lint reproduce-table runs choices ablations listops-report publish bench dashboard soak fuzz audit lock clean
+.PHONY: help install test test-gpu lint reproduce-table choices ablations listops-report publish bench dashboard soak fuzz audit lock clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
-	@echo "  reproduce-table takes PROFILE=quick|medium|paper, TASKS=\"listops digits ptbxl copying counting\", SEEDS=\"0 1 2\", JOBS=runs at a time,"
-	@echo "  OPTIONS=\"--trainer.devices 2\" for msssm fit"
+	@echo "  reproduce-table, ablations and choices take PROFILE=quick|medium|small|paper, TASKS=\"listops ptbxl\", SEEDS=\"0 1 2\","
+	@echo "  JOBS=runs at a time, DATA=folder of real data, OPTIONS=\"--trainer.devices 2\" for msssm fit; msssm experiment --help"
 
 install: $(READY) ## Create .venv with msssm and its development tools
 
@@ -48,104 +48,13 @@ lint: $(READY) ## Check style and types
 	$(BIN)/mypy
 
 reproduce-table: $(READY) ## Train every row that is not complete, and print the table
-	@: $(if $(ROWS),,$(error no recipe configs/$(PROFILE)/{$(TASKS)}/*.yaml; PROFILE is quick (TASKS of listops digits ptbxl copying counting), medium (listops) or paper (listops scifar ptbxl)))
-	-@$(MAKE) --no-print-directory --keep-going $(PARALLEL) runs
-	@$(BIN)/msssm table $(RESULTS)
-	@for run in $(RUNS); do test -f $$run || exit 1; done
+	@$(BIN)/msssm experiment $(PROFILE) --tasks $(or $(TASKS),listops) $(GIVEN)
 
-runs: $(RUNS)
-
-# <task>/<row>/seed<k> -> its recipe and its seed. A complete run (metrics.json) is never repeated, an interrupted one
-# goes on from its last checkpoint; the exit code is not trusted, since a terminated training may exit with 0.
-recipe = configs/$(PROFILE)/$(patsubst %/,%,$(dir $1)).yaml
-seed = $(patsubst seed%,%,$(notdir $*))
-define train
-@mkdir -p $(@D)
-@$(BIN)/msssm fit --config $1 --run_dir $(@D) --seed_everything $(seed) $2 $(OPTIONS) \
-	--trainer.callbacks+=tasks.callbacks.dashboard.EpochLines --trainer.callbacks.name=$* 2>> $(@D)/log.txt; \
-test -f $@ || { echo "$* stopped; the end of $(@D)/log.txt:" >&2; tail -n 5 $(@D)/log.txt >&2; false; }
-endef
-
-$(RESULTS)/runs/%/metrics.json: | $(READY)
-	$(call train,$(call recipe,$*))
-
-# One option changed at a time against the MS-SSM(S6) row of a profile: the measurements in docs/choices.md (quick, three
-# seeds) and docs/results.md (PROFILE=medium CHOICE_SEEDS=0).
-LAYER := --model.backbone.layer
-choice-base :=
-choice-mamba-init := $(LAYER).initialization mamba
-choice-euler := $(LAYER).discretization euler
-choice-mixer-zero := $(LAYER).mixer_init 0
-choice-delta-long := $(LAYER).dt_min 0.0001 $(LAYER).dt_max 0.01
-choice-delta-short := $(LAYER).dt_min 0.01 $(LAYER).dt_max 1
-choice-prenorm := --model.backbone.prenorm true
-choice-batch-norm := --model.backbone.norm batch
-choice-slow-ssm := --model.ssm_lr 0.001
-choice-levels-5 := $(LAYER).levels 5
-choice-shared-filters := $(LAYER).shared_filters true
-choice-mixer-8-heads := $(LAYER).mixer_heads 8
-choice-long-warmup := --model.warmup_epochs 0.3
-choice-averaged-weights := --trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay=0.999
-both-directions = $(LAYER) '{class_path: msssm.Bidirectional, init_args: {mix: sum, layer: \
-	{class_path: msssm.MultiScaleSSM, init_args: {levels: 3, kernel_size: 4, state_size: 4}}}}'
-choice-bidirectional := $(both-directions)
-choice-bidirectional-batch-norm := $(both-directions) --model.backbone.norm batch
-CHOICES ?= $(patsubst choice-%,%,$(filter choice-%,$(.VARIABLES)))
-CHOICE_SEEDS ?= 0 1 2
-CHOICE_RESULTS := results/$(if $(filter quick,$(PROFILE)),,$(PROFILE)-)choices
+ablations: $(READY) ## The paper's ablations at reduced scale, and the sweeps that it leaves open
+	@$(BIN)/msssm experiment ablations $(if $(TASKS),--tasks $(TASKS)) $(OF) $(GIVEN)
 
 choices: $(READY) ## Measure the defaults (docs/choices.md): one option changed at a time, three seeds
-	-@$(MAKE) --no-print-directory --keep-going $(PARALLEL) \
-		$(foreach k,$(CHOICE_SEEDS),$(foreach c,$(CHOICES),$(CHOICE_RESULTS)/runs/listops/$(c)/seed$(k)/metrics.json))
-	@$(BIN)/msssm table $(CHOICE_RESULTS)
-
-$(CHOICE_RESULTS)/runs/listops/%/metrics.json: | $(READY)
-	$(call train,configs/$(PROFILE)/listops/msssm_s6.yaml,$(choice-$(patsubst %/,%,$(dir $*))))
-
-# The paper's ablations and the sweeps that it leaves open, each an override of the MS-SSM(S6) recipe of a task: in the
-# quick profile at three quarters of its training on ListOps and half of it on the generated ECGs, 43 rows on one
-# thread each, about 17 minutes on two cores. PROFILE=paper trains the full-scale recipes whole.
-ABLATION_TASKS ?= listops ptbxl
-ABLATION_SEEDS ?= 0
-ABLATION_RESULTS := results/$(if $(filter quick,$(PROFILE)),,$(PROFILE)-)ablations
-short-quick-listops := --trainer.max_steps 1200
-short-quick-ptbxl := --trainer.max_epochs 8
-ablation-full :=
-ablation-s4 := $(LAYER).ssm s4
-ablation-no-ssm := $(LAYER).ssm none
-ablation-conv1d := $(LAYER).decomposition conv
-ablation-gates-of-band := $(LAYER).selective_input band
-ablation-drive-of-input-gates-of-band := $(LAYER).selective_input band $(LAYER).ssm_input input
-ablation-drive-of-input := $(LAYER).ssm_input input
-ablation-mixer-fixed := $(LAYER).mixer fixed
-ablation-mixer-softmax := $(LAYER).mixer softmax
-ablation-mixer-sum := $(LAYER).mixer sum
-ablation-mixer-per-channel = $(LAYER).mixer_heads $(shell sed -n 's/^ *d_model: //p' $(ablated-recipe))
-ablation-mamba-init := $(LAYER).initialization mamba
-$(foreach s,0 1 2 4 5 6,$(eval ablation-levels-$s := $(LAYER).levels $s))
-$(foreach k,2 8,$(eval ablation-kernel-$k := $(LAYER).kernel_size $k))
-$(foreach n,1 16,$(eval ablation-state-$n := $(LAYER).state_size $n))
-$(foreach d,0.001 0.01 0.1,$(eval ablation-delta-$d := $(LAYER).dt_init $d))
-ablation-euler := $(LAYER).discretization euler
-ablation-prenorm := --model.backbone.prenorm true
-ablation-skip := $(LAYER).skip true
-ABLATIONS := $(patsubst ablation-%,%,$(filter ablation-%,$(.VARIABLES)))
-# On the ECG those of the paper, and its question how many levels.
-ablated-listops := $(ABLATIONS)
-ablated-ptbxl := full s4 no-ssm conv1d gates-of-band drive-of-input-gates-of-band drive-of-input mixer-fixed \
-	mixer-softmax mamba-init $(foreach s,0 1 2 4 5,levels-$s)
-ABLATION_RUNS := $(foreach k,$(ABLATION_SEEDS),$(foreach task,$(ABLATION_TASKS),$(foreach a,$(ablated-$(task)),\
-	$(ABLATION_RESULTS)/runs/$(task)/$(a)/seed$(k)/metrics.json)))
-
-ablations: $(READY) ## The paper's ablations at reduced scale (ABLATION_TASKS="listops ptbxl" ABLATION_SEEDS="0 1 2")
-	-@$(MAKE) --no-print-directory --keep-going $(PARALLEL) $(ABLATION_RUNS)
-	@$(BIN)/msssm table $(ABLATION_RESULTS)
-
-# <task>/<ablation>/seed<k>
-ablated-task = $(word 1,$(subst /, ,$*))
-ablated-recipe = configs/$(PROFILE)/$(ablated-task)/msssm_s6.yaml
-$(ABLATION_RESULTS)/runs/%/metrics.json: | $(READY)
-	$(call train,$(ablated-recipe),$(short-$(PROFILE)-$(ablated-task)) $(ablation-$(word 2,$(subst /, ,$*))))
+	@$(BIN)/msssm experiment choices $(OF) $(GIVEN)
 
 # Operators and image models on all cores; data, streaming and diagnostics with one thread of torch.
 bench: $(READY) ## Speed and memory beside peers and the floors of this machine; OPTIONS="--quick --device cuda"

@@ -31,6 +31,7 @@ from tasks.callbacks.dashboard import Dashboard
 from tasks.callbacks.energy import EnergyMeter
 from tasks.commands.recordings import RecordingOptions, add_arguments, predict_recordings
 from tasks.complaints import complaint, enters_our_code
+from tasks.experiments.named import named_recipe
 from tasks.messages import quiet, say
 from tasks.paths import expand
 from tasks.recipes.construct import constructors
@@ -62,7 +63,7 @@ class MsssmCLI(LightningCLI):
             omegaconf_absolute_to_relative_paths=True,
         )
         words = sys.argv[1:] if args is None else cast("list[str]", args)
-        self.arguments = recipes_first(words)
+        self.arguments = recipes_first(words, named_recipe)
         # The answer of the other commands is what they print.
         with nullcontext() if words[0] == "fit" else quiet():
             super().__init__(

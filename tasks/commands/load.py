@@ -56,13 +56,13 @@ class _Builder(MsssmCLI):
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that name a run."""
     parser.add_argument("--run_dir", type=path_option, help="folder of a run, with its config.yaml and checkpoints/")
-    parser.add_argument("--config", type=path_option, help="a recipe, instead of the run's own config.yaml")
+    parser.add_argument("--config", help="a recipe or its name, instead of the run's own config.yaml")
     parser.add_argument(
         "--ckpt_path", type=path_option, help="a checkpoint, instead of the run's checkpoints/best.ckpt"
     )
 
 
-def build(config: Path, overrides: list[str]) -> "_Builder":
+def build(config: Path | str, overrides: list[str]) -> "_Builder":
     """The task (`model`) and data of a recipe, at their start."""
     return _Builder(["validate", "--config", str(config), *overrides])
 
@@ -81,7 +81,7 @@ def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:
     if options.run_dir is None and options.config is None:
         raise InputError("name a run with --run_dir runs/x, or a recipe with --config and perhaps --ckpt_path")
     config = options.config or options.run_dir / "config.yaml"
-    if not config.exists():
+    if options.config is None and not config.exists():
         raise MissingFileError(f"{config} does not exist; name the folder of a run, or a recipe with --config")
     if options.run_dir is not None:
         overrides = [*overrides, f"--run_dir={options.run_dir}"]

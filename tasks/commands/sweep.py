@@ -20,7 +20,7 @@ def main(args: list[str]) -> None:
         SystemExit: with code 130 at Ctrl-C and SIGTERM, after the trials have written their checkpoints.
     """
     parser = argparse.ArgumentParser(prog="msssm sweep", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=path_option, required=True, help="a recipe")
+    parser.add_argument("--config", required=True, help="a recipe, or its name")
     parser.add_argument(
         "--sweep_dir", type=path_option, required=True, help="folder of the study, its table and trials"
     )
@@ -51,7 +51,7 @@ def main(args: list[str]) -> None:
     checkpoint = recipe.config[recipe.subcommand].checkpoint
     with open_study(options.sweep_dir, recipe.recipe, space, checkpoint.mode) as (study, lock):
         pool = open_pool(options, 1, options.sweep_dir, lock)
-        runner = Runner(study, space, options.sweep_dir, ["--config", str(options.config), *overrides])
+        runner = Runner(study, space, options.sweep_dir, ["--config", options.config, *overrides])
         with resumable():
             runner.run(options.trials, pool)
         print(write_table(options.sweep_dir, study, space, checkpoint.monitor))

@@ -32,18 +32,23 @@ NAMELESS = ("callbacks", "logger", "plugins", "profiler", "strategy")
 _POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
-def recipes_first(words: list[str]) -> list[str]:
-    """A command line with its `--config` files before its options, which hold over any of them wherever they stand."""
+def recipes_first(words: list[str], find: Callable[[str], Path] = local_path) -> list[str]:
+    """A command line with its `--config` files before its options, which hold over any of them wherever they stand.
+
+    Args:
+        words: of the command line.
+        find: the file that a `--config` means.
+    """
     rest = words[1:]
     files: list[str] = []
     options: list[str] = []
     while rest:
         word = rest.pop(0)
         if word in ("-c", "--config"):
-            files += [word, *(str(local_path(path)) for path in rest[:1])]
+            files += [word, *(str(find(path)) for path in rest[:1])]
             rest = rest[1:]
         elif word.startswith("--config="):
-            files += ["--config", str(local_path(word.removeprefix("--config=")))]
+            files += ["--config", str(find(word.removeprefix("--config=")))]
         else:
             options.append(word)
     return [*words[:1], *files, *options]

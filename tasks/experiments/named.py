@@ -1,0 +1,40 @@
+"""What `--config` may name: a file, a recipe, or a row of a table."""
+
+import atexit
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+
+from msssm.errors import MissingFileError
+from msssm.paths import local_path
+from tasks.experiments.files import recipe_file, recipes, table_file, tables
+from tasks.experiments.table import read_table, text
+
+
+def named_recipe(word: str) -> Path:
+    """The file that a word means: a path, the name of a recipe (`listops`), or of a row (`quick/listops/mamba`).
+
+    Raises:
+        InputError: it is none of them.
+    """
+    path = local_path(word)
+    table, _, row = word.rpartition("/")
+    if path.exists() or path.suffix in (".yaml", ".yml"):
+        return path
+    if word in recipes():
+        return recipe_file(word)
+    if table in tables():
+        return _written(text(read_table(table_file(table)).recipe(row)))
+    raise MissingFileError(
+        f"asked for the recipe {word}, got no such file, and none of that name: there are {', '.join(recipes())}, and "
+        f"rows of {', '.join(tables())}, such as quick/listops/msssm_s6"
+    )
+
+
+def _written(recipe: str) -> Path:
+    """The file of a recipe that is made up from a table, for as long as this process lives."""
+    folder = Path(mkdtemp(prefix="msssm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "recipe.yaml"
+    path.write_text(recipe)
+    return path
