@@ -1,11 +1,9 @@
-"""The quick ListOps network (configs/quick/listops/msssm_s6.yaml): a training step, and one step of streaming."""
+"""The quick ListOps network (quick/listops/msssm_s6): a training step, and one step of streaming."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from benchmarks.compare import BOTH, GRADIENT, OUTPUT, Case, Row, errors, evaluate
@@ -13,15 +11,14 @@ from benchmarks.layer import streaming
 from benchmarks.timing import in_turn
 from msssm import Backbone, MultiScaleSSM, SequenceClassifier, param_groups
 from msssm.scan import Backend
+from tasks.experiments.named import row_recipe
 
-RECIPE = Path(__file__).parents[1] / "configs/quick/listops/msssm_s6.yaml"
 VOCABULARY, CLASSES = 15, 10
 BACKENDS: dict[str, Backend] = {"msssm": "auto", "pure torch": "torch"}
 
 
 def recipe() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
-    return content
+    return row_recipe("quick/listops/msssm_s6")
 
 
 def backbone(backend: Backend) -> Backbone:

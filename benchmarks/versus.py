@@ -16,9 +16,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tasks.experiments.named import named_recipe
+
 RECIPES = {
-    "ListOps, 4 x 64, N = 4, batch 50, lengths 8..50": "configs/quick/listops/msssm_s6.yaml",
-    "ECG, 3 x 48, N = 4, batch 16, length 1000": "configs/quick/ptbxl/msssm_s6.yaml",
+    "ListOps, 4 x 64, N = 4, batch 50, lengths 8..50": "quick/listops/msssm_s6",
+    "ECG, 3 x 48, N = 4, batch 16, length 1000": "quick/ptbxl/msssm_s6",
 }
 STEPS = 10  # of one turn
 
@@ -31,7 +33,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args(args)
     print("| training step | threads | other, ms | this, ms | times as fast |\n|---|---|---|---|---|")
-    for name, recipe in RECIPES.items():
+    for name, row in RECIPES.items():
+        recipe = str(named_recipe(row))
         for threads in options.threads:
             workers = [_start(root, recipe, threads) for root in (options.other, Path(__file__).parents[1])]
             turns = [[_turn(worker) for worker in workers] for _ in range(options.rounds)]

@@ -129,7 +129,7 @@ def _check_rows(runs: list[Run], overrides: list[str]) -> None:
         for table, row in {(run.table.path, run.row): run[:2] for run in runs}.values():
             path.write_text(text(table.recipe(row)))
             try:
-                if built is None or not built.accepts(path, overrides):
+                if built is None or built.again(path, overrides) is None:
                     built = build(path, overrides)
             except InputError as error:
                 raise InputError(f"{table.path}, row {row}: {error}") from error
@@ -152,12 +152,13 @@ def _print_configs(runs: list[Run], overrides: list[str]) -> None:
 def _training(run: Run, results: Path, overrides: list[str]) -> Training:
     folder = (results / "runs" / run.name).absolute()
     threads = run.table.threads or os.cpu_count() or 1
+    silent = run.table.recipe(run.row).get("trainer", {}).get("enable_progress_bar") is False
     return Training(
         name=run.name,
         folder=folder,
         arguments=(
             *("--config", str(folder / "recipe.yaml"), f"--seed_everything={run.seed}", *overrides),
-            *(LINES, f"--trainer.callbacks.name={run.name}"),
+            *(() if silent else (LINES, f"--trainer.callbacks.name={run.name}")),
         ),
         environment=() if "OMP_NUM_THREADS" in os.environ else (("OMP_NUM_THREADS", str(threads)),),
         talks=True,

@@ -37,7 +37,7 @@ class SubmititPool:
             self.executor = AutoExecutor(folder=folder, cluster=cluster)
             self.executor.update_parameters(**{"timeout_min": DAY, "name": "msssm", **resources})
         except (ValueError, NameError, TypeError, RuntimeError) as error:
-            raise InputError(f"--cluster {cluster}: {error}") from error
+            raise InputError(f"--cluster {cluster}: {' '.join(str(error).split())}") from error
 
     def start(self, training: Training) -> None:
         with interrupts_later():
@@ -86,7 +86,7 @@ class RayPool:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             self.run = ray.remote(_run).options(**{"num_cpus": 1, "max_retries": 0, **resources})
         except (ConnectionError, ValueError, TypeError) as error:
-            raise InputError(f"--ray {address}: {error}") from error
+            raise InputError(f"--ray {address}: {' '.join(str(error).split())}") from error
 
     def start(self, training: Training) -> None:
         with interrupts_later():

@@ -4,6 +4,7 @@ import atexit
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from msssm.errors import MissingFileError
 from msssm.paths import local_path
@@ -18,17 +19,26 @@ def named_recipe(word: str) -> Path:
         InputError: it is none of them.
     """
     path = local_path(word)
-    table, _, row = word.rpartition("/")
     if path.exists() or path.suffix in (".yaml", ".yml"):
         return path
     if word in recipes():
         return recipe_file(word)
-    if table in tables():
-        return _written(text(read_table(table_file(table)).recipe(row)))
+    if word.rpartition("/")[0] in tables():
+        return _written(text(row_recipe(word)))
     raise MissingFileError(
         f"asked for the recipe {word}, got no such file, and none of that name: there are {', '.join(recipes())}, and "
         f"rows of {', '.join(tables())}, such as quick/listops/msssm_s6"
     )
+
+
+def row_recipe(name: str) -> dict[str, Any]:
+    """The complete recipe of a row, such as `quick/listops/mamba`.
+
+    Raises:
+        InputError: there is no such table or row.
+    """
+    table, _, row = name.rpartition("/")
+    return read_table(table_file(table)).recipe(row)
 
 
 def _written(recipe: str) -> Path:

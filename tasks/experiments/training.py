@@ -40,17 +40,21 @@ class Training:
         """Whether the run has come to its end: the exit code is not trusted, since a terminated one may be 0."""
         return (self.folder / "metrics.json").exists()
 
+    @property
+    def command(self) -> list[str]:
+        """Words of its process."""
+        return [sys.executable, "-m", "tasks.main", "fit", *self.arguments, f"--run_dir={self.folder}"]
+
     def start(self, *locks: int) -> "subprocess.Popen[bytes]":
         """Starts it in a session of its own: Ctrl-C is for the runner, which passes it on once.
 
         Args:
             locks: descriptors that it keeps open as long as it lives.
         """
-        command = [sys.executable, "-m", "tasks.main", "fit", *self.arguments, f"--run_dir={self.folder}"]
         with (self.folder / LOG).open("ab") as log:
             output: IO[Any] | None = None if self.talks else log
             return subprocess.Popen(
-                command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=log,

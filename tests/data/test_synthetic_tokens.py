@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_the_batches_that_it_would_have_seen(tmp_path: Path) 
 
 
 def test_a_task_of_other_sizes_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = ["--config", "configs/quick/copying/msssm_s6.yaml", "--trainer.fast_dev_run=true"]
+    recipe = ["--config", "quick/copying/msssm_s6", "--trainer.fast_dev_run=true"]
     small = ["--data.train_size=50", "--data.val_size=50", f"--run_dir={tmp_path}/run"]
     with pytest.raises(SystemExit, match="2"):
         main(["fit", *recipe, *small, "--data.items=5"])

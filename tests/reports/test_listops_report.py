@@ -100,7 +100,7 @@ def test_the_report_of_a_run_is_the_models_accuracy(tmp_path: Path, capsys: pyte
 
 def test_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["listops-report", "--config", "configs/quick/ptbxl/msssm_s6.yaml", f"--run_dir={tmp_path}"])
+        main(["listops-report", "--config", "quick/ptbxl/msssm_s6", f"--run_dir={tmp_path}"])
     assert "asked for a ListOps run, got ECGTask" in capsys.readouterr().err
 
 

@@ -46,7 +46,7 @@ class Soak:
     def __init__(self, seed: int, folder: Path, report: Report) -> None:
         self.random, self.folder, self.report = random.Random(seed), folder, report
         tiny = ["fit", "--config", str(write_recipe(folder))]
-        full = ["fit", "--config", str(ROOT / "configs/quick/listops/msssm_s6.yaml"), f"--data.root={folder}/full"]
+        full = ["fit", "--config", "quick/listops/msssm_s6", f"--data.root={folder}/full"]
         self.commands = {
             "plain": tiny,
             "workers": [*tiny, "--data.num_workers=2"],

@@ -121,7 +121,7 @@ def test_a_signal_saves_at_once_and_exits_with_its_code(
     runs.assert_same(tmp_path / "cut", expected)
 
 
-ECG = ["--config=configs/quick/ptbxl/msssm_s6.yaml", "--data.synthetic=null", "--data.batch_size=16"]
+ECG = ["--config=quick/ptbxl/msssm_s6", "--data.synthetic=null", "--data.batch_size=16"]
 ECG += ["--model.backbone.d_model=4", "--model.backbone.n_layers=1", "--model.backbone.dropout=0.1"]
 ECG += ["--data.crop=250", "--data.eval_batch_size=8", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=2"]
 EPOCHS = {"ecg": 10, "digits": 7}  # steps

@@ -25,7 +25,7 @@ from tests.support.ptbxl import copy_to
 
 TINY = [
     "fit",
-    "--config=configs/quick/ptbxl/msssm_s6.yaml",
+    "--config=quick/ptbxl/msssm_s6",
     "--data.synthetic=null",
     "--data.batch_size=40",
     "--model.backbone.d_model=4",
