@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.commands.experiment import _results
+from tasks.experiments.files import experiment_files
+from tasks.experiments.table import read_table
 from tasks.run.provenance import _git
 
 TARGETS = ["reproduce-table", "ablations", "choices", "listops-report", "bench", "soak", "fuzz", "dashboard"]
@@ -17,13 +20,20 @@ def make(*words: str, folder: Path = Path()) -> str:
     return subprocess.run(["make", *words], check=True, capture_output=True, text=True, cwd=folder).stdout
 
 
+def results_folder(experiment: str, of: str | None) -> str:
+    [first, *_] = experiment_files(experiment)
+    return str(_results(read_table(first), of))
+
+
 def outputs() -> set[str]:
     """Paths that the recipes of the targets name, and the defaults of the programs that they run."""
-    named = {
-        path
-        for profile in ("quick", "medium", "paper")
-        for path in re.findall(WRITES, make("-n", *TARGETS, f"PROFILE={profile}", "TASKS=listops"))
-    }
+    named = set()
+    for profile in ("quick", "medium", "small", "paper"):
+        commands = make("-n", *TARGETS, f"PROFILE={profile}", "TASKS=ptbxl")
+        named |= set(re.findall(WRITES, commands))
+        for words in re.findall(r"msssm experiment (.*)", commands):
+            experiment, *_ = words.split()
+            named.add(results_folder(experiment, profile if f"--of {profile}" in words else None))
     sources = [*Path("benchmarks").glob("*.py"), *Path("tasks").rglob("*.py"), Path("tests/robustness/soak.py")]
     options = r"\"--(?:output|results)\".*default=Path\(\"([\w./-]+)\"\)"
     return (
@@ -39,6 +49,14 @@ def test_targets_write_only_what_git_ignores() -> None:
         ignored = subprocess.run(["git", "check-ignore", "-q", f"{path}/table.md"], check=False).returncode == 0
         assert ignored, f"{path} is not ignored"
         assert not _git("ls-files", "--", f":(top){path}"), f"tracked files lie below {path}"
+
+
+def test_what_is_asked_of_make_is_asked_of_the_command() -> None:
+    asked = make("-n", "reproduce-table", "PROFILE=small", "TASKS=ptbxl", "SEEDS=0 1", "JOBS=2", "DATA=/d", "OPTIONS=--x y")
+    expected = "experiment small --tasks ptbxl --seeds 0 1 --jobs 2 --data.root /d --x y"
+    assert asked.strip().splitlines()[-1].endswith(expected)
+    assert make("-n", "reproduce-table").strip().splitlines()[-1].split("msssm ")[1] == "experiment quick --tasks listops"
+    assert "experiment ablations --of medium" in " ".join(make("-n", "ablations", "PROFILE=medium").split())
 
 
 def test_only_publish_writes_where_results_are_tracked() -> None:
