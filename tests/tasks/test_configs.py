@@ -13,6 +13,7 @@ from msssm import Backbone, MultiScaleSSM
 from tasks.main import main
 from tests.support import cifar10, images, ptbxl
 from tests.support.recipes import TINY_DATA
+from tests.support.tolerances import allowed
 
 RECIPES = sorted(Path("configs").rglob("*.yaml"))
 TABLES = sorted(path for path in Path("configs").glob("*/*") if path.is_dir())  # configs/<profile>/<task>
@@ -117,4 +118,4 @@ def test_reduced_rows_have_matched_parameter_counts(table: Path) -> None:
 
     counts = {path.stem: parameters(path) for path in table.glob("*.yaml")}
     for row, count in counts.items():
-        assert count == pytest.approx(counts["msssm_s6"], rel=0.03), row
+        assert count == pytest.approx(counts["msssm_s6"], rel=allowed(0.03, "the smallest change of a width")), row
