@@ -28,6 +28,8 @@ KERNEL_GRADIENT = KERNEL_OUTPUT | {torch.float32: 32 * EPS[torch.float32]}
 HALF_LAYER = {torch.bfloat16: 0.05, torch.float16: 0.01}
 # Dynamic quantisation to 8 bits fits its scale to what it sees, a sequence or a step.
 QUANTISED = 0.15
+# Losses of the first steps in float64, on processors and versions of torch that round otherwise: some 1e-15 apart.
+GOLDEN = 1e-11
 # Numbers near 1: of a chain of operations; and a mean, a metric or a pixel, which is next to none.
 FLOAT32, FLOAT64 = OUTPUT[torch.float32], OUTPUT[torch.float64]
 METRIC = 8 * EPS[torch.float32]
