@@ -1,12 +1,8 @@
-"""The GPU kernels under Triton's interpreter, on the CPU. Run by test_scan_triton.py, in a process of its own.
+"""The GPU kernels under Triton's interpreter, on the CPU, in a process of its own.
 
 The interpreter checks values, not types, races or compilation: test_scan_cubin.py and test_scan_gpu.py do. It truncates
 where a GPU rounds to bfloat16.
 """
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read at Triton's first import
 
 from typing import Any
 
@@ -28,6 +24,8 @@ from tests.support.scan_cases import (
     selective_truth,
 )
 from tests.support.tolerances import FLOAT32, METRIC, assert_near
+
+pytestmark = pytest.mark.interpreted
 
 SHAPES = [  # (B, L, M, D, N, H)
     (2, 1, 2, 3, 4, 3),

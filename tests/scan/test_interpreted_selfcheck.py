@@ -1,11 +1,4 @@
-"""The Triton kernels, their check and the choice of a backend in Triton's interpreter: the CPU stands for a GPU.
-
-Run by test_selfcheck.py, in a process of its own.
-"""
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read at Triton's first import
+"""The Triton kernels, their check and the choice of a backend in Triton's interpreter: the CPU stands for a GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +13,7 @@ from msssm.scan.triton.verdict import KERNELS, Kernels
 from tests.support import faulty_kernels as faulty
 from tests.support.tolerances import STEP, assert_near
 
+pytestmark = pytest.mark.interpreted
 CPU = torch.device("cpu")
 FAULTS: dict[str, tuple[str, faulty.Fault]] = {
     "output": ("y is off", faulty.wrong_output()),
