@@ -1,121 +1,209 @@
-"""Who may import whom."""
+"""Who may import whom: every module has its place in one table, and imports only what stands below it."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+# The floors of each package, from the ground up, with their rooms: a module, or a folder with all that is in it and not
+# named by itself; with a dot at its end, nothing but the folder's front, its __init__.py. A room imports rooms of lower
+# floors only, at any depth of its code.
+FLOORS: dict[str, list[str]] = {
+    "msssm": [
+        "errors minimal param_groups transforms untouched scan.mixing scan.reference scan.step_size",
+        "image initialization operands padding paths recompute scale_mixer scan.checks",
+        "layer norm scan.cpu scan.torch scan.triton",
+        "bidirectional block pretrained scan.dispatch",
+        "backbone decomposition scan.lti scan.selective",
+        "classifier scan.triton.selfcheck",
+        "scan.",
+        "ssm doctor",
+        "baselines export native_step",
+        "multiscale",
+        "diagnostics integrations streaming",
+        ".",
+    ],
+    "datamodules": [
+        "errors faults folders transfer",
+        "batching disk paths",
+        "loader",
+        "base",
+        "imagenet listops pixels ptbxl",
+        "cifar10 digits synthetic_tokens",
+        ".",
+    ],
+    "tasks": [
+        "messages paths complaints process",
+        "recipes",
+        "run",
+        "metrics",
+        "reports.table",
+        "reports",
+        "callbacks",
+        "base",
+        "tokens image ecg",
+        "listops",
+        "experiments",
+        "commands",
+        "main .",
+    ],
+}
 HEAVY = {"lightning", "pytorch_lightning", "timm", "torchvision", "torchmetrics", "pandas", "matplotlib"}
-# The models in timm's registry; who wants them imports the module.
-TIMM_REGISTRY = ROOT / "msssm" / "timm_models.py"
-FORBIDDEN = {
-    "msssm": HEAVY | {"datamodules", "tasks"},
-    "datamodules": {"msssm", "tasks"},
-}
-# Inside the library: what a module may import of it.
-BELOW = {
-    "msssm.errors": set(),
-    "msssm.minimal": set(),
-    "msssm.transforms": set(),
-    "msssm.operands": set(),
-    "msssm.untouched": set(),
-    "msssm.padding": {"msssm.transforms"},
-    "msssm.initialization": set(),
-    "msssm.pretrained": {"msssm.layer"},
-    "msssm.export": {"msssm.layer", "msssm.ssm"},
-    "msssm.diagnostics": {"msssm.diagnostics", "msssm.decomposition", "msssm.layer", "msssm.ssm"},
-    "msssm.layer": {"msssm.padding"},
-    "msssm.recompute": {"msssm.transforms"},
-    "msssm.scan.cpu": {"msssm.scan.cpu", "msssm.operands", "msssm.recompute", "msssm.transforms", "msssm.untouched"},
-    "msssm.scan": {
-        "msssm.scan",
-        "msssm.scan.cpu",
-        "msssm.operands",
-        "msssm.padding",
-        "msssm.recompute",
-        "msssm.transforms",
-    },
-    "msssm.decomposition": {
-        "msssm.scan.cpu",
-        "msssm.operands",
-        "msssm.padding",
-        "msssm.scan.dispatch",
-        "msssm.transforms",
-    },
-    "msssm.scale_mixer": set(),
-    "msssm.diagnostics.nan_guard": {"msssm.layer", "msssm.multiscale", "msssm.padding", "msssm.ssm"},
-    "msssm.ssm": {"msssm.initialization", "msssm.padding", "msssm.scan", "msssm.untouched"},
-    "msssm.norm": {"msssm.padding"},
-    "msssm.param_groups": set(),
-    "msssm.bidirectional": {"msssm.layer"},
-    "msssm.image": set(),
-}
+FORBIDDEN = {"msssm": HEAVY | {"datamodules", "tasks"}, "datamodules": {"msssm", "tasks"}, "tasks": set()}
+# timm's registry: who wants these models imports the module, and nothing of ours does.
+REGISTRY = "msssm.integrations.timm"
 
 
-def imports(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, at any depth of its code."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def sources(root: Path) -> dict[str, Path]:
+    """Every module of the three packages, by its full name."""
+    found = {}
+    for package in FLOORS:
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+SOURCES = sources(ROOT)
+
+
+def nodes(tree: ast.AST, deep: bool) -> Iterator[ast.AST]:
+    """What runs: not what only a type checker reads, and functions only where asked for."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if deep or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from nodes(node, deep)
+
+
+def imports(module: str, found: dict[str, Path] = SOURCES, *, deep: bool = True) -> set[str]:
+    """Full names of the modules that a module imports, at any depth of its code or when it is loaded."""
+    path = found[module]
+    package = module.split(".")[: None if path.name == "__init__.py" else -1]
+    names: set[str] = set()
+    for node in nodes(ast.parse(path.read_text()), deep):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package = ".".join(path.relative_to(ROOT).parts[: -node.level]) if node.level else ""
-            found.add(".".join(part for part in (package, node.module or "") if part))
-    return found
+            origin = [*package[: len(package) + 1 - node.level], *([node.module] if node.module else [])]
+            base = ".".join(origin if node.level else [node.module or ""])
+            inside = {f"{base}.{alias.name}" for alias in node.names}
+            names |= (inside & found.keys()) | ({base} if inside - found.keys() else set())
+    return names
 
 
-def files(package: str) -> list[Path]:
-    found = sorted((ROOT / package).rglob("*.py"))
-    assert found, f"no source files in {package}"
-    return found
+def own(module: str) -> set[str]:
+    """Its imports from its own package."""
+    return {name for name in imports(module) if name.split(".")[0] == module.split(".")[0]}
 
 
-def test_imports_are_read_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    source = tmp_path / "msssm" / "scan" / "x.py"
-    source.parent.mkdir(parents=True)
-    source.write_text("import a.b\ndef f():\n    from c import d\n    from . import e\n    from ..tasks import g\n")
-    assert imports(source) == {"a.b", "c", "msssm.scan", "msssm.tasks"}
+def rooms(package: str) -> dict[str, int]:
+    """The floor of each room, by the room's full name."""
+    return {
+        f"{package}.{room}".replace("..", "."): floor
+        for floor, names in enumerate(FLOORS[package])
+        for room in names.split()
+    }
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_no_package_imports_what_stands_above_it(package: str) -> None:
-    for path in files(package):
-        tops = {name.split(".")[0] for name in imports(path)}
-        above = tops & FORBIDDEN[package] - ({"timm"} if path == TIMM_REGISTRY else set())
-        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+def room(module: str) -> str | None:
+    """The room of a module, the innermost that has it; None for a module that the table does not know."""
+    around = [
+        name for name in rooms(module.split(".")[0]) if f"{module}." == name or f"{module}.".startswith(f"{name}.")
+    ]
+    return max(around, key=len, default=None)
+
+
+def test_imports_are_read_at_any_depth_and_under_any_name(tmp_path: Path) -> None:
+    for name, text in {
+        "msssm/__init__.py": "",
+        "msssm/scan/__init__.py": "from . import x\nfrom .x import y",
+        "msssm/scan/e.py": "",
+        "msssm/scan/x.py": "import a.b\nif TYPE_CHECKING:\n    import t\ntry:\n    import u\nexcept E:\n    pass\n"
+        "def f():\n    from c import d\n    from . import e, f\n    from ..tasks import g\n    import msssm.scan.e",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = sources(tmp_path)
+    inner = {"c", "msssm.scan", "msssm.scan.e", "msssm.tasks"}
+    assert imports("msssm.scan.x", found) == {"a.b", "u"} | inner
+    assert imports("msssm.scan.x", found, deep=False) == {"a.b", "u"}
+    assert imports("msssm.scan", found) == {"msssm.scan.x"}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_module_has_a_room_and_every_room_a_module(package: str) -> None:
+    found = {module: room(module) for module in SOURCES if module.split(".")[0] == package}
+    lost = sorted(module for module, place in found.items() if place is None)
+    assert not lost, f"give them a place in FLOORS: {', '.join(lost)}"
+    assert set(found.values()) == rooms(package).keys(), "FLOORS names a room that is not there"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_import_runs_back_up(package: str) -> None:
+    """Imports inside of functions count."""
+    floor = rooms(package)
+    up = [
+        f"{module} ({place}) imports {name} ({target})"
+        for module in SOURCES
+        if module.split(".")[0] == package and (place := room(module))
+        for name in sorted(own(module))
+        if (target := room(name)) not in (place, None) and floor[target] >= floor[place]
+    ]
+    assert not up, "\n".join(up)
+
+
+def test_there_is_no_circle() -> None:
+    """Neither within a room nor through a function."""
+    graph = {module: own(module) for module in SOURCES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_no_package_imports_what_stands_above_it() -> None:
+    for module in SOURCES:
+        tops = {name.split(".")[0] for name in imports(module)}
+        above = tops & FORBIDDEN[module.split(".")[0]] - ({"timm"} if module == REGISTRY else set())
+        assert not above, f"{module} imports {above}"
 
 
 def test_nothing_imports_the_timm_registry() -> None:
-    for path in (path for package in ("msssm", "datamodules", "tasks") for path in files(package)):
-        assert "msssm.integrations.timm" not in imports(path), path.relative_to(ROOT)
+    assert [module for module in SOURCES if REGISTRY in imports(module)] == []
 
 
 def test_triton_is_imported_by_the_scan_alone() -> None:
-    for path in (path for package in ("msssm", "datamodules", "tasks") for path in files(package)):
-        if "triton" in {name.split(".")[0] for name in imports(path)}:
-            assert path.is_relative_to(ROOT / "msssm" / "scan"), path.relative_to(ROOT)
+    importers = {module for module in SOURCES if "triton" in {name.split(".")[0] for name in imports(module)}}
+    assert {module for module in importers if not module.startswith("msssm.scan.triton.")} == set()
+    assert "msssm.scan.triton.common" in importers
 
 
-@pytest.mark.parametrize("module", BELOW)
-def test_the_library_is_layered(module: str) -> None:
-    """multiscale -> {decomposition, ssm, scale_mixer} -> scan, and never back."""
-    location = ROOT / module.replace(".", "/")
-    paths = sorted(location.rglob("*.py")) if location.is_dir() else [location.with_suffix(".py")]
-    assert paths
-    for path in paths:
-        own = {name for name in imports(path) if name.split(".")[0] == "msssm"}
-        allowed = BELOW[module] | {"msssm.errors"}
-        above = {name for name in own if not any((name + ".").startswith(below + ".") for below in allowed)}
-        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+def loaded_by(code: str) -> set[str]:
+    """Names of all modules that a fresh process has loaded after `code`."""
+    code = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('LOADED', *sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(run.stdout.rpartition("LOADED")[2].split())
 
 
 @pytest.mark.parametrize("package", ["msssm", "msssm.baselines"])
 def test_importing_the_library_is_lean(package: str) -> None:
-    """A fresh process that imports it has loaded neither Lightning nor anything of the vision stack."""
-    code = f"import sys, {package}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not set(loaded.stdout.split()) & (HEAVY | {"datamodules", "tasks", "tensorboard"})
+    """Neither Lightning nor anything of the vision stack is loaded."""
+    tops = {name.split(".")[0] for name in loaded_by(f"import {package}")}
+    assert package.split(".")[0] in tops
+    assert not tops & (HEAVY | {"datamodules", "tasks", "tensorboard"})
+
+
+def test_the_generic_command_line_loads_no_code_of_a_task_and_draws_nothing() -> None:
+    """torchmetrics loads matplotlib where it finds it: what counts is that no loaded module of ours asks for it."""
+    loaded = loaded_by("from tasks.main import main; main(['fit', '--help'])")
+    ours = loaded & SOURCES.keys()
+    assert "tasks.commands.cli" in ours
+    assert not {name for name in ours if name.startswith("datamodules") or "ecg" in name}
+    assert not ours & {"tasks.image", "tasks.tokens", "tasks.listops", "tasks.commands.recordings"}
+    drawing = {name for name in ours if any(x.split(".")[0] == "matplotlib" for x in imports(name, deep=False))}
+    assert not drawing

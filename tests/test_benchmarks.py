@@ -16,10 +16,10 @@ from benchmarks.memory import peak_mib
 from benchmarks.timing import Timing, in_turn
 from msssm import MultiScaleSSM
 from msssm.scan import lti_scan, multiscale_scan
+from tests.support.tolerances import FLOAT32, FLOAT64, METRIC
 
 CPU = torch.device("cpu")
 SIZE = (2, 37, 3, 4)  # (B, L, D, N); 37 is no power of two
-EXACT = 1e-12
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 31, 32, 37])
@@ -30,7 +30,7 @@ def test_peers_equal_the_reference_in_float64(peer: str, bands: int, length: int
     size = (2, length, 3, 4)
     prepare = scan.Prepared(bands, CPU)
     expected = evaluate(prepare("reference", size, torch.float64))
-    assert max(errors(evaluate(prepare(peer, size, torch.float64)), expected)) < EXACT
+    assert max(errors(evaluate(prepare(peer, size, torch.float64)), expected)) < FLOAT64
 
 
 def test_the_s4d_peer_equals_the_reference_in_float64() -> None:
@@ -43,13 +43,13 @@ def test_the_s4d_peer_equals_the_reference_in_float64() -> None:
     leaves = [x.requires_grad_() for x in (u, delta, A, C, mix)]
     expected = Case(lambda: lti_scan(*leaves, backend="reference"), leaves)
     actual = Case(lambda: peers.s4d_convolution(*leaves), leaves)
-    assert max(errors(evaluate(actual), evaluate(expected))) < 1e-11
+    assert max(errors(evaluate(actual), evaluate(expected))) < FLOAT64
 
 
 def test_the_convolutional_peer_equals_the_decomposition() -> None:
     prepare = Decomposition(CPU)
     expected = evaluate(prepare("msssm", (2, 37, 5), torch.float64))
-    assert max(errors(evaluate(prepare("depthwise conv1d", (2, 37, 5), torch.float64)), expected)) < EXACT
+    assert max(errors(evaluate(prepare("depthwise conv1d", (2, 37, 5), torch.float64)), expected)) < FLOAT64
 
 
 def test_every_method_starts_from_the_same_values() -> None:
@@ -177,7 +177,7 @@ def test_the_floor_does_the_real_work() -> None:
     grad_delta, grad_drive, grad_A, grad_B, grad_C = torch.autograd.grad(y, leaves, grad_y.double())
     expected = [y.detach(), grad_drive, grad_delta, grad_A, grad_B.flatten(), grad_C.flatten()]
     actual = out.split([len(x) for x in expected])
-    assert max(errors(list(actual), expected)) < 1e-5
+    assert max(errors(list(actual), expected)) < FLOAT32
 
 
 def test_the_floor_per_channel_does_the_real_work() -> None:
@@ -189,7 +189,7 @@ def test_the_floor_per_channel_does_the_real_work() -> None:
     out = torch.empty(2, len(low_rank))
     library.floor_channel_results(*floors.pointers(given), ctypes.c_void_p(out.data_ptr()))
     x = low_rank.double() @ weight.double()
-    assert max(errors(list(out), [torch.nn.functional.softplus(x), torch.sigmoid(x)])) < 1e-6
+    assert max(errors(list(out), [torch.nn.functional.softplus(x), torch.sigmoid(x)])) < METRIC
 
 
 @pytest.mark.parametrize("levels", [0, 2])
@@ -202,7 +202,7 @@ def test_layer_and_its_scan_agree_with_the_reference(levels: int) -> None:
 
 def test_model_agrees_with_the_reference() -> None:
     fast, slow = (evaluate(model.prepare(backend, CPU, torch.float64)[0]) for backend in ("torch", "reference"))
-    assert max(errors(fast, slow)) < 1e-9
+    assert max(errors(fast, slow)) < FLOAT64
 
 
 def test_streaming_is_timed_only_if_it_equals_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,9 @@ from msssm.scan.lti import lti_scan
 from msssm.scan.mixing import mix_bands
 from msssm.scan.selective import multiscale_scan, selective_scan
 from msssm.scan.step_size import step_size
+from msssm.scan.triton import selfcheck, verdict
+
+verdict.examine = selfcheck.examine
 
 __all__ = [
     "Backend",

@@ -29,7 +29,6 @@ from tasks.base import SequenceTask
 from tasks.callbacks.bad_batches import LossSpikes
 from tasks.callbacks.dashboard import Dashboard
 from tasks.callbacks.energy import EnergyMeter
-from tasks.commands.recordings import RecordingOptions, add_arguments, predict_recordings
 from tasks.complaints import complaint, enters_our_code
 from tasks.experiments.named import named_recipe
 from tasks.messages import quiet, say
@@ -106,7 +105,9 @@ class MsssmCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "predict":
+        if subcommand == "predict" == self.arguments[0]:
+            from tasks.commands.recordings import add_arguments  # with the code of the ECG, for no other command
+
             add_arguments(parser)
         return parser
 
@@ -357,11 +358,11 @@ class MsssmCLI(LightningCLI):
 
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set, or what is said about `--record`."""
-        options = RecordingOptions(
-            **{field.name: self._get(self.config, field.name) for field in fields(RecordingOptions)}
-        )
-        if options.record is not None:
-            predict_recordings(model, datamodule, self.ckpt_path, options)
+        if self._get(self.config, "record") is not None:
+            from tasks.commands.recordings import RecordingOptions, predict_recordings
+
+            options = {field.name: self._get(self.config, field.name) for field in fields(RecordingOptions)}
+            predict_recordings(model, datamodule, self.ckpt_path, RecordingOptions(**options))
             return
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):

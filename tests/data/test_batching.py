@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from datamodules.batching import Batch, EvaluationBatchSampler, LengthBucketBatchSampler, collate_tokens
+from tests.support.tolerances import allowed
 
 LENGTHS = np.random.default_rng(0).integers(500, 2000, size=1037)
 
@@ -52,7 +53,7 @@ def test_bucketing_saves_padding() -> None:
     scattered = [order[start : start + 10].tolist() for start in range(0, 1037, 10)]
     # Uniform lengths on 500..2000: the longest of 10 is near 1864 against a mean of 1250, so a third is
     # padding. In a pool of 200 sorted lengths a batch spans 1500 / 20 = 75: padding is near 37 / 1287 = 3 %.
-    assert _padding(scattered) == pytest.approx(0.33, abs=0.02)
+    assert _padding(scattered) == pytest.approx(0.33, abs=allowed(0.02, "that estimate"))
     assert _padding(_batches()) < 0.04
 
 

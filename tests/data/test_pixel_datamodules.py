@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from datamodules import Batch, DigitsDataModule, SequentialCIFARDataModule
 from datamodules.pixels import PixelDataModule
 from tests.support.cifar10 import ROWS, accept_tiny, images, write_folder
+from tests.support.tolerances import FLOAT32, METRIC, STEP, assert_near
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_pixels_are_normalised_in_raster_order(root: Path) -> None:
     batches = _batches(_cifar(root), "test")
     x = torch.cat([batch.x for batch in batches])
     assert x.dtype == torch.float32
-    np.testing.assert_allclose(x, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(x, expected, rtol=0, atol=STEP[torch.float32])
     assert torch.cat([batch.y for batch in batches]).tolist() == labels[-ROWS:].tolist()
     assert torch.cat([batch.lengths for batch in batches]).tolist() == [1024] * ROWS
     assert torch.cat([_samples(batch) for batch in batches]).tolist() == list(range(ROWS))
@@ -129,12 +130,12 @@ def test_digits_are_scikit_learns(root: Path) -> None:
         for batch in _batches(data, split):
             assert batch.x.shape[1:] == (64, 1)
             back = torch.round((batch.x * data.std + data.mean) * 16)
-            assert torch.allclose(back / 16, batch.x * data.std + data.mean, atol=1e-6)
+            assert_near(batch.x * data.std + data.mean, back / 16, METRIC)
             found.update((x.numpy().astype(np.uint8).tobytes(), int(y)) for x, y in zip(back, batch.y, strict=True))
     assert found == Counter((x.astype(np.uint8).tobytes(), int(y)) for x, y in zip(pixels, labels, strict=True))
     train = torch.cat([batch.x for batch in _batches(data, "train")])
-    assert train.mean().item() == pytest.approx(0, abs=1e-5)
-    assert train.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
+    assert train.mean().item() == pytest.approx(0, abs=FLOAT32)
+    assert train.std(unbiased=False).item() == pytest.approx(1, abs=FLOAT32)
 
 
 def test_the_digits_split_is_stratified_and_fixed() -> None:

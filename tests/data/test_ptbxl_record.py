@@ -10,6 +10,7 @@ import wfdb
 
 from datamodules.ptbxl import LEADS, CorruptRecordError, read_record, simulate
 from datamodules.ptbxl import record as reading
+from tests.support.tolerances import FLOAT64
 
 SIGNAL = simulate("SR", 0, np.random.default_rng(0))
 
@@ -43,7 +44,7 @@ def test_the_fast_reader_agrees_with_wfdb(tmp_path: Path, monkeypatch: pytest.Mo
     assert np.array_equal(fast.signal, signal)
     millivolts = np.array(wfdb.rdrecord(str(tmp_path / "r")).p_signal)
     millivolts[3, 4] = reading.MISSING / 1000
-    np.testing.assert_allclose(fast.signal / 1000, millivolts, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(fast.signal / 1000, millivolts, rtol=0, atol=FLOAT64)
 
 
 def test_other_gains_baselines_and_formats_become_microvolts(tmp_path: Path) -> None:

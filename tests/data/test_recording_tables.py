@@ -12,6 +12,7 @@ import pytest
 
 from datamodules.ptbxl import LEADS, Recording, read_recording, simulate
 from datamodules.ptbxl.leads import read_name
+from tests.support.tolerances import FLOAT64, METRIC
 
 MILLIVOLTS = simulate("SR", 0, np.random.default_rng(0)) / 1000
 FRAME = pd.DataFrame(MILLIVOLTS, columns=list(LEADS))
@@ -108,7 +109,7 @@ def test_a_dialect_is_the_same_signal(tmp_path: Path, dialect: str) -> None:
     content, options = DIALECTS[dialect]
     recording = read(tmp_path, content, **options)
     assert recording.original_rate == 100
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=METRIC)
 
 
 def test_leads_that_begin_late_and_one_that_never_does_keep_their_rows(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_one_lead_of_a_watch(tmp_path: Path) -> None:
     samples = "\n".join(f"{1000 * value:.0f}," for value in MILLIVOLTS[:, 0])
     head = 'Name,Nobody\nVersion,1.2\nSample Rate,"100 hertz"\n\nLead,Lead I\nUnit,µV\n\n'
     recording = read(tmp_path, head + samples, fill_missing="zero")
-    np.testing.assert_allclose(recording.signal[:, 0], MILLIVOLTS[:, 0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(recording.signal[:, 0], MILLIVOLTS[:, 0], rtol=0, atol=METRIC)
     assert recording.missing[:, 1:].all()
 
 
@@ -132,14 +133,14 @@ def test_one_lead_of_a_watch(tmp_path: Path) -> None:
 def test_other_endings_are_read(tmp_path: Path, name: str) -> None:
     content = text(sep="\t").encode()
     recording = read(tmp_path, gzip.compress(content) if name.lower().endswith("gz") else content, name, **RATE)
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=FLOAT64)
     assert recording.name.lower() == "a"
 
 
 def test_a_lead_turned_over_and_one_with_other_electrodes_are_read_and_said(tmp_path: Path) -> None:
     frame = FRAME.assign(AVR=-FRAME["AVR"]).rename(columns={"AVR": "-aVR", "II": "MLII"}).assign(resp=1.0)
     recording = read(tmp_path, text(frame), **RATE)
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=FLOAT64)
     assert recording.notes == ["MLII taken as II", "-aVR turned over to AVR", "not used: resp"]
 
 
@@ -229,7 +230,7 @@ def _npz(folder: Path, **arrays: Any) -> Path:
 )
 def test_npz_is_the_same_signal(tmp_path: Path, arrays: dict[str, Any], options: dict[str, Any]) -> None:
     recording = read_recording(_npz(tmp_path, **arrays), 100, **options)
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=FLOAT64)
 
 
 def test_npz_that_is_not_one_recording_is_answered(tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_npz_that_is_not_one_recording_is_answered(tmp_path: Path) -> None:
 def test_npy_is_read_in_either_orientation(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", MILLIVOLTS.T)
     recording = read_recording(tmp_path / "a.npy", 100, **NAMED)
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=FLOAT64)
     assert recording.notes == ["read with a lead per row"]
 
 
@@ -282,7 +283,7 @@ def test_what_cannot_be_an_ecg_in_mv_is_refused_by_lead_value_and_cause(
 ) -> None:
     with pytest.raises(ValueError, match=f"{message}.*--implausible accept"):
         judged(tmp_path, values)
-    np.testing.assert_allclose(judged(tmp_path, values, implausible="accept").signal, values, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(judged(tmp_path, values, implausible="accept").signal, values, rtol=0, atol=FLOAT64)
 
 
 @pytest.mark.parametrize(

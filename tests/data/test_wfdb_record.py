@@ -9,6 +9,7 @@ import pytest
 import wfdb
 
 from datamodules.ptbxl import LEADS, Recording, find_recordings, read_recording, simulate
+from tests.support.tolerances import FLOAT64, allowed
 
 SIGNAL = simulate("SR", 0, np.random.default_rng(0)).astype(np.int16)
 MILLIVOLTS = SIGNAL / 1000
@@ -28,8 +29,8 @@ def header(path: Path, first: str, files: list[str], signal: npt.NDArray[Any] = 
     return path.with_name(path.name + ".hea")
 
 
-def same(recording: Recording, tolerance: float = 1e-9) -> None:
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=tolerance)
+def same(recording: Recording) -> None:
+    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=FLOAT64)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_leads_of_unequal_rates_are_brought_to_the_fastest(tmp_path: Path) -> No
     sums[1::2, 0] = 0
     path = header(tmp_path / "r", "r 12 100 1000", ["r.dat"] * 12, sums, form=["16", *["16x2"] * 11])
     recording = read_recording(path, 200)
-    np.testing.assert_allclose(recording.signal[100:-100], fast[100:-100] / 1000, rtol=0, atol=0.003)
+    np.testing.assert_allclose(recording.signal[100:-100], fast[100:-100] / 1000, rtol=0, atol=allowed(0.003, "the filter that resamples"))
     assert recording.notes == ["I resampled from 100 to 200 Hz"]
 
 
@@ -86,7 +87,7 @@ def test_a_skewed_lead_is_brought_to_its_time(tmp_path: Path) -> None:
     (tmp_path / "r.dat").write_bytes(late.astype("<i2").tobytes())
     path = header(tmp_path / "r", "r 12 100 1000", ["r.dat"] * 12, late, form=["16"] * 6 + ["16:3"] + ["16"] * 5)
     recording = read_recording(path, 100, fill_missing="zero")
-    np.testing.assert_allclose(recording.signal[:-3], MILLIVOLTS[:-3], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recording.signal[:-3], MILLIVOLTS[:-3], rtol=0, atol=FLOAT64)
     assert np.argwhere(recording.missing).tolist() == [[997, 6], [998, 6], [999, 6]]
 
 
@@ -96,7 +97,7 @@ def test_formats_are_read(tmp_path: Path, fmt: str) -> None:
     options = {"fs": 100, "units": ["mV"] * 12, "adc_gain": [50.0] * 12, "baseline": [0] * 12}
     wfdb.wrsamp("r", sig_name=list(NAMES), write_dir=str(tmp_path), fmt=[fmt] * 12, d_signal=coarse, **options)
     recording = read_recording(tmp_path / "r.hea", 100)
-    np.testing.assert_allclose(recording.signal, coarse / 50, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recording.signal, coarse / 50, rtol=0, atol=FLOAT64)
 
 
 def _packed(samples: npt.NDArray[np.int16]) -> bytes:
@@ -117,7 +118,7 @@ def test_formats_that_wfdb_does_not_write_are_read(tmp_path: Path, fmt: str, enc
     coarse = np.rint(SIGNAL / 10).astype(np.int16)
     (tmp_path / "r.dat").write_bytes(encode(coarse))
     path = header(tmp_path / "r", "r 12 100 1000", ["r.dat"] * 12, coarse, form=[fmt] * 12, gain=["100/mV"] * 12)
-    np.testing.assert_allclose(read_recording(path, 100).signal, coarse / 100, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(read_recording(path, 100).signal, coarse / 100, rtol=0, atol=FLOAT64)
 
 
 def test_a_lead_per_file_and_units_of_any_spelling(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_segments_are_one_recording(segmented: Path) -> None:
     missing = np.zeros((1000, 12), bool)
     missing[400:500] = missing[500:, 11] = True
     np.testing.assert_array_equal(recording.missing, missing)
-    np.testing.assert_allclose(recording.signal, np.where(missing, 0, MILLIVOLTS), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recording.signal, np.where(missing, 0, MILLIVOLTS), rtol=0, atol=FLOAT64)
     assert find_recordings(segmented) == [segmented / "s.hea"]
     with pytest.raises(ValueError, match="only describes the layout of another record"):
         read_recording(segmented / "s_layout.hea", 100)

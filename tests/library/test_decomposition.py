@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from msssm.decomposition import MultiScaleDecomposition
-from tests.support.tolerances import OUTPUT, assert_near
+from tests.support.tolerances import OUTPUT, allowed, assert_near
 
 CASES: list[dict[str, Any]] = [
     {"levels": 0, "kernel_size": 3},
@@ -150,7 +150,7 @@ def test_uniform_start_has_the_published_scale() -> None:
     transform = MultiScaleDecomposition(2000, levels=3, kernel_size=4)
     for filters in (transform.low, transform.high):
         assert filters.abs().max() <= 0.5
-        assert filters.var().item() == pytest.approx(1 / 12, rel=0.03)
+        assert filters.var().item() == pytest.approx(1 / 12, rel=allowed(0.03, "5 standard errors"))
 
 
 @pytest.mark.parametrize(

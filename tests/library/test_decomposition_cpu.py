@@ -7,7 +7,7 @@ from torch import Tensor
 from msssm.decomposition import MultiScaleDecomposition
 from msssm.scan.cpu import decomposition as native
 from msssm.scan.cpu.library import library
-from tests.support.tolerances import assert_near
+from tests.support.tolerances import STEP, assert_near
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native kernels are not built")
 
@@ -45,7 +45,7 @@ def test_equals_torch(levels: int, taps: int, channels: int, length: int, shared
     expected = run(truth, x.double(), wide, lengths)
     x[1, length // 2 :] = x[2] = float("nan")  # not read
     for actual, right in zip(run(layer, x, history, lengths), expected, strict=True):
-        assert_near(actual, right, 2e-6)
+        assert_near(actual, right, STEP[torch.float32])
 
 
 def test_what_lies_past_a_length_is_the_same_zeros() -> None:
@@ -61,7 +61,7 @@ def test_what_lies_past_a_length_is_the_same_zeros() -> None:
     for actual, right in zip(*found, strict=True):
         assert not right[0, 4:].any()
         assert not right[1].any()
-        assert_near(actual, right, 2e-6)
+        assert_near(actual, right, STEP[torch.float32])
 
 
 def test_operator_passes_opcheck() -> None:

@@ -23,7 +23,7 @@ from tasks.commands.export import load_exported
 from tasks.listops import ListOpsTask
 from tasks.main import main
 from tests.support.recipes import fit, write_recipe
-from tests.support.tolerances import OUTPUT, assert_near
+from tests.support.tolerances import OUTPUT, STEP, assert_near
 
 LAYERS: dict[str, Any] = {
     "s6": partial(MultiScaleSSM, levels=2, state_size=4),
@@ -197,7 +197,7 @@ def test_what_has_no_exported_step_says_why(tmp_path: Path) -> None:
 def test_plain_torch_is_exported_with_its_gradients_on() -> None:
     layer, x = MultiScaleSSM(4, 1, 2, 2, backend="torch"), torch.randn(2, 5, 4)
     program = torch.export.export(layer, (x,))
-    assert torch.allclose(program.module()(x), layer(x), atol=1e-6)
+    assert_near(program.module()(x), layer(x), STEP[torch.float32])
 
 
 PUBLISHED = sorted(Path("docs/results").glob("*/models/*"))

@@ -15,7 +15,7 @@ from msssm.errors import InputError
 from msssm.norm import SequenceNorm
 from msssm.scan import selective_scan
 from msssm.scan.cpu.library import library
-from tests.support.tolerances import assert_near
+from tests.support.tolerances import FLOAT32, HALF_LAYER, assert_near
 
 D, L = 4, 9
 LENGTHS = [9, 4, 0]
@@ -70,7 +70,7 @@ def mapped(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return pytree.tree_map_only(Tensor, change, state)
 
 
-def same(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
+def same(actual: Any, expected: Any, tolerance: float = FLOAT32) -> None:
     pairs = zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True)
     for x, y in pairs:
         if y is not None:
@@ -85,7 +85,7 @@ def test_lengths_of_any_integer_kind(name: str) -> None:
     expected = module(x, torch.tensor(LENGTHS))
     for row, alone in enumerate(rows):
         assert_near(
-            expected[row : row + 1, : LENGTHS[row]] if alone.ndim == 3 else expected[row : row + 1], alone, 1e-5
+            expected[row : row + 1, : LENGTHS[row]] if alone.ndim == 3 else expected[row : row + 1], alone, FLOAT32
         )
     for lengths in KINDS.values():
         assert torch.equal(true_values(module(x, lengths)), true_values(expected))
@@ -125,8 +125,8 @@ def test_compiled_code_clamps_lengths(name: str) -> None:
             compiled(x, torch.stack((torch.tensor(LENGTHS), torch.arange(3)), 1)[:, 0]),
         )
     ]
-    assert_near(results[0], results[1], 1e-5)
-    assert_near(results[2], results[1], 1e-5)
+    assert_near(results[0], results[1], FLOAT32)
+    assert_near(results[2], results[1], FLOAT32)
 
 
 @pytest.mark.skipif(library() is None, reason="the native kernels are not built")
@@ -209,7 +209,7 @@ def test_modules_in_half_precision(name: str) -> None:
     """Their weights too, as `module.bfloat16()` makes them: complex numbers, which have no such form, are wider."""
     module, x = build(name), signal()
     expected = true_values(module(x, torch.tensor(LENGTHS)))
-    for dtype, tolerance in ((torch.bfloat16, 0.05), (torch.float16, 0.01)):
+    for dtype, tolerance in HALF_LAYER.items():
         y = build(name).to(dtype)(x.to(dtype), torch.tensor(LENGTHS))
         assert y.dtype == dtype
         assert_near(true_values(y.float()), expected, tolerance)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from msssm import Backbone, Bidirectional, MultiScaleSSM, SequenceLayer
 from msssm.baselines import S4D, Mamba, MultiresConv
 from msssm.norm import Norm
-from tests.support.tolerances import GRADIENT, assert_near
+from tests.support.tolerances import GRADIENT, STEP, assert_near
 
 B, L, D = 2, 160, 16
 LAYERS: dict[str, Callable[[int], SequenceLayer]] = {
@@ -198,7 +198,7 @@ def test_nothing_is_noted_without_gradients(monkeypatch: pytest.MonkeyPatch) -> 
             y_t, state = model.step(x[:, t], state)
     with torch.inference_mode():
         model(x)
-    assert torch.allclose(y_t, y[:, 2], atol=1e-5)
+    assert_near(y_t, y[:, 2], STEP[torch.float32])
     with pytest.raises(AssertionError, match="recomputed"):
         model(x)
 

@@ -17,6 +17,7 @@ from msssm.layer import SequenceLayer
 from msssm.padding import mask_padding
 from msssm.scan import Backend, lti_scan, multiscale_scan
 from msssm.streaming import StreamingClassifier
+from tests.support.tolerances import GRADIENT
 
 D, L = 4, 6
 Make = Callable[[Backend], SequenceLayer]
@@ -93,7 +94,7 @@ def test_derivatives_are_those_of_the_reference(name: str) -> None:
     """In float32 on the native kernels, in float64 on those in torch."""
     torch.manual_seed(0)
     expected = results(reference := LAYERS[name]("reference").double().eval(), torch.float64)
-    for dtype, tolerance in ((torch.float32, 2e-4), (torch.float64, 1e-11)):
+    for dtype, tolerance in GRADIENT.items():
         fast = LAYERS[name]("auto").to(dtype).eval()
         fast.load_state_dict(reference.state_dict())
         for way, values in results(fast, dtype).items():

@@ -13,7 +13,7 @@ from msssm import Backbone, MultiScaleSSM, SequenceClassifier
 from msssm.baselines import CausalAttention, Mamba
 from msssm.block import Block
 from msssm.streaming import StreamingClassifier
-from tests.support.tolerances import assert_near
+from tests.support.tolerances import QUANTISED, STEP, assert_near
 
 D = 8
 
@@ -143,8 +143,6 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "CausalAttention": lambda: CausalAttention(D, 2),
     "Backbone": lambda: Backbone(lambda d: MultiScaleSSM(d, 1, 2, 3), D, 2, prenorm=True),
 }
-# Quantisation fits its scale to the input that it sees, a whole sequence or a step.
-LOOSE = {"quantised": 0.15}
 
 
 def changed(model: nn.Module, change: str) -> nn.Module:
@@ -168,7 +166,7 @@ def test_steps_of_a_changed_layer_equal_the_whole(name: str, change: str) -> Non
         assert (whole - before).abs().max() > 1e-4  # the change is one that a bypass would miss
     for t in range(5):
         y, state = layer.step(x[:, t], state)
-        assert_near(y, whole[:, t], LOOSE.get(change, 3e-6))
+        assert_near(y, whole[:, t], QUANTISED if change == "quantised" else STEP[torch.float32])
 
 
 @pytest.mark.filterwarnings("ignore:.*quantiz.*")
@@ -186,7 +184,7 @@ def test_a_stream_of_a_changed_classifier_equals_the_whole(change: str, norm: An
     whole, state = model(x), stream.initial_state(2)
     for t in range(5):
         logits, state = stream.step(x[:, t], state)
-    assert_near(logits, whole, LOOSE.get(change, 3e-6))
+    assert_near(logits, whole, QUANTISED if change == "quantised" else STEP[torch.float32])
 
 
 @torch.no_grad()
@@ -211,7 +209,7 @@ def test_a_hook_on_the_classifier_sees_its_steps() -> None:
         state = stream.initial_state(2) if own is None else own
         for t in range(3):
             logits, state = stream.step(x[:, t], state)
-        assert_near(logits, model(x), 3e-6)
+        assert_near(logits, model(x), STEP[torch.float32])
 
 
 def test_a_module_in_training_is_not_streamed_natively() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from tasks.metrics.bootstrap import percentile_interval, resample
 from tasks.metrics.ecg import auroc, macro, weighted_auroc
+from tests.support.tolerances import FLOAT64, allowed
 
 
 def _width(interval: tuple[float, float]) -> float:
@@ -16,7 +17,7 @@ def test_each_resample_draws_as_many_samples_as_there_are() -> None:
     assert counts.shape == (50, 400)
     assert (counts.sum(0) == 50).all()
     # A count is Binomial(50, 1/50): variance 0.98; over 20,000 counts its standard error is about 0.014.
-    assert counts.var() == pytest.approx(0.98, abs=0.06)
+    assert counts.var() == pytest.approx(0.98, abs=allowed(0.06, "4 standard errors"))
     np.testing.assert_array_equal(counts, resample(50, resamples=400))
     assert (counts != resample(50, resamples=400, seed=1)).any()
 
@@ -40,7 +41,7 @@ def test_the_interval_of_a_proportion_is_the_normal_one() -> None:
     right = np.arange(2000) < 600
     low, high = percentile_interval(right @ resample(2000, resamples=4000) / 2000)
     half = 1.96 * (0.3 * 0.7 / 2000) ** 0.5
-    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.1 * half)
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=allowed(0.1 * half, "4,000 resamples"))
 
 
 def test_the_interval_of_an_auroc_covers_the_true_one() -> None:
@@ -66,8 +67,10 @@ def test_duplicated_records_of_a_patient_widen_the_clustered_interval_alone() ->
     target, score = np.tile(target, (4, 1)), np.tile(score, (4, 1))
     clustered = percentile_interval(macro(weighted_auroc(target, score, resample(400, group=patients))))
     unaware = percentile_interval(macro(weighted_auroc(target, score, resample(400))))
-    assert clustered == pytest.approx(alone, abs=1e-12)
-    assert _width(unaware) == pytest.approx(_width(clustered) / 2, rel=0.15), "four times the records halve it"
+    assert clustered == pytest.approx(alone, abs=FLOAT64)
+    assert _width(unaware) == pytest.approx(
+        _width(clustered) / 2, rel=allowed(0.15, "the errors of the two quantiles of each")
+    ), "four times the records halve it"
     assert unaware[0] < macro(auroc(target, score)) < unaware[1]
 
 

@@ -11,6 +11,7 @@ from tasks.main import main
 from tasks.metrics.ecg import auroc
 from tasks.metrics.paired import compare
 from tasks.run.predictions import Predictions, Saved, Score, load
+from tests.support.tolerances import FLOAT64, allowed
 
 Array = np.ndarray
 
@@ -36,10 +37,12 @@ def test_the_interval_of_a_paired_difference_is_the_normal_one() -> None:
     result = compare(_saved(target, a), _saved(target, b), resamples=4000)
     half = 1.96 * ((0.13 - 0.03**2) / 1000) ** 0.5
     assert (result.a, result.b, result.difference) == pytest.approx((0.68, 0.65, 0.03))
-    assert result.interval == pytest.approx((0.03 - half, 0.03 + half), abs=0.1 * half)
+    assert result.interval == pytest.approx((0.03 - half, 0.03 + half), abs=allowed(0.1 * half, "4,000 resamples"))
     unpaired = 1.96 * ((0.68 * 0.32 + 0.65 * 0.35) / 1000) ** 0.5
     assert result.interval[1] - result.interval[0] < 2 * 0.7 * unpaired
-    assert result.a_better == pytest.approx(0.9958, abs=0.006)  # Phi(0.03 / standard error)
+    assert result.a_better == pytest.approx(
+        0.9958, abs=allowed(0.006, "6 standard errors of 4,000 resamples")
+    )  # Phi(0.03 / standard error)
 
 
 def test_a_run_equals_itself() -> None:
@@ -53,11 +56,11 @@ def test_aurocs_are_compared_over_patients() -> None:
     target = (rng.random((60, 4)) < 0.4).astype(float)
     a, b = (target + scale * rng.standard_normal((60, 4)) for scale in (0.6, 1.0))
     alone = compare(_saved(target, a, "macro_auroc"), _saved(target, b, "macro_auroc"))
-    assert alone.difference == pytest.approx(auroc(target, a).mean() - auroc(target, b).mean(), abs=1e-12)
+    assert alone.difference == pytest.approx(auroc(target, a).mean() - auroc(target, b).mean(), abs=FLOAT64)
     assert alone.difference > 0 < alone.interval[0]
     patients = np.tile(np.arange(60), 3)
     copies = [_saved(np.tile(target, (3, 1)), np.tile(score, (3, 1)), "macro_auroc", patients) for score in (a, b)]
-    assert compare(*copies).interval == pytest.approx(alone.interval, abs=1e-12)
+    assert compare(*copies).interval == pytest.approx(alone.interval, abs=FLOAT64)
 
 
 def test_two_runs_are_printed_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

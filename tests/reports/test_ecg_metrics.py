@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import multilabel_auroc
 
 from tasks.metrics.ecg import auroc, f_max, macro, weighted_auroc
+from tests.support.tolerances import FLOAT64, METRIC
 
 Array = NDArray[np.float64]
 
@@ -27,8 +28,8 @@ def _pairs(target: Array, score: Array) -> float:
 def test_auroc_is_the_share_of_pairs_in_order(seed: int) -> None:
     target, score = _case(seed)
     expected = [_pairs(target[:, k], score[:, k]) for k in range(target.shape[1])]
-    np.testing.assert_allclose(auroc(target, score), expected, rtol=1e-12)
-    assert 0.5 < macro(auroc(target, score)) == pytest.approx(np.mean(expected), rel=1e-12)
+    np.testing.assert_allclose(auroc(target, score), expected, rtol=FLOAT64)
+    assert 0.5 < macro(auroc(target, score)) == pytest.approx(np.mean(expected), rel=FLOAT64)
 
 
 def test_auroc_agrees_with_torchmetrics_unbinned() -> None:
@@ -37,7 +38,7 @@ def test_auroc_agrees_with_torchmetrics_unbinned() -> None:
     target, score = _case(5, n=300)
     probability = torch.sigmoid(torch.tensor(score - 4))
     expected = multilabel_auroc(probability, torch.tensor(target).long(), 5, average="none", thresholds=None)
-    np.testing.assert_allclose(auroc(target, score), expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(auroc(target, score), expected.numpy(), atol=METRIC)
 
 
 def test_a_class_of_one_kind_has_no_auroc_and_leaves_the_macro_alone() -> None:
@@ -55,7 +56,7 @@ def test_counts_stand_for_repeated_samples() -> None:
     weighted = weighted_auroc(target, score, counts)
     for r in range(20):
         rows = np.repeat(np.arange(len(target)), counts[:, r])
-        np.testing.assert_allclose(weighted[:, r], auroc(target[rows], score[rows]), rtol=1e-12)
+        np.testing.assert_allclose(weighted[:, r], auroc(target[rows], score[rows]), rtol=FLOAT64)
 
 
 def test_a_resample_that_lost_a_kind_has_no_auroc_there() -> None:
@@ -84,7 +85,7 @@ def test_f_max_is_the_best_of_all_thresholds(seed: int) -> None:
         recall = (right / target.sum(1)).mean()
         if precision + recall:
             best = max(best, 2 * precision * recall / (precision + recall))
-    assert f_max(target, score) == pytest.approx(best, rel=1e-12)
+    assert f_max(target, score) == pytest.approx(best, rel=FLOAT64)
     assert best < 1
 
 

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tasks.main import main
 from tasks.metrics.intervals import student, wilson
 from tasks.reports.table.plots import read_curve
+from tests.support.tolerances import FLOAT32
 
 SHORT = {"min_length": 8, "max_length": 50, "max_depth": 6, "max_args": 5, "train_size": 80_000, "batch_size": 50}
 FULL = {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10, "train_size": 96_000, "batch_size": 50}
@@ -73,12 +74,12 @@ def test_wilson_interval_of_one_seed() -> None:
     n, p, z = 1000, 0.45, 1.959964
     centre, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     expected = ((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n))
-    assert wilson(0.45, n) == pytest.approx(expected, abs=1e-5)
+    assert wilson(0.45, n) == pytest.approx(expected, abs=FLOAT32)
 
 
 def test_student_interval_of_several_seeds() -> None:
     """t(0.975, 2) = 4.3027 for three seeds."""
-    assert student([0.40, 0.42, 0.44]) == pytest.approx((0.42 - 0.049684, 0.42 + 0.049684), abs=1e-5)
+    assert student([0.40, 0.42, 0.44]) == pytest.approx((0.42 - 0.049684, 0.42 + 0.049684), abs=FLOAT32)
     assert student([0.2, 0.5]) == (0.0, 1.0), "an accuracy is within 0 .. 1"
 
 

@@ -19,6 +19,7 @@ from msssm import Backbone, MultiScaleSSM
 from tasks import ListOpsTask
 from tests.support import runs
 from tests.support.recipes import write_recipe
+from tests.support.tolerances import METRIC, assert_near
 
 
 def _gradients(rank: int, world_size: int, folder: str) -> None:
@@ -64,7 +65,7 @@ def test_gradients_are_those_of_one_process_on_the_same_batch(world_size: int, t
     for batch, expected in zip(several, one, strict=True):
         assert batch.keys() == expected.keys()
         for name in batch:
-            torch.testing.assert_close(batch[name], expected[name], rtol=1e-6, atol=1e-12, msg=name)
+            assert_near(batch[name], expected[name], METRIC)
 
 
 FAULTY = """

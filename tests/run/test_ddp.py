@@ -13,6 +13,7 @@ from datamodules import ListOpsDataModule
 from tasks import ListOpsTask
 from tasks.run.predictions import load
 from tests.support.recipes import write_recipe
+from tests.support.tolerances import METRIC
 
 
 def test_two_processes_train_and_test_every_sample_once(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_two_processes_train_and_test_every_sample_once(tmp_path: Path) -> None:
     }
     targets = {int(i): int(y) for b in data.test_dataloader() for i, y in zip(b.sample_index, b.y, strict=True)}
     right = sum(answers[i] == targets[i] for i in range(41))
-    assert metrics["test"]["test/accuracy"] == pytest.approx(right / 41, abs=1e-6)
+    assert metrics["test"]["test/accuracy"] == pytest.approx(right / 41, abs=METRIC)
 
     saved = load(run / "predictions.npz")
     assert saved.sample.tolist() == list(range(41))

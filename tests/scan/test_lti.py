@@ -9,7 +9,7 @@ from torch import Tensor
 
 from msssm.scan import lti_scan
 from msssm.scan.cpu.library import library
-from tests.support.tolerances import OUTPUT, assert_near
+from tests.support.tolerances import KERNEL_GRADIENT, METRIC, OUTPUT, STEP, assert_near
 
 needs_native = pytest.mark.skipif(library() is None, reason="the native kernels are not built")
 
@@ -97,10 +97,10 @@ def test_native_recurrence_equals_the_reference(lengths: list[int], complex_: bo
     options: dict[str, Any] = {"lengths": torch.tensor(lengths), "return_state": True}
     results = lti_scan(**narrow, **options, backend="cpu")
     for actual, expected in zip(results, lti_scan(**wide, **options, backend="reference"), strict=True):
-        assert_near(actual, expected, 2e-6)
+        assert_near(actual, expected, STEP[torch.float32])
     pairs = zip(gradients(narrow, lengths, "cpu"), gradients(wide, lengths, "reference"), strict=True)
     for actual, expected in pairs:
-        assert_near(actual, expected, 5e-6)
+        assert_near(actual, expected, KERNEL_GRADIENT[torch.float32])
 
 
 @needs_native
@@ -115,7 +115,7 @@ def test_native_recurrence_takes_any_sizes(channels: int, states: int) -> None:
     y = lti_scan(u, delta, A, C, mix, backend="cpu")
     expected = lti_scan(u.double(), delta.double(), A.double(), C.double(), mix.double(), backend="reference")
     assert isinstance(expected, Tensor)
-    assert_near(y, expected, 1e-6)
+    assert_near(y, expected, METRIC)
 
 
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])

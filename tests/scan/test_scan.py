@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msssm.scan import multiscale_scan, selective_scan
 from msssm.scan.torch import blocked
-from tests.support.tolerances import GRADIENT, OUTPUT, assert_near
+from tests.support.tolerances import GRADIENT, OUTPUT, allowed, assert_near
 
 BACKENDS = ("reference", "torch")
 DISCRETIZATIONS = ("zoh", "euler")
@@ -229,7 +229,7 @@ def test_zoh_and_euler_meet_at_first_order(backend: str) -> None:
 
     errors = [difference(2.0**-k) for k in range(6, 10)]
     orders = [math.log2(first / second) for first, second in itertools.pairwise(errors)]
-    assert orders == pytest.approx([1.0] * 3, abs=0.02)
+    assert orders == pytest.approx([1.0] * 3, abs=allowed(0.02, "the second order, at the largest of these steps"))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

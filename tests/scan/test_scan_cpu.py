@@ -14,9 +14,8 @@ from msssm import MultiScaleSSM
 from msssm.scan import Discretization, dispatch, multiscale_scan, selective_scan
 from msssm.scan.cpu import library as cpu
 from msssm.scan.cpu import selective
+from tests.support.tolerances import KERNEL_GRADIENT, KERNEL_OUTPUT, STEP, assert_near
 
-# Relative to the largest magnitude of the expected values.
-OUTPUT, GRADIENT = 1e-6, 5e-6
 SHAPES = [  # (B, L, M, D, N, H)
     (1, 1, 1, 1, 1, 1),
     (2, 2, 2, 3, 1, 3),
@@ -110,8 +109,8 @@ def test_outputs_and_gradients_equal_the_reference(
     expected = run([x.double() for x in tensors], discretization, "reference")
     actual = run(tensors, discretization, "cpu")
     errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=True)]
-    assert max(errors[:2]) < OUTPUT
-    assert max(errors[2:]) < GRADIENT, errors
+    assert max(errors[:2]) < KERNEL_OUTPUT[torch.float32]
+    assert max(errors[2:]) < KERNEL_GRADIENT[torch.float32], errors
 
 
 @pytest.mark.parametrize("discretization", ["zoh", "euler"])
@@ -129,8 +128,8 @@ def test_softplus_and_lengths_equal_the_reference(
             tensors[index][row, length:] = float("nan")
     actual = run(tensors, discretization, "cpu", lengths, bias=True)
     errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=True)]
-    assert max(errors[:2]) < OUTPUT, errors
-    assert max(errors[2:]) < GRADIENT, errors
+    assert max(errors[:2]) < KERNEL_OUTPUT[torch.float32], errors
+    assert max(errors[2:]) < KERNEL_GRADIENT[torch.float32], errors
 
 
 @pytest.mark.parametrize("shape", [(3, 17, 2, 5, 3, 1), (9, 70, 5, 40, 4, 2), (1, 130, 3, 64, 16, 1)], ids=str)
@@ -155,8 +154,8 @@ def test_step_sizes_of_low_rank_equal_the_reference(variant: str, shape: tuple[i
     errors = [
         relative_error(a, e) for a, e in zip(both(torch.float32, "cpu"), both(torch.float64, "reference"), strict=True)
     ]
-    assert max(errors[:2]) < OUTPUT, errors
-    assert max(errors[2:]) < GRADIENT, errors
+    assert max(errors[:2]) < KERNEL_OUTPUT[torch.float32], errors
+    assert max(errors[2:]) < KERNEL_GRADIENT[torch.float32], errors
 
 
 def test_strided_inputs_need_no_copy_and_change_nothing() -> None:
@@ -178,7 +177,9 @@ def test_outputs_are_accurate_at_any_step_size(variant: str, scale: float) -> No
     tensors[-1] = torch.zeros_like(tensors[-1])
     expected = run([x.double() for x in tensors], "zoh", "reference")
     actual = run(tensors, "zoh", "cpu")
-    assert max(relative_error(a, e) for a, e in zip(actual[:2], expected[:2], strict=True)) < OUTPUT
+    assert (
+        max(relative_error(a, e) for a, e in zip(actual[:2], expected[:2], strict=True)) < KERNEL_OUTPUT[torch.float32]
+    )
     assert all(torch.isfinite(x).all() for x in actual)
 
 
@@ -234,7 +235,7 @@ def test_export_goes_through_the_operator() -> None:
     program = torch.export.export(layer, (x,))
     modules = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
     assert any(node.target is torch.ops.msssm.selective.default for module in modules for node in module.graph.nodes)
-    torch.testing.assert_close(program.module()(x), layer(x))
+    assert_near(program.module()(x), layer(x), STEP[torch.float32])
 
 
 def test_layer_is_the_same_on_both_backends() -> None:
@@ -244,8 +245,8 @@ def test_layer_is_the_same_on_both_backends() -> None:
     plain.load_state_dict(native.state_dict())
     x, lengths = torch.randn(3, 40, 24), torch.tensor([40, 7, 23])
     (y, (_, state)), (expected, (_, expected_state)) = (m(x, lengths, return_state=True) for m in (native, plain))
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(state, expected_state)
+    assert_near(y, expected, STEP[torch.float32])
+    assert_near(state, expected_state, STEP[torch.float32])
 
 
 def test_an_explicit_backend_that_cannot_run_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

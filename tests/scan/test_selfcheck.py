@@ -1,13 +1,9 @@
 """The check of the Triton kernels finds what is wrong. The reference in float32 stands for them here, whole or spoiled;
-interpreted_selfcheck.py has the kernels themselves."""
+test_interpreted_selfcheck.py has the kernels themselves."""
 
 import contextlib
-import os
 import platform
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,15 +187,3 @@ def test_the_fastest_configuration_that_is_right_is_chosen(monkeypatch: pytest.M
     assert (verdict.fault, verdict.configuration, verdict.triton_ms) == (None, 3, 3.0)
     assert common.configuration("lti", CPU).channels == 4
     assert common.configuration("selective", CPU).channels == 1
-
-
-@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_with_the_kernels_in_the_interpreter(marked: str) -> None:
-    cases = Path(__file__).parents[1].joinpath("support/interpreted_selfcheck.py")
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "-m", marked, str(cases)]
-    run = subprocess.run(
-        command, capture_output=True, text=True, cwd=cases.parent.parent, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
-    assert "skipped" not in run.stdout

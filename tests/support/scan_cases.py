@@ -7,12 +7,7 @@ from torch import Tensor
 
 from msssm.scan import Discretization, multiscale_scan, reference, triton
 from msssm.scan.mixing import mix_bands
-from tests.support.tolerances import assert_near
-
-# Relative to the largest magnitude of the expected values; by the dtype in which a result is stored. A result in half
-# precision may be off by one unit in its last place.
-OUTPUT = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-GRADIENT = OUTPUT | {torch.float32: 5e-6}
+from tests.support.tolerances import KERNEL_GRADIENT, KERNEL_OUTPUT, assert_near
 
 Arguments = dict[str, Tensor | None]
 HALF = ("u", "delta", "B", "C", "mix")  # stored in the dtype asked for; the others are float32
@@ -129,6 +124,6 @@ def assert_all_near(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> N
     for name, x in actual.items():
         kind = torch.float32 if x.is_complex() else x.dtype
         try:
-            assert_near(x, expected[name], (OUTPUT if name in ("y", "state") else GRADIENT)[kind])
+            assert_near(x, expected[name], (KERNEL_OUTPUT if name in ("y", "state") else KERNEL_GRADIENT)[kind])
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error

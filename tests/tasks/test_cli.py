@@ -24,6 +24,7 @@ from tasks.run.checkpoint_io import DurableCheckpointIO
 from tasks.run.provenance import write_json
 from tests.support.recipes import fit, write_recipe
 from tests.support.runs import run as run_command
+from tests.support.tolerances import allowed
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_tensorboard_shows_training_and_scales(complete: tuple[Path, Path]) -> N
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     # The warm-up is half an epoch of 10 steps, the cosine ends near 0.
     rates = [event.value for event in events.Scalars("lr-AdamW/decay")]
-    assert max(rates) == pytest.approx(0.01, rel=0.05)
+    assert max(rates) == pytest.approx(0.01, rel=allowed(0.05, "the schedule is sampled every other step"))
     assert rates[-1] < 0.001
 
 

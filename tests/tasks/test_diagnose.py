@@ -16,6 +16,7 @@ from tasks.main import main
 from tests.support.image_recipe import write_image_recipe
 from tests.support.images import write_folder
 from tests.support.recipes import fit, write_recipe
+from tests.support.tolerances import FLOAT32
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,9 @@ def test_a_healthy_run_has_no_alarm_and_one_page_with_its_plots(copy: Path, caps
     [layer] = result["layers"]
     assert layer["path"] == "backbone.blocks.0.layer"
     assert layer["receptive_field"] == [1, 2, 4, 4]
-    assert max(layer["shift_error"], layer["padding_error"], result["backbone"]["padding_error"]) < 1e-5
+    assert max(layer["shift_error"], layer["padding_error"], result["backbone"]["padding_error"]) < FLOAT32
     assert 0 < layer["mixing_distance"] < max(result["lengths"])
-    assert sum(layer["mixer"]["mean"]) == pytest.approx(1, abs=1e-5)
+    assert sum(layer["mixer"]["mean"]) == pytest.approx(1, abs=FLOAT32)
     assert result["alarms"] == []
     assert "1 layers, 0 alarms" in capsys.readouterr().out
     page = (copy / "diagnostics.html").read_text()
@@ -66,7 +67,7 @@ def test_the_numbers_are_those_of_the_checkpoint(copy: Path) -> None:
     _damage(copy, "ssm.delta_bias", 0.0)
     delta = torch.log(torch.tensor(2.0))
     expected = 1 / (1 - torch.exp(-delta * torch.e)).item()
-    assert _diagnose(copy)["layers"][0]["memory"]["parameters"] == pytest.approx([expected] * 4, rel=1e-5)
+    assert _diagnose(copy)["layers"][0]["memory"]["parameters"] == pytest.approx([expected] * 4, rel=FLOAT32)
 
 
 def test_a_uniform_mixer_raises_the_alarm(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

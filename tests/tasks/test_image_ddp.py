@@ -17,6 +17,7 @@ from datamodules import DigitsDataModule
 from tasks import ImageTask
 from tasks.run.predictions import load
 from tests.support.image_recipe import write_image_recipe
+from tests.support.tolerances import METRIC
 
 
 def run_together(commands: Sequence[Sequence[str]]) -> None:
@@ -45,9 +46,9 @@ def check_against_one_process(run: Path, eval_batch_size: int) -> None:
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
     [val] = trainer.validate(task, data, verbose=False)
     [test] = trainer.test(task, data, verbose=False)
-    assert metrics["validation"]["best"] == pytest.approx(val["val/accuracy"], abs=1e-6)
+    assert metrics["validation"]["best"] == pytest.approx(val["val/accuracy"], abs=METRIC)
     for name in ("test/accuracy", "test/accuracy_top5", "test/loss"):
-        assert metrics["test"][name] == pytest.approx(test[name], abs=1e-6), name
+        assert metrics["test"][name] == pytest.approx(test[name], abs=METRIC), name
     assert np.array_equal(metrics["report"]["confusion"], task.test_confusion.compute().numpy())
     assert np.array_equal(load(run / "predictions.npz").sample, np.arange(400))
     assert torch.equal(torch.tensor(load(run / "predictions.npz").prediction), task.test_predictions.compute()[2])

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from hashlib import sha256
@@ -45,6 +45,9 @@ class Verdict(NamedTuple):
         advice = "report it with the output of `msssm doctor`" if self.lasting else "free some, and start again"
         return f"{self.fault}; {advice}"
 
+
+# The check, selfcheck's: msssm.scan enters it, since it runs the operators, which stand above this file.
+examine: Callable[[Kernels, torch.device], Verdict] | None = None
 
 _known: dict[tuple[Kernels, torch.device], Verdict] = {}
 _lock = threading.Lock()
@@ -84,8 +87,7 @@ def settle(kernels: Kernels, device: torch.device, *, renew: bool = False) -> Ve
 
 
 def _examine(kernels: Kernels, device: torch.device) -> Verdict:
-    from msssm.scan.triton.selfcheck import examine
-
+    assert examine is not None
     try:
         return examine(kernels, device)
     except torch.OutOfMemoryError:

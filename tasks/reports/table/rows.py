@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from statistics import mean
 
-from tasks.metrics.intervals import student
 from tasks.experiments.table import Table
+from tasks.metrics.intervals import student
 from tasks.reports.table.ablations import Difference, difference
 from tasks.reports.table.runs import Run
 from tasks.reports.table.subjects import Subject

@@ -1,12 +1,8 @@
-"""The GPU kernels under Triton's interpreter, on the CPU. Run by test_scan_triton.py, in a process of its own.
+"""The GPU kernels under Triton's interpreter, on the CPU, in a process of its own.
 
 The interpreter checks values, not types, races or compilation: test_scan_cubin.py and test_scan_gpu.py do. It truncates
 where a GPU rounds to bfloat16.
 """
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read at Triton's first import
 
 from typing import Any
 
@@ -27,7 +23,9 @@ from tests.support.scan_cases import (
     selective_results,
     selective_truth,
 )
-from tests.support.tolerances import assert_near
+from tests.support.tolerances import FLOAT32, METRIC, assert_near
+
+pytestmark = pytest.mark.interpreted
 
 SHAPES = [  # (B, L, M, D, N, H)
     (2, 1, 2, 3, 4, 3),
@@ -152,7 +150,7 @@ def test_gain_and_its_gradients_at_any_step_size(step: float) -> None:
     results, truth = selective_results(given, "zoh"), selective_truth(given, "zoh")
     # Once the step exceeds what decays take, its gradient is below float32's range.
     for name in ("y", "state", "u", "B", "C", "mix") if step == 1e6 else ("y", "state", "u", "delta", "B", "C", "mix"):
-        assert_near(results[name], truth[name], 1e-6)
+        assert_near(results[name], truth[name], METRIC)
 
 
 def test_step_size_is_softplus_at_every_argument() -> None:
@@ -166,10 +164,10 @@ def test_step_size_is_softplus_at_every_argument() -> None:
     )
     wide = z.double().requires_grad_()
     expected = torch.nn.functional.softplus(wide, threshold=40).clamp(1e-4, 1e6)
-    torch.testing.assert_close(state.flatten().double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(state.flatten().double(), expected, rtol=METRIC, atol=0)
     (grad,) = torch.autograd.grad(state.sum(), leaf)
     (expected_grad,) = torch.autograd.grad(expected.sum(), wide)
-    torch.testing.assert_close(grad.flatten().double(), expected_grad, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad.flatten().double(), expected_grad, rtol=METRIC, atol=0)
 
 
 @pytest.mark.parametrize("discretization", DISCRETIZATIONS)
@@ -256,7 +254,7 @@ def test_second_derivatives_and_transforms_are_those_of_the_plain_form(is_comple
         (second,) = torch.autograd.grad(first.pow(2).sum(), leaf)
         found.append((first.detach(), second))
     for x, y in zip(*found, strict=True):
-        assert_near(x, y, 1e-5)
+        assert_near(x, y, FLOAT32)
 
 
 def plain_selective(u: torch.Tensor, **given: Any) -> Any:

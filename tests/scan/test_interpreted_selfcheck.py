@@ -1,11 +1,4 @@
-"""The Triton kernels, their check and the choice of a backend in Triton's interpreter: the CPU stands for a GPU.
-
-Run by test_selfcheck.py, in a process of its own.
-"""
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read at Triton's first import
+"""The Triton kernels, their check and the choice of a backend in Triton's interpreter: the CPU stands for a GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +11,9 @@ from msssm.scan import dispatch, lti_scan, multiscale_scan, triton
 from msssm.scan.triton import common, lti, selective, selfcheck, verdict
 from msssm.scan.triton.verdict import KERNELS, Kernels
 from tests.support import faulty_kernels as faulty
+from tests.support.tolerances import STEP, assert_near
 
+pytestmark = pytest.mark.interpreted
 CPU = torch.device("cpu")
 FAULTS: dict[str, tuple[str, faulty.Fault]] = {
     "output": ("y is off", faulty.wrong_output()),
@@ -106,7 +101,7 @@ def test_right_kernels_run_by_themselves_and_are_checked_once(
     assert len(calls) == checked + 2
     assert not recwarn.list
     monkeypatch.setenv("MSSSM_BACKEND", "torch")
-    torch.testing.assert_close(first, run(kernels))
+    assert_near(first, run(kernels), STEP[torch.float32])
     assert len(calls) == checked + 2
 
 
