@@ -32,7 +32,17 @@ def run(layer: MultiScaleDecomposition, x: Tensor, history: tuple[Tensor, ...] |
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
     ("levels", "taps", "channels", "length"),
-    [(0, 4, 3, 5), (1, 1, 16, 9), (3, 2, 40, 1), (3, 4, 16, 63), (2, 3, 1, 17), (5, 5, 17, 70), (3, 4, 128, 33)],
+    [
+        (0, 4, 3, 5),
+        (1, 1, 16, 9),
+        (3, 2, 40, 1),
+        (3, 4, 16, 63),
+        (2, 3, 1, 17),
+        (5, 5, 17, 70),
+        (3, 4, 128, 33),
+        (3, 4, 17, 131),
+        (4, 4, 16, 200),
+    ],
 )
 def test_equals_torch(levels: int, taps: int, channels: int, length: int, shared: bool, with_history: bool) -> None:
     torch.manual_seed(0)
