@@ -58,9 +58,7 @@ def experiment_files(experiment: str, tasks: list[str] | None = None) -> list[Pa
     found = {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder.is_dir() and experiment else {}
     if not found:
         names = sorted({name.partition("/")[0] for name in tables()})
-        raise InputError(
-            f"there is no experiment {experiment!r}; there are {', '.join(names)}, and folders of your own"
-        )
+        raise InputError(f"there is no experiment {experiment!r}; there are {', '.join(names)}, and folders of tables")
     for task in tasks or []:
         if task not in found:
             raise InputError(f"the experiment {experiment} has no task {task!r}; it has {', '.join(found)}")
