@@ -21,7 +21,8 @@ STYLE = """
   .box { fill: #f6f8fa; stroke: #8c959f; stroke-width: 1.2 } .line { fill: none; stroke: #57606a; stroke-width: 1.5 }
   .dash { fill: none; stroke: #57606a; stroke-width: 1.3; stroke-dasharray: 5 4 } .head { fill: #57606a }
   .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round } .ink { stroke: #1f2328 } .dot { fill: #1f2328 }
-  .s0 { stroke: #0072b2 } .s1 { stroke: #009e73 } .s2 { stroke: #c77700 } .s3 { stroke: #d55e00 } .s4 { stroke: #b14f8f }
+  .s0 { stroke: #0072b2 } .s1 { stroke: #009e73 } .s2 { stroke: #c77700 }
+  .s3 { stroke: #d55e00 } .s4 { stroke: #b14f8f }
   .kept { fill: #0072b2 } .again { fill: #c77700 }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 } .small { fill: #a5afb9 } .box { fill: #21262d; stroke: #6e7681 }
@@ -157,7 +158,7 @@ def architecture() -> str:
             path(f"M710 {y}H786"),
             text(746, y - 7, f"y{'⁰¹²³⁴'[s]}", "small math"),
             f'<circle class="box" cx="800" cy="{y}" r="13"/>',
-            text(800, y + 5, "×"),
+            text(800, y + 5, "\u00d7"),
             path(f"M813 {y}H840L866 {middle + 6 * (s - 2)}"),
         ]
     parts += [

@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib
 
 from msssm.errors import InputError
+from tasks.reports.table.entries import entries
 from tasks.reports.table.runs import read_runs
-from tasks.reports.table.subjects import ListOps
 from tasks.run.provenance import read_json
 
 matplotlib.use("Agg")
@@ -28,7 +28,8 @@ def write_summary(folder: Path) -> str:
     runs = read_runs(folder, "listops")
     if not runs:
         raise InputError(f"no complete ListOps run below {folder}/runs; run `make reproduce-table` first")
-    labels = {reference.row: reference.label for reference in ListOps().references(runs[0])}
+    table = entries(folder, runs, "listops", ())
+    labels = {name: row.label for name, row in table.rows.items()} if table else {}
     reports = [(run, read_json(run.folder / "listops_report.json")["lines"]) for run in runs]
     expected = [(line["kind"], line["name"], line["count"]) for line in reports[0][1]]
     seeds: dict[str, list[list[dict[str, Any]]]] = {}

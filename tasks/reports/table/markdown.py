@@ -67,8 +67,8 @@ def remarks(section: Section) -> list[str]:
         lines[0] += " The paper's column is of other data: not comparable in value."
     if section.compare:
         lines.append(
-            f"Minus {section.compare}: the row less the first one, paired over the same test samples (bootstrap), or by "
-            "seed (Student) where there are several seeds."
+            f"Minus {section.compare}: the row less the first one, paired over the same test samples (bootstrap), or "
+            "by seed (Student) where there are several seeds."
         )
     if section.quoted:
         quoted = "; ".join(f"{label} {number}" for label, number in section.quoted if number)
