@@ -11,6 +11,7 @@ from tasks.process import settle
 USAGE = """usage: msssm COMMAND ...
 
   fit, validate, test, predict   run a recipe: msssm fit --config configs/listops.yaml [--option value ...]
+  experiment                     every row of a table, trained and tabulated: msssm experiment quick --tasks listops
   table                          gather complete runs into a table and plots: msssm table results/quick
   sweep                          options of a recipe, searched by Optuna: msssm sweep --config x.yaml --vary ...
   compare                        two runs on the same test samples, by a paired bootstrap: msssm compare runs/a runs/b
