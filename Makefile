@@ -48,7 +48,7 @@ lint: $(READY) ## Check style and types
 	$(BIN)/mypy
 
 reproduce-table: $(READY) ## Train every row that is not complete, and print the table
-	@$(BIN)/msssm experiment $(PROFILE) --tasks $(or $(TASKS),listops) $(GIVEN)
+	@$(BIN)/msssm experiment $(PROFILE) --tasks $(or $(TASKS),listops) --results $(RESULTS) $(GIVEN)
 
 ablations: $(READY) ## The paper's ablations at reduced scale, and the sweeps that it leaves open
 	@$(BIN)/msssm experiment ablations $(if $(TASKS),--tasks $(TASKS)) $(OF) $(GIVEN)

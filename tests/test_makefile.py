@@ -52,14 +52,12 @@ def test_targets_write_only_what_git_ignores() -> None:
 
 
 def test_what_is_asked_of_make_is_asked_of_the_command() -> None:
-    asked = make(
-        "-n", "reproduce-table", "PROFILE=small", "TASKS=ptbxl", "SEEDS=0 1", "JOBS=2", "DATA=/d", "OPTIONS=--x y"
-    )
-    expected = "experiment small --tasks ptbxl --seeds 0 1 --jobs 2 --data.root /d --x y"
+    words = ["PROFILE=small", "TASKS=ptbxl", "SEEDS=0 1", "JOBS=2", "DATA=/d", "OPTIONS=--x y"]
+    asked = make("-n", "reproduce-table", *words)
+    expected = "experiment small --tasks ptbxl --results results/small --seeds 0 1 --jobs 2 --data.root /d --x y"
     assert asked.strip().splitlines()[-1].endswith(expected)
-    assert (
-        make("-n", "reproduce-table").strip().splitlines()[-1].split("msssm ")[1] == "experiment quick --tasks listops"
-    )
+    plain = make("-n", "reproduce-table").strip().splitlines()[-1]
+    assert plain.endswith("quick --tasks listops --results results/quick")
     assert "experiment ablations --of medium" in " ".join(make("-n", "ablations", "PROFILE=medium").split())
 
 
