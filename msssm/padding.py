@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from msssm.errors import InputError
-from msssm.transforms import transformed
+from msssm.transforms import beyond_first, transformed
 
 
 def true_lengths(lengths: Any, x: Tensor) -> Tensor | None:
@@ -45,8 +45,34 @@ def mask_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x (B, L, ...) with whatever lies past a row's length, NaN included, replaced by 0."""
     if lengths is None:
         return x
-    mask = position_mask(lengths, x.shape[1])
-    return torch.where(mask.view(*mask.shape, *(1,) * (x.ndim - 2)), x, 0)  # one pass, where masked_fill takes two
+    mask = position_mask(lengths, x.shape[1]).view(*x.shape[:2], *(1,) * (x.ndim - 2))
+    if torch.compiler.is_compiling() or transformed() or not x.is_floating_point():
+        return torch.where(mask, x, 0)
+    masked: Tensor = _Masked.apply(x, mask)
+    return masked
+
+
+# Whole numbers by their bytes.
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Masked(torch.autograd.Function):
+    """`torch.where(mask, x, 0)` of floating numbers by their bits, NaN included: several times as fast on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return _masked(x, mask)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return torch.where(mask, grad, 0) if beyond_first(grad) else _masked(grad, mask), None
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    word = _WORDS[x.element_size()]
+    return (x.view(word) & -mask.to(word)).view(x.dtype)  # -1 has all bits
 
 
 def masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:

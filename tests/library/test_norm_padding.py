@@ -39,6 +39,21 @@ def test_padding_becomes_zero_and_the_rest_stays(poison: float) -> None:
     assert mask_padding(x, None) is x
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_padding_has_no_gradient_whatever_comes_back(dtype: torch.dtype) -> None:
+    """Nor does a second derivative; the gradient of the true positions passes as it is, laid out in whatever order."""
+    x, lengths = padded(float("nan"))
+    leaf = x.to(dtype).mT.contiguous().mT.requires_grad_()
+    incoming = x.to(dtype).requires_grad_()
+    expected = mask_padding(incoming.detach(), lengths)
+    (grad,) = torch.autograd.grad(mask_padding(leaf, lengths), leaf, incoming, create_graph=True)
+    assert torch.equal(grad, expected)
+    (second,) = torch.autograd.grad(grad, incoming, torch.ones_like(grad))
+    assert torch.equal(second, position_mask(lengths, 7).unsqueeze(2).expand_as(second).to(dtype))
+    (plain,) = torch.autograd.grad(mask_padding(leaf, lengths), leaf, incoming.detach())
+    assert torch.equal(plain, expected)
+
+
 @pytest.mark.parametrize("poison", POISONS)
 def test_mean_and_its_gradient_are_those_of_the_true_positions(poison: float) -> None:
     """A row without a true position has mean 0; padding has gradient 0."""
