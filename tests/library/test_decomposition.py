@@ -135,8 +135,17 @@ def test_the_history_ends_at_each_rows_length(options: dict[str, Any]) -> None:
 
 
 def test_shared_filters_are_one_pair() -> None:
-    assert decomposition(levels=4, kernel_size=2, shared=True).low.shape == (1, 2, 3)
-    assert decomposition(levels=4, kernel_size=2).low.shape == (4, 2, 3)
+    """Which every level reads."""
+    one, each, x = (
+        decomposition(levels=4, kernel_size=2, shared=True),
+        decomposition(levels=4, kernel_size=2),
+        signal(33),
+    )
+    assert one.low.shape == one.high.shape == (1, 2, 3)
+    with torch.no_grad():
+        each.low.copy_(one.low.expand_as(each.low))
+        each.high.copy_(one.high.expand_as(each.high))
+    assert torch.equal(one(x), each(x))
 
 
 def test_without_levels_both_bands_are_the_input() -> None:

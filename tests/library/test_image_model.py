@@ -138,7 +138,7 @@ def test_a_backbone_of_both_directions_is_a_classifier() -> None:
     backbone = Backbone(partial(Bidirectional, layer=multi), 4, 2, norm="batch")
     model = SequenceClassifier(nn.Linear(3, 4), backbone, 2, "last").double()
     model(signal(9, batch=3, width=3), torch.tensor([9, 4, 6])).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
 B, L, D, LAYERS, CLASSES = 2, 64, 12, 2, 10

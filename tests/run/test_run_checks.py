@@ -80,6 +80,8 @@ def test_an_interval_is_positive(option: str, value: int, fast_dev_run: bool) ->
 
 def test_without_a_test_there_need_be_no_test_batch() -> None:
     given = defaults(Trainer, use_distributed_sampler=False, limit_test_batches=0)
+    with pytest.raises(InputError, match=r"^limit_test_batches must be more than 0"):
+        check_trainer(given, fit=True)
     check_trainer(given, fit=True, skip_test=True)
 
 

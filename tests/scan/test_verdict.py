@@ -157,9 +157,14 @@ def test_an_amd_device_is_named_by_its_architecture(a_gpu: SimpleNamespace, monk
     assert identity("lti", GPU)["torch"].endswith(", 6.2")
 
 
-def test_the_driver_is_a_string_where_there_is_none() -> None:
-    verdict._driver.cache_clear()
-    assert isinstance(verdict._driver(), str)
+def test_the_driver_is_its_module_s_version_and_empty_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*args: Any) -> Any:
+        raise OSError
+
+    monkeypatch.setattr(verdict.ctypes, "CDLL", absent)
+    for read, expected in ((lambda path: "550.54\n", "550.54"), (absent, "")):
+        monkeypatch.setattr(Path, "read_text", read)
+        assert verdict._driver.__wrapped__() == expected
 
 
 def test_a_byte_of_any_kernel_changes_the_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
