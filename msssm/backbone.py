@@ -1,4 +1,4 @@
-"""The stack of residual blocks that every task shares, around any sequence layer."""
+"""The network that every task shares: a stack of residual blocks around any sequence layer."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,23 +16,20 @@ from msssm.untouched import untouched
 
 
 class Backbone(SequenceLayer):
-    """`n_layers` blocks of width `d_model`; itself a sequence layer, so it runs in chunks and step by step.
+    """Stack of `n_layers` residual blocks; itself a sequence layer, so it runs in chunks and step by step.
 
     Args:
         layer: makes the sequence layer of one block from its width, for example
             `functools.partial(MultiScaleSSM, levels=3)`.
         d_model: D, width.
         n_layers: number of blocks.
-        norm: "batch" or "layer", over the true positions only.
+        norm: "batch" or "layer", see `SequenceNorm`.
         prenorm: normalise before each layer (and once at the end) instead of after each residual sum.
         glu: GELU and a gated linear unit after each layer, see `Block`.
         dropout: probability that a whole channel of a row is dropped, in every block.
-        recompute: keep for the backward each block's input and what its scans return, and compute the rest again, see
-            `msssm.recompute`: memory that hardly grows with the levels. Layers that are not `recomputable`, and blocks
-            with forward hooks inside, keep everything.
-
-    Raises:
-        ValueError: an option out of its range.
+        recompute: keep each block's input and the results of its scans for the backward, and recompute the rest (see
+            `msssm.recompute`), so that memory hardly grows with the number of levels. Layers that are not
+            `recomputable`, and blocks with forward hooks inside, keep everything.
     """
 
     def __init__(
@@ -46,6 +43,7 @@ class Backbone(SequenceLayer):
         dropout: float = 0.0,
         recompute: bool = True,
     ) -> None:
+        """Builds the blocks. Raises ValueError for an option out of its range."""
         super().__init__(d_model)
         self._config = {
             "layer": layer_config(layer),
@@ -71,7 +69,7 @@ class Backbone(SequenceLayer):
         state: tuple[State, ...] | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[State, ...]]:
-        """x (B, L, D) -> y (B, L, D), and the states of all blocks if asked; lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D), with `return_state` also the states of all blocks; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         states = (None,) * len(self.blocks) if state is None else state
         new_states = []
@@ -84,7 +82,7 @@ class Backbone(SequenceLayer):
         return (x, tuple(new_states)) if return_state else x
 
     def step(self, x: Tensor, state: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
-        """One time step: x (B, D) -> y (B, D) and the new states."""
+        """Runs one time step: x (B, D) to y (B, D) and the new states."""
         if not untouched(self, Backbone):
             return super().step(x, state)
         new_states = []
@@ -96,25 +94,26 @@ class Backbone(SequenceLayer):
         return x, tuple(new_states)
 
     def initial_state(self, batch_size: int) -> tuple[State, ...]:
+        """States of all blocks before the first step."""
         blocks = cast("Iterable[Block]", self.blocks)
         return tuple(block.initial_state(batch_size) for block in blocks)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments it was made with; "layer" by its class and options, or None where those are not known."""
+        """Arguments of the constructor; "layer" as class path and options, or None if those are unknown."""
         return dict(self._config)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model.safetensors and config.json, without pickle. Raises as `msssm.pretrained.write_pretrained`."""
+        """Writes model.safetensors and config.json, see `msssm.pretrained.write_pretrained`."""
         write_pretrained(local_path(folder), self._config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Backbone":
-        """From a folder that `save_pretrained` or `msssm export` wrote; in `eval()`.
+        """Loads a folder that `save_pretrained` or `msssm export` wrote, in `eval()`.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file that is damaged, of another format, or whose tensors do not fit its config.
+            ValueError: a file is damaged or of another format, or its tensors do not fit its config.
         """
         config, weights, prefix = read_pretrained(local_path(folder))
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

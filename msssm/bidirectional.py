@@ -11,24 +11,22 @@ from msssm.layer import SequenceLayer, State
 
 
 class Bidirectional(SequenceLayer):
-    """A layer that sees past and future, as S4's and S5's classifiers do (Gu et al. 2022, section 4; not the paper's).
+    """Layer that sees past and future, as in S4's and S5's classifiers (Gu et al. 2022, section 4; not in MS-SSM).
 
         y = W (f(x) ; r(g(r(x)))) + b,   or their sum;   r reverses the true positions of each row
 
-    It needs whole sequences: it can run neither in chunks nor step by step.
+    It needs whole sequences: it runs neither in chunks nor step by step.
 
     Args:
         d_model: D.
         layer: makes one of the two layers, f and g, from the width.
         mix: "linear" (2 D -> D) or "sum".
-
-    Raises:
-        ValueError: an unknown mix; any use of a state.
     """
 
     def __init__(
         self, d_model: int, layer: Callable[[int], SequenceLayer], mix: Literal["linear", "sum"] = "linear"
     ) -> None:
+        """Builds both layers. Raises ValueError for an unknown mix."""
         super().__init__(d_model)
         if mix not in ("linear", "sum"):
             raise InputError(f"mix must be 'linear' or 'sum', got {mix!r}")
@@ -39,7 +37,7 @@ class Bidirectional(SequenceLayer):
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: State | None = None, return_state: bool = False
     ) -> Tensor:
-        """x (B, L, D) -> y (B, L, D); lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D); lengths (B,). Raises ValueError for any use of a state."""
         lengths = self.check_input(x, lengths)
         if state is not None or return_state:
             self._refuse()
@@ -51,18 +49,18 @@ class Bidirectional(SequenceLayer):
         return mixed
 
     def initial_state(self, batch_size: int) -> NoReturn:
-        """Raises ValueError: there is none."""
+        """Raises ValueError: this layer has no state."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise InputError(
-            "Bidirectional sees the future, so it has no state to go on from: give it whole sequences, or take its "
-            "layer alone to stream"
+            "Bidirectional sees the future, so it has no state to resume from: pass whole sequences, or stream its "
+            "layer alone"
         )
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """The true positions of each row in reverse, padding where it was. x (B, L, D)."""
+    """Reverses the true positions of each row of x (B, L, D); padding stays in place."""
     if lengths is None:
         return x.flip(1)
     place = torch.arange(x.shape[1], device=x.device)

@@ -1,4 +1,4 @@
-"""A sequence classifier: encoder, backbone, mean over the true positions or the last of them, linear head."""
+"""A sequence classifier: encoder, backbone, pooling over the true positions, linear head."""
 
 from typing import Literal, NamedTuple
 
@@ -15,27 +15,32 @@ Pooling = Literal["mean", "last"]
 
 
 class ClassifierState(NamedTuple):
-    """What a classifier keeps of the positions so far: the backbone's state, and of its outputs what the head reads."""
+    """State after the positions so far.
+
+    Attributes:
+        backbone: state of the backbone.
+        total: (B, D), sum of the backbone's outputs, or the last output, by `pooling`. In float64, since a sum in
+            float32 stops growing after about 10^7 positions.
+        positions: (B,) int64, number of true positions so far.
+    """
 
     backbone: State
-    total: Tensor  # (B, D) float64, or the last: a sum in float32 would stop growing after some 10^7 positions
-    positions: Tensor  # (B,) int64
+    total: Tensor
+    positions: Tensor
 
 
 class SequenceClassifier(nn.Module):
-    """Logits of whole sequences, or of what has been seen of them so far: in chunks, or step by step.
+    """Classifier of whole sequences, of sequences in chunks, or of one position after another.
 
     Args:
-        encoder: what makes (B, L, D) of the batch's x position by position, for example `nn.Embedding` or `nn.Linear`.
+        encoder: maps the batch's x to (B, L, D) position by position, for example `nn.Embedding` or `nn.Linear`.
         backbone: of width D.
         num_classes: outputs of the head.
         pooling: what the head reads: the "mean" over the true positions, or the "last" of them.
-
-    Raises:
-        ValueError: an unknown pooling.
     """
 
     def __init__(self, encoder: nn.Module, backbone: Backbone, num_classes: int, pooling: Pooling = "mean") -> None:
+        """Adds a linear head. Raises ValueError for an unknown pooling."""
         super().__init__()
         if pooling not in ("mean", "last"):
             raise InputError(f"pooling must be 'mean' or 'last', got {pooling!r}")
@@ -50,9 +55,9 @@ class SequenceClassifier(nn.Module):
         state: ClassifierState | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, ClassifierState]:
-        """x (B, L) or (B, L, channels), lengths (B,) -> logits (B, num_classes), and the state if asked.
+        """Maps x (B, L) or (B, L, channels), lengths (B,), to logits (B, num_classes), and the state if asked.
 
-        With the state of the chunks before, the logits are of all positions from the first chunk on.
+        Given the state of earlier chunks, the logits are those of all positions since the first chunk.
         """
         encoded = self.encoder(x)
         lengths = true_lengths(lengths, encoded)
@@ -72,12 +77,12 @@ class SequenceClassifier(nn.Module):
         return (logits, after) if return_state else logits
 
     def initial_state(self, batch_size: int) -> ClassifierState:
-        """The state before the first position."""
+        """State before the first position."""
         total = self._parameter().new_zeros(batch_size, self.backbone.d_model, dtype=torch.float64)
         return ClassifierState(self.backbone.initial_state(batch_size), total, total.new_zeros(batch_size).long())
 
     def step(self, x: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
-        """One position: x (B,) or (B, channels) -> logits (B, num_classes) of all so far, and the new state."""
+        """Runs one position: x (B,) or (B, channels) to logits (B, num_classes) of all so far, and the new state."""
         if not untouched(self, SequenceClassifier):
             logits, state = self(x.unsqueeze(1), state=state, return_state=True)
             return logits, state
@@ -87,11 +92,11 @@ class SequenceClassifier(nn.Module):
         return self.classify(after.total, after.positions), after
 
     def classify(self, total: Tensor, positions: Tensor) -> Tensor:
-        """Logits (B, num_classes) from a state's `total` (B, D) and `positions` (B,)."""
+        """Computes logits (B, num_classes) from a state's `total` (B, D) and `positions` (B,)."""
         pooled = total / positions.clamp(min=1).unsqueeze(1) if self.pooling == "mean" else total
         logits: Tensor = self.head(pooled.to(self._parameter().dtype))
         return logits
 
     def _parameter(self) -> Tensor:
-        """One of the backbone, for device and dtype; what an adapter or quantisation made of the head is not asked."""
+        """A parameter of the backbone, for device and dtype: adapters and quantisation may have replaced the head's."""
         return next(x for x in self.backbone.parameters() if x.is_floating_point())

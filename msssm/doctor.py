@@ -1,4 +1,4 @@
-"""What is installed, which backend each operator runs on and why, and whether it is right and fast."""
+"""The report of `msssm doctor`: what is installed, and each operator's backend, correctness and speed."""
 
 import os
 import platform
@@ -31,22 +31,22 @@ Operator = Callable[[list[Tensor], Backend], Tensor]
 
 
 class Check(NamedTuple):
-    """One operator on one device."""
+    """Check of one operator on one device."""
 
     operator: str
     backend: str
-    remedy: str  # why it is not the fastest backend, and what to do; empty if it is
-    error: float  # over the tolerance: more than 1 is wrong
-    milliseconds: float | None  # forward + backward; None where the result is wrong
+    remedy: str  # why this is not the fastest backend, and what to do; empty if it is
+    error: float  # relative to the tolerance: above 1, the result is wrong
+    milliseconds: float | None  # forward + backward; None if the result is wrong
     speedup: float | None  # over the reference
 
 
 def main(args: list[str]) -> None:
-    """Prints the report; with `--renew`, the Triton kernels are checked anew.
+    """Prints the report; with `--renew`, checks the Triton kernels again.
 
     Raises:
-        ValueError: other arguments.
-        SystemExit: with code 1 where an operator disagrees with the reference.
+        ValueError: there are other arguments.
+        SystemExit: an operator disagrees with the reference (code 1).
     """
     if args not in ([], ["--renew"]):
         raise InputError(f"doctor takes no arguments but --renew, got {' '.join(args)}")
@@ -65,7 +65,7 @@ def main(args: list[str]) -> None:
 
 
 def environment() -> Iterator[str]:
-    """Versions, hardware, compiler, native library."""
+    """Lines on versions, hardware, compiler and native library."""
     packages = {name: _version(name) for name in ("msssm", "torch", "triton", "lightning")}
     yield f"versions    python {platform.python_version()}, " + ", ".join(f"{n} {v}" for n, v in packages.items())
     capability = torch.backends.cpu.get_cpu_capability()
@@ -79,7 +79,7 @@ def environment() -> Iterator[str]:
     yield f"native      {built or 'not built: install a C++ compiler (g++ or clang++), then msssm again'}"
     wanted = os.environ.get("MSSSM_BACKEND")
     if wanted:
-        yield f"environment MSSSM_BACKEND={wanted}: what backend='auto' runs on; unset it for the fastest"
+        yield f"environment MSSSM_BACKEND={wanted} replaces backend='auto'; unset it for the fastest"
 
 
 def devices() -> list[torch.device]:
@@ -89,7 +89,7 @@ def devices() -> list[torch.device]:
 
 
 def verdicts(device: torch.device, *, renew: bool) -> Iterator[str]:
-    """What the check of the Triton kernels found on a GPU, now or earlier, and where that is kept."""
+    """Lines on the verdict on the Triton kernels of a GPU, checked now or earlier, and the file that keeps it."""
     if fastest_on(device) != "triton" or obstacle("triton", device, torch.float32) is not None:
         return
     yield f"\nTriton kernels on {device}, {identity('selective', device)['device']}"
@@ -112,17 +112,17 @@ def verdicts(device: torch.device, *, renew: bool) -> Iterator[str]:
 
 
 def check(device: torch.device) -> list[Check]:
-    """Every operator against its reference in float64, gradients included, then timed; about a second."""
+    """Compares every operator and its gradients with the reference in float64, and times it; about a second."""
     return [_check(name, operator, tensors, device) for name, (operator, tensors) in operators().items()]
 
 
 def describe(device: torch.device, checks: list[Check]) -> Iterator[str]:
-    """The checks of a device as lines."""
+    """Lines on the checks of a device."""
     yield f"\noperators on {device}, float32 (forward + backward of {BATCH} x {LENGTH} steps)"
     for found in checks:
         line = f"  {found.operator:<16} {found.backend:<9} "
         if found.milliseconds is None:
-            yield f"{line} WRONG: differs from the reference by {found.error:.1e} times what is tolerated; report this"
+            yield f"{line} WRONG: differs from the reference by {found.error:.1e} times the tolerance; report this"
         else:
             yield f"{line} agrees, {found.milliseconds:7.2f} ms, {found.speedup:.1f} x the reference"
         if found.remedy:
@@ -130,7 +130,7 @@ def describe(device: torch.device, checks: list[Check]) -> Iterator[str]:
 
 
 def operators() -> dict[str, tuple[Operator, list[Tensor]]]:
-    """Each operator with float64 arguments; "reference" is the sequential recurrence, or plain convolutions."""
+    """Each operator with float64 arguments; its "reference" is the sequential recurrence, or plain convolutions."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -208,7 +208,7 @@ def _remedy(backend: str, device: torch.device, kernels: Kernels | None) -> str:
     if missing is not None:
         return f"not the fastest: backend {fastest!r} {missing}"
     if os.environ.get("MSSSM_BACKEND", "auto") == "auto":
-        return ""  # the verdict on the Triton kernels has said why
+        return ""  # the lines on the Triton kernels say why
     return f"not the fastest: MSSSM_BACKEND asks for {backend!r}; unset it for the fastest"
 
 
@@ -229,8 +229,8 @@ def _threads() -> str:
     if (policy := os.environ.get("OMP_WAIT_POLICY")) is not None:
         return f"OMP_WAIT_POLICY={policy}"
     if (spins := os.environ.get("GOMP_SPINCOUNT")) is not None:
-        return f"GOMP_SPINCOUNT={spins}: idle ones soon sleep; the command sets 10000, scripts must before torch loads"
-    return "idle ones spin for milliseconds, and slow whatever else computes; GOMP_SPINCOUNT=10000 lets them sleep"
+        return f"GOMP_SPINCOUNT={spins}: idle ones soon sleep; in scripts, set it before torch loads"
+    return "idle ones spin for milliseconds and slow other processes; GOMP_SPINCOUNT=10000 lets them sleep"
 
 
 def _compiler() -> str:

@@ -1,21 +1,21 @@
-"""What a user gave: errors whose message is the whole answer."""
+"""Errors in what a user gave: the message alone says what is wrong and how to mend it."""
 
 
 class InputError(ValueError):
-    """An argument, option or file that cannot be used; says what was asked for, what came, and what to do.
+    """Unusable argument, option or file; the message says what was expected, what was given, and what to do.
 
-    Raised only where input is judged. The `msssm` command prints the message alone; any other error, a `ValueError`
-    of Python's included, is a fault of the program and keeps its traceback.
+    Raised only where input is checked. The `msssm` command prints the message alone; any other error, Python's own
+    `ValueError` included, is a bug and keeps its traceback.
     """
 
 
 class MissingFileError(FileNotFoundError, InputError):
-    """A file or folder that was named and is not there."""
+    """File or folder that does not exist."""
 
 
 class StorageError(OSError, InputError):
-    """A disk or a server that did not take or give what was asked of it, and what to do."""
+    """Failed read or write of a disk or a server; the message says what to do."""
 
 
 class NonFiniteError(FloatingPointError, InputError):
-    """Inputs, weights or states that left the finite numbers, with the place where they first did."""
+    """Inputs, weights or states that are not finite; the message names where this first happened."""

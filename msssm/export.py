@@ -1,4 +1,4 @@
-"""The streaming step of a sequence layer as a program of its own: `torch.export`, and ONNX."""
+"""Export of a sequence layer's streaming step as a program of its own: `torch.export`, and ONNX."""
 
 import os
 from collections.abc import Iterator
@@ -24,16 +24,16 @@ class _Step(nn.Module):
 
 
 def exported_step(layer: SequenceLayer, batch_size: int = 1) -> torch.export.ExportedProgram:
-    """The step (x (B, D), state) -> (y (B, D), state) of a layer or a backbone, as `torch.export` captures it.
+    """Captures the step (x (B, D), state) -> (y (B, D), state) of a layer or a backbone with `torch.export`.
 
-    On a CPU it calls msssm's operators, so `msssm` must be imported where it is loaded.
+    On a CPU the program calls msssm's operators, so `msssm` must be imported before it is loaded.
 
     Args:
         layer: with batch norm, in `eval()`.
         batch_size: B, fixed in the program.
 
     Raises:
-        ValueError: a layer whose state grows.
+        ValueError: the layer's state grows with every step.
     """
     x, state = _example(layer, batch_size)
     with torch.no_grad():
@@ -43,11 +43,11 @@ def exported_step(layer: SequenceLayer, batch_size: int = 1) -> torch.export.Exp
 def step_to_onnx(layer: SequenceLayer, path: str | Path, batch_size: int = 1) -> None:
     """Writes the step as ONNX: inputs "x", "state_0", ..; outputs "y", "next_state_0", .. in the same order.
 
-    The operators are those of the sequential reference, which are standard ones; a step of one position loses nothing
-    by it. What ONNX cannot express: a complex diagonal, and msssm's scans over whole sequences.
+    It contains the standard operators of the sequential reference, which for a single position is no slower. ONNX
+    cannot express a complex diagonal, nor msssm's scans over whole sequences.
 
     Raises:
-        ValueError: a layer whose state grows, or a complex diagonal.
+        ValueError: the layer's state grows, or its diagonal is complex.
         ModuleNotFoundError: without `pip install msssm[onnx]`.
     """
     if any(isinstance(module, S4) and module.frequency is not None for module in layer.modules()):
@@ -68,7 +68,7 @@ def step_to_onnx(layer: SequenceLayer, path: str | Path, batch_size: int = 1) ->
 
 
 def _example(layer: SequenceLayer, batch_size: int) -> tuple[Tensor, State]:
-    """One input and the state before it; the state after it must be alike."""
+    """An input and the initial state, after a check that a step keeps the state's shapes."""
     parameter = next(layer.parameters())
     x, state = parameter.new_zeros(batch_size, layer.d_model), layer.initial_state(batch_size)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Images as sequences: patches, or single pixels, in a scan order, mapped to the width of the model."""
+"""Images as sequences of embedded patches or single pixels."""
 
 from typing import Literal
 
@@ -11,21 +11,18 @@ ScanOrder = Literal["raster", "snake"]
 
 
 class PatchEmbedding(nn.Module):
-    """One token per patch: its pixels, flattened, through one linear map (Dosovitskiy et al. 2021, section 3.1).
+    """Linear embedding of flattened patches, one token each (Dosovitskiy et al. 2021, section 3.1).
 
-    A patch of one pixel is sequential CIFAR's encoder (MS-SSM, its appendix), 16 x 16 is ImageNet's. In raster order,
-    without a position embedding, pixels may come as any part of an image, one by one included.
+    Patches of one pixel are the encoder of sequential CIFAR, patches of 16 x 16 that of ImageNet (MS-SSM, appendix).
+    In raster order without a position embedding, pixels may arrive in chunks of any size, down to single ones.
 
     Args:
-        image_size: H = W in pixels. Images (B, C, H, W) may have another size where there is no position embedding.
+        image_size: H = W in pixels. Without a position embedding, images (B, C, H, W) may have another size.
         patch_size: P, side of a patch in pixels.
         in_channels: C.
         d_model: D.
         scan_order: rows of patches from left to right ("raster"), or every second one backwards ("snake").
         position_embedding: add a learned vector to each of the (H / P)^2 positions.
-
-    Raises:
-        ValueError: an option out of its range; an image that does not divide into patches, or of another shape.
     """
 
     def __init__(
@@ -37,6 +34,7 @@ class PatchEmbedding(nn.Module):
         scan_order: ScanOrder = "raster",
         position_embedding: bool = False,
     ) -> None:
+        """Builds the projection. Raises ValueError for an option out of its range."""
         super().__init__()
         for name, value in (("image_size", image_size), ("patch_size", patch_size), ("in_channels", in_channels)):
             if value < 1:
@@ -52,19 +50,23 @@ class PatchEmbedding(nn.Module):
             self.position = nn.Parameter(0.02 * torch.randn((image_size // patch_size) ** 2, d_model))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W), or pixels (B, H W, C) in raster order -> (B, H W / P^2, D)."""
+        """Maps x (B, C, H, W), or pixels (B, H W, C) in raster order, to tokens (B, H W / P^2, D).
+
+        Raises:
+            ValueError: the shape is another, or does not divide into patches.
+        """
         tokens: Tensor = self.projection(self._patches(x))
         if self.position is None:
             return tokens
         if tokens.shape[1] != len(self.position):
             raise InputError(
-                f"the position embedding is of {len(self.position)} patches (image_size={self.image_size}), "
+                f"the position embedding has {len(self.position)} patches (image_size={self.image_size}), "
                 f"got {tokens.shape[1]}; resize the images, or train without position_embedding"
             )
         return tokens + self.position
 
     def _patches(self, x: Tensor) -> Tensor:
-        """(B, L, P P C): a patch's pixels in raster order, the channels innermost."""
+        """Cuts images into patches (B, L, P P C): pixels in raster order, channels innermost."""
         side, patch = self.image_size, self.patch_size
         if x.ndim == 3 and x.shape[2] == self.in_channels:
             if patch == 1 and self.scan_order == "raster":

@@ -1,4 +1,4 @@
-"""Initial values of the state space models: the diagonal per band, and the step size."""
+"""Initial values of the state space models: the diagonal of each band, and the step sizes."""
 
 import math
 from typing import Literal
@@ -12,12 +12,12 @@ Initialization = Literal["scale", "mamba"]
 
 
 def scale_dependent_A(levels: int, state_size: int) -> Tensor:
-    """The union over bands is S4D-real of size (S + 2) N; the coarsest band owns the slowest decays -1..-N.
+    """Scale-dependent diagonal (MS-SSM, section 3.4): the coarser the band, the slower its decays.
 
         A^s_n = -(N (S + 1 - s) + n + 1),   s = 0..S+1 (finest first),   n = 0..N-1
 
-    MS-SSM, section 3.4, with the range shifted by one: as printed, it gives the coarsest band A > 0, which diverges;
-    the paper's figure 2 agrees with this form.
+    The union over bands is S4D-real of size (S + 2) N. The range is shifted by one from the printed formula, which
+    gives the coarsest band A > 0 and diverges; the paper's figure 2 agrees with this form.
 
     Args:
         levels: S, levels of the decomposition.
@@ -31,10 +31,10 @@ def scale_dependent_A(levels: int, state_size: int) -> Tensor:
 
 
 def initial_A(bands: int, state_size: int, initialization: Initialization) -> Tensor:
-    """Real diagonals per band (M, N): scale-dependent, or Mamba's -1..-N in every band.
+    """Real diagonals (M, N): scale-dependent ("scale"), or -1..-N in every band ("mamba").
 
     Raises:
-        ValueError: an unknown initialization.
+        ValueError: the initialization is unknown.
     """
     if initialization == "scale":
         return scale_dependent_A(bands - 2, state_size)
@@ -44,10 +44,10 @@ def initial_A(bands: int, state_size: int, initialization: Initialization) -> Te
 
 
 def initial_delta(shape: tuple[int, ...], dt_min: float, dt_max: float, dt_init: float | None) -> Tensor:
-    """Step sizes, log-uniform in [dt_min, dt_max] (Gu et al. 2022), or all equal to dt_init.
+    """Random step sizes, log-uniform in [dt_min, dt_max] (Gu et al. 2022), or all equal to dt_init.
 
     Raises:
-        ValueError: a range that is empty or not positive.
+        ValueError: the range is empty or not positive.
     """
     if dt_init is not None:
         if dt_init <= 0:
@@ -59,5 +59,5 @@ def initial_delta(shape: tuple[int, ...], dt_min: float, dt_max: float, dt_init:
 
 
 def inverse_softplus(x: Tensor) -> Tensor:
-    """The y with softplus(y) = x > 0, without overflow."""
+    """Inverse of softplus for x > 0, without overflow."""
     return x + torch.log(-torch.expm1(-x))

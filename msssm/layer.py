@@ -1,4 +1,4 @@
-"""The protocol of every sequence layer: a whole sequence, a sequence in chunks, or one step at a time."""
+"""The protocol of every sequence layer: whole sequences, sequences in chunks, or one step at a time."""
 
 from typing import Any
 
@@ -7,22 +7,23 @@ from torch import Tensor, nn
 from msssm.errors import InputError
 from msssm.padding import true_lengths
 
-# A layer's own nest of tensors with the batch in front; callers only hand it back.
+# Nested tensors of the layer's choice, batch first; callers only pass it back.
 State = Any
 
 
 class SequenceLayer(nn.Module):
-    """A causal map of sequences, (B, L, D) -> (B, L, D), that can stop and go on.
+    """Causal map of sequences, (B, L, D) -> (B, L, D), that can stop and resume.
 
-    `forward(x, lengths=None, state=None, return_state=False)` returns y, or (y, state) if asked. What lies past a
-    row's length changes neither an output before it nor the state. A run in chunks, each given the state of the one
-    before, equals the run over the whole, and so does `step`. Streaming layers with batch norm must be in `eval()`.
+    `forward(x, lengths=None, state=None, return_state=False)` returns y, or (y, state). Padding past a row's length
+    affects neither the outputs before it nor the state. A run in chunks, each given the previous chunk's state, equals
+    the run over the whole sequence, and so does `step`. To stream, layers with batch norm must be in `eval()`.
     """
 
-    # Whether most of the layer's time is in scans, which `msssm.recompute` runs once.
+    # Whether the layer spends most of its time in scans, whose results `msssm.recompute` keeps.
     recomputable = False
 
     def __init__(self, d_model: int) -> None:
+        """Stores the width D. Raises ValueError unless it is positive."""
         super().__init__()
         if d_model < 1:
             raise InputError(f"d_model must be at least 1, got {d_model}")
@@ -31,12 +32,15 @@ class SequenceLayer(nn.Module):
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: State | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, State]:
-        """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D), with `return_state` also the new state; lengths (B,)."""
         raise NotImplementedError
 
     def check_input(self, x: Tensor, lengths: Tensor | None) -> Tensor | None:
-        """The lengths as `msssm.padding.true_lengths` makes them. Raises InputError as it does, and unless x is
-        (B, L, d_model) and floating."""
+        """Checks x (B, L, D) and lengths (B,), and returns the latter as `msssm.padding.true_lengths` does.
+
+        Raises:
+            InputError: x has another shape or is not floating point, or the lengths do not fit it.
+        """
         if x.ndim != 3 or x.shape[2] != self.d_model or not x.is_floating_point():
             raise InputError(
                 f"{type(self).__name__} takes floating x of shape (B, L, {self.d_model}), "
@@ -45,10 +49,10 @@ class SequenceLayer(nn.Module):
         return true_lengths(lengths, x)
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first step."""
+        """State before the first step."""
         raise NotImplementedError
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One time step: x (B, D) -> y (B, D) and the new state."""
+        """Runs one time step: x (B, D) to y (B, D) and the new state."""
         y, state = self(x.unsqueeze(1), state=state, return_state=True)
         return y.squeeze(1), state

@@ -1,8 +1,8 @@
 """The idea in one file: the forward pass of MS-SSM (Karami et al. 2025, arXiv 2512.23824, section 3) in plain torch.
 
-Split the sequence into bands, finest first; run one state space model per band; at every step, weight the bands anew.
-Written to be read, not to be fast. `msssm.MultiScaleSSM` computes the same and adds the rest: initial values, padding,
-streaming, limits of extreme parameters, kernels.
+Split the sequence into bands, finest first; run one state space model per band; weight the bands anew at every step.
+Written to be read, not to be fast. `msssm.MultiScaleSSM` computes the same and adds initial values, padding, streaming,
+limits for extreme parameters, and kernels.
 
     layer = MultiScaleSSM(d_model=64, ssm="s6", mixer="input")
     ms_ssm(x, layer.state_dict(), ssm="s6", mixer="input")  # equals layer(x)
@@ -18,10 +18,10 @@ Weights = dict[str, Tensor]
 
 
 def ms_ssm(x: Tensor, weights: Weights, ssm: str = "s6", mixer: str = "input", discretization: str = "zoh") -> Tensor:
-    """The layer, z_t = sum_s E_t[s] y^s_t: x (B, L, D) -> z (B, L, D).
+    """Computes the layer, z_t = sum_s E_t[s] y^s_t: x (B, L, D) -> z (B, L, D).
 
-    Weights and options are those of a `MultiScaleSSM` that is otherwise the paper's: no skip, one mixer head, filters
-    per level; Delta, B and C come from the input, and the bands drive the recurrences.
+    Weights and options are those of a `MultiScaleSSM` whose other options are the paper's: no skip, one mixer head,
+    filters for each level, Delta, B and C computed from the input, and the bands as inputs of the recurrences.
     """
     u_BLMD = decompose(x, weights["decomposition.low"], weights["decomposition.high"])
     delta, A, B, C = {"s6": s6, "s4": s4}[ssm](x, weights)
@@ -46,7 +46,7 @@ def decompose(x: Tensor, phi: Tensor, psi: Tensor) -> Tensor:
 
 
 def s6(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Delta, A, B, C of selective models (section 3.2): each band's are projections of its own of the raw input x."""
+    """Delta, A, B, C of selective models (section 3.2); each band has its own projections of the raw input x."""
     A_MDN = -weights["ssm.log_rate"].exp()
     W_MRD = weights["ssm.delta_weight"]  # the step size has Mamba's low rank R
     (M, _, N), R = A_MDN.shape, W_MRD.shape[1]
@@ -57,7 +57,7 @@ def s6(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def s4(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Delta, A, B, C of time-invariant models (section 3.2), whatever x: B is 1, as only its product with C counts."""
+    """Delta, A, B, C of time-invariant models (section 3.2); B is 1, since only its product with C matters."""
     delta_MD, A_MDN, C_MDN = weights["ssm.log_delta"].exp(), -weights["ssm.log_rate"].exp(), weights["ssm.C"]
     if "ssm.frequency" in weights:  # diagonal="complex": conjugate pairs, of which one is computed, y = 2 Re <C, h>
         A_MDN, C_MDN = torch.complex(A_MDN, weights["ssm.frequency"]), 2 * torch.view_as_complex(C_MDN)
@@ -65,7 +65,7 @@ def s4(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, discretization: str) -> Tensor:
-    """State space models (section 3.2): u (B, L, M, D), and what broadcasts to (B, L, M, D, N) -> y (B, L, M, D).
+    """Recurrences (section 3.2): u (B, L, M, D), the rest broadcast to (B, L, M, D, N) -> y (B, L, M, D).
 
     h_t = Abar h_{t-1} + Bbar u_t,   y_t = <C, h_t>,   Abar = exp(Delta A),   Bbar = (Abar - 1) / A B  or  Delta B
     """
@@ -80,7 +80,7 @@ def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, discretizati
 
 
 def mixer_weights(x: Tensor, weights: Weights, mixer: str) -> Tensor:
-    """E (B, L, M, 1), or what broadcasts to it (section 3.3): "input" is the paper's, the others are its ablations."""
+    """Mixer weights E, broadcast to (B, L, M, 1) (section 3.3): "input" is the paper's, the others are ablations."""
     if mixer in ("fixed", "sum"):
         return weights["mixer.weight"] if mixer == "fixed" else x.new_ones(1)
     E_BLM = F.linear(x, weights["mixer.projection.weight"], weights["mixer.projection.bias"])

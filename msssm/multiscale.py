@@ -1,4 +1,4 @@
-"""MS-SSM: decompose the sequence, run one state space model per band, mix the scales."""
+"""The MS-SSM layer: decompose the sequence, run one state space model per band, mix the scales."""
 
 from typing import Literal, NamedTuple
 
@@ -17,10 +17,11 @@ from msssm.untouched import untouched
 
 
 class MultiScaleState(NamedTuple):
-    """What a layer carries from one chunk to the next.
+    """State that a layer carries from one chunk to the next.
 
-    `conv_state` holds the last values that the filters of each level see, each (B, (K - 1) 2^(s-1), D); `ssm_state`
-    the states of the state space models, (B, M, D, N), or None without any.
+    Attributes:
+        conv_state: for each level s, the last values that its filters see, (B, (K - 1) 2^(s-1), D).
+        ssm_state: states of the state space models, (B, M, D, N); None for ssm="none".
     """
 
     conv_state: tuple[Tensor, ...]
@@ -34,7 +35,7 @@ class MultiScaleSSM(SequenceLayer):
 
         h^s_t = exp(Delta^s A^s) h^s_{t-1} + Bbar^s u^s_t,   y^s_t = <C^s, h^s_t>,   z_t = sum_s E_t[s] y^s_t
 
-    `msssm.minimal` has the same in 70 lines.
+    `msssm.minimal` computes the same in 70 lines.
 
     The model:
 
@@ -43,39 +44,36 @@ class MultiScaleSSM(SequenceLayer):
         levels: S; there are M = S + 2 bands.
         kernel_size: K, taps of the filters.
         state_size: N per band (the effective state is M N).
-        ssm: "s6" (Delta, B, C depend on x_t), "s4" (time-invariant), or "none" (the bands are mixed as they are).
+        ssm: "s6" (Delta, B, C depend on x_t), "s4" (time-invariant), or "none" (the bands themselves are mixed).
         mixer: "input", "fixed", "softmax" or "sum", see `ScaleMixer`.
-        initialization: "scale" (the coarsest band remembers longest) or "mamba" (every band alike).
+        initialization: "scale" (the coarsest band remembers longest) or "mamba" (all bands alike).
         discretization: "zoh" or "euler" (Mamba's simplified Bbar = Delta B).
 
     What the paper leaves open:
 
     Args:
-        diagonal: of "s4", "real" or "complex" (S4D-Lin).
+        diagonal: "real" or, for "s4", "complex" (S4D-Lin).
         filter_init: "uniform", "haar" or "db2".
         shared_filters: one pair of filters for all levels.
         mixer_heads: groups of channels with mixer weights of their own.
         mixer_init: initial bias of the mixer; 1 starts near the plain sum of the bands.
-        dt_rank: of "s6", rank of the projection to Delta; ceil(D / 16) when absent.
+        dt_rank: for "s6", rank of the projection to Delta; None for ceil(D / 16).
         dt_min, dt_max: range of the initial Delta.
-        dt_init: one initial Delta instead.
+        dt_init: initial value of all Delta, instead of a range.
         skip: learned skip D^s u^s_t, absent in the paper.
 
     Its ablations (table 5):
 
     Args:
-        decomposition: "wavelet", or "conv": short convolutions in its place, see `ConvolutionBands`.
-        selective_input: of "s6", what Delta, B and C of a band are computed from: the raw "input" (the paper's) or the
-            "band".
-        ssm_input: what the recurrence of a band is fed: the "band" (the paper's) or the raw "input".
+        decomposition: "wavelet", or "conv" for short convolutions instead, see `ConvolutionBands`.
+        selective_input: for "s6", what Delta, B and C of a band are computed from: the raw "input" (the paper's) or
+            the "band".
+        ssm_input: input of a band's recurrence: the "band" (the paper's) or the raw "input".
 
     Where it runs:
 
     Args:
-        backend: of the decomposition and the scan.
-
-    Raises:
-        ValueError: an option out of its range.
+        backend: of the decomposition and the scan, see `msssm.scan.multiscale_scan`.
     """
 
     recomputable = True
@@ -105,6 +103,7 @@ class MultiScaleSSM(SequenceLayer):
         ssm_input: Literal["band", "input"] = "band",
         backend: Backend = "auto",
     ) -> None:
+        """Builds decomposition, state space models and mixer. Raises ValueError for an option out of its range."""
         super().__init__(d_model)
         if state_size < 1:
             raise InputError(f"state_size must be at least 1, got {state_size}")
@@ -169,7 +168,7 @@ class MultiScaleSSM(SequenceLayer):
         state: MultiScaleState | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, MultiScaleState]:
-        """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D), with `return_state` also the new state; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         x = mask_padding(x, lengths)
         conv_state, ssm_state = (None, None) if state is None else state
@@ -181,25 +180,25 @@ class MultiScaleSSM(SequenceLayer):
         return y, MultiScaleState(conv_state, ssm_state)
 
     def ssm_inputs(self, x: Tensor, bands: Tensor) -> tuple[Tensor, Tensor]:
-        """What Delta, B and C come from, (B, L, D) or (B, L, M, D), and the SSM inputs, (B, L, M, D)."""
+        """Inputs of Delta, B and C, (B, L, D) or (B, L, M, D), and inputs of the recurrences, (B, L, M, D)."""
         selective = bands if self.selective_input == "band" else x
         return selective, x.unsqueeze(2).expand_as(bands) if self.ssm_input == "input" else bands
 
     def initial_state(self, batch_size: int) -> MultiScaleState:
-        """Silence before the first step."""
+        """State before the first step: zeros."""
         return MultiScaleState(self.decomposition.initial_state(batch_size), self.ssm.initial_state(batch_size))
 
     def step(self, x: Tensor, state: MultiScaleState) -> tuple[Tensor, MultiScaleState]:
-        """One time step: x (B, D) -> y (B, D) and the new state. For "s6" a single native call where there is one."""
+        """Runs one time step: x (B, D) to y (B, D) and the new state; a single native call, if the layer has one."""
         if untouched(self, MultiScaleSSM) and (result := native_step(self, x, state)) is not None:
             y, conv_state, ssm_state = result
             return y, MultiScaleState(conv_state, ssm_state)
         return super().step(x, state)
 
     def effective_memory(self) -> Tensor:
-        """How many steps each band remembers, (M,): the mean over channels and modes of 1 / (1 - |Abar|).
+        """Memory of each band in steps, (M,): the mean over channels and modes of 1 / (1 - |Abar|).
 
-        From the current parameters; for "s6" at the step sizes of a zero input.
+        It is computed from the current parameters; for "s6", at the step sizes of a zero input.
 
         Raises:
             ValueError: the layer has no state space models.

@@ -1,4 +1,4 @@
-"""One time step of a multi-scale layer as a single native call, where one covers it."""
+"""One time step of a multi-scale layer as a single native call, for the configurations that have one."""
 
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def native_step(
     layer: "MultiScaleSSM", x: Tensor, state: "MultiScaleState"
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor] | None:
-    """y (B, D) and the new states of a layer's next step, x (B, D); None where the plain step must do it.
+    """Runs one step, x (B, D) to y (B, D) and both new states, or returns None if there is no native step for it.
 
-    Without gradients, in float32 on a CPU, and not while tracing.
+    There is one in float32 on a CPU, without gradients, autocast or tracing.
     """
     conv_state, ssm_state = state
     if (
@@ -50,9 +50,9 @@ def native_step(
 
 
 def step_parameters(layer: "MultiScaleSSM") -> StepParameters | None:
-    """Parameters for the native step, or None if this layer has none.
+    """Parameters for the native step, or None if this configuration has none.
 
-    It covers "s6" as the paper has it, and modules that are what their classes say.
+    It covers ssm="s6" with the paper's inputs, as long as every module is `untouched`.
     """
     ssm, decomposition, mixer = layer.ssm, layer.decomposition, layer.mixer
     if not (

@@ -1,4 +1,4 @@
-"""Normalisation over the true positions of a batch of padded rows."""
+"""Normalisation over the true positions of padded batches."""
 
 from typing import Literal
 
@@ -12,25 +12,23 @@ Norm = Literal["batch", "layer"]
 
 
 class SequenceNorm(nn.Module):
-    """Batch or layer norm of (B, L, D) over D, with learned scale and shift; padding enters no statistic.
+    """Batch or layer norm of (B, L, D), with learned scale and shift; padding enters no statistic.
 
     Args:
         d_model: D.
         norm: "batch" (statistics per channel over all true positions, running statistics in `eval()`) or "layer"
-            (statistics per position).
-
-    Raises:
-        ValueError: an unknown norm.
+            (statistics over D, per position).
     """
 
     def __init__(self, d_model: int, norm: Norm = "layer") -> None:
+        """Builds the norm. Raises ValueError for an unknown one."""
         super().__init__()
         if norm not in ("batch", "layer"):
             raise InputError(f"norm must be 'batch' or 'layer', got {norm!r}")
         self.inner: nn.Module = nn.BatchNorm1d(d_model) if norm == "batch" else nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x (B, L, D), lengths (B,) -> (B, L, D); with batch norm, padding comes out as 0."""
+        """Normalises x (B, L, D), lengths (B,); batch norm returns padding as 0."""
         lengths = true_lengths(lengths, x)
         if isinstance(self.inner, nn.LayerNorm):
             normed: Tensor = self.inner(mask_padding(x, lengths))

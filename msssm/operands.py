@@ -1,4 +1,4 @@
-"""Tensors as a kernel reads them: what its pointers point to is checked, or made right, here and nowhere else."""
+"""Checks of the tensors whose memory kernels read through pointers: shape, dtype, device, strides."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from msssm.errors import InputError
 
 FLOAT32 = (torch.float32,)
-# What a kernel widens as it reads.
+# Kernels widen these to float32 as they read.
 HALF_OR_FULL = (torch.float32, torch.float16, torch.bfloat16)
 WHOLE = (torch.int64,)
 CPU = torch.device("cpu")
@@ -17,10 +17,10 @@ CPU = torch.device("cpu")
 def dense(
     x: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype] = FLOAT32, device: torch.device = CPU
 ) -> Tensor:
-    """x, contiguous: itself where it is, else a copy.
+    """Returns x, copied unless it is contiguous.
 
     Raises:
-        InputError: another shape, dtype or device.
+        InputError: x has another shape, dtype or device.
     """
     return _checked(x, shape, dtypes, device).contiguous()
 
@@ -28,17 +28,17 @@ def dense(
 def dense_or_none(
     x: Tensor | None, shape: Sequence[int], dtypes: Sequence[torch.dtype] = FLOAT32, device: torch.device = CPU
 ) -> Tensor | None:
-    """`dense`, of what may be absent."""
+    """Applies `dense` to an optional tensor."""
     return None if x is None else dense(x, shape, dtypes, device)
 
 
 def strided(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """x, float32 on the CPU with its last dimension contiguous, whatever the other strides. Raises as `dense`."""
+    """Returns x, copied unless its last dimension is contiguous; float32 on a CPU. Raises as `dense`."""
     return inner_contiguous(_checked(x, shape, FLOAT32, CPU))
 
 
 def inner_contiguous(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous, else a copy."""
+    """Returns x, copied unless its last dimension is contiguous."""
     return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
 
 

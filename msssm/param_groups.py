@@ -1,4 +1,4 @@
-"""Which parameters decay, and which learn at the state space models' own rate."""
+"""Optimizer groups: weight decay, and a learning rate of their own for state space parameters."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ _NORMS = (nn.BatchNorm1d, nn.LayerNorm)
 
 
 def param_groups(model: nn.Module, lr: float, weight_decay: float, ssm_lr: float | None = None) -> list[dict[str, Any]]:
-    """Optimizer groups "decay", "no_decay" and "ssm", empty ones left out.
+    """Splits parameters into the optimizer groups "decay", "no_decay" and "ssm", without empty ones.
 
-    A, the step sizes and D of the state space models (a module's `ssm_parameters`) have no weight decay and the
-    learning rate `ssm_lr`; norms and biases have no weight decay. All else decays.
+    A, the step sizes and D of the state space models (a module's `ssm_parameters`) have the learning rate `ssm_lr` and
+    no weight decay; norms and biases have no weight decay.
 
     Args:
         model: the module to train.
         lr: learning rate.
         weight_decay: of the group "decay".
-        ssm_lr: learning rate of the group "ssm"; `lr` when absent.
+        ssm_lr: learning rate of the group "ssm"; None for `lr`.
     """
     decay, no_decay, ssm = [], [], []
     for module in model.modules():

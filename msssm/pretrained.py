@@ -1,4 +1,4 @@
-"""Networks on disk without pickle: weights as safetensors, what they belong to as JSON."""
+"""Networks on disk without pickle: weights as safetensors, configuration as JSON."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ FORMAT = 2
 
 
 def layer_config(layer: Callable[[int], SequenceLayer]) -> dict[str, Any] | None:
-    """{"class_path": .., "init_args": ..} of a class, or of a `functools.partial` of one; None for anything else."""
+    """Describes a layer's class, or a `functools.partial` of it, as {"class_path": .., "init_args": ..}; else None."""
     if isinstance(layer, partial):
         # A recipe's layer is a partial of a function that is given the class.
         init_args, candidates = dict(layer.keywords), [layer.func, *layer.args]
@@ -32,15 +32,15 @@ def layer_config(layer: Callable[[int], SequenceLayer]) -> dict[str, Any] | None
 
 
 def layer_factory(config: Mapping[str, Any]) -> Callable[[int], SequenceLayer]:
-    """The inverse of `layer_config`, for the layers of msssm: no other code is imported for a downloaded file.
+    """Inverse of `layer_config`, for layers of msssm alone: a downloaded file can import no other code.
 
     Raises:
-        ValueError: another class.
+        ValueError: the class is not a layer of msssm.
     """
     module, _, name = str(config["class_path"]).rpartition(".")
     made = getattr(import_module(module), name, None) if module.split(".")[0] == "msssm" else None
     if not (isinstance(made, type) and issubclass(made, SequenceLayer)):
-        raise InputError(f"a pretrained network has layers of msssm, got {config['class_path']!r}")
+        raise InputError(f"a pretrained network must have layers of msssm, got {config['class_path']!r}")
     return partial(made, **config["init_args"])
 
 
@@ -48,13 +48,13 @@ def write_pretrained(folder: Path, config: Mapping[str, Any], weights: Mapping[s
     """Writes config.json and model.safetensors.
 
     Args:
-        folder: made if need be; files of these names are replaced.
+        folder: created if it does not exist; files of these names are replaced.
         config: of the backbone.
-        weights: all tensors.
-        prefix: of the backbone's own among their names.
+        weights: all tensors by name.
+        prefix: of the names of the backbone's tensors.
 
     Raises:
-        ValueError: the backbone was made by something that cannot be written down.
+        ValueError: the backbone's layer or its options cannot be written as JSON.
     """
     if config["layer"] is None:
         raise InputError(
@@ -66,18 +66,17 @@ def write_pretrained(folder: Path, config: Mapping[str, Any], weights: Mapping[s
     except TypeError as error:
         raise InputError(f"the options of a saved layer must be numbers, strings or booleans: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
-    # Tensors may share storage or lie in any order; the file holds each by itself. Written by safetensors, it could be
-    # read by its owner alone, whatever the umask.
+    # safetensors refuses tensors that share storage; the file that its own `save_file` writes is private to its owner.
     (folder / WEIGHTS).write_bytes(save({name: each.detach().clone().contiguous() for name, each in weights.items()}))
     (folder / CONFIG).write_text(text + "\n")
 
 
 def read_pretrained(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """The backbone's config, all tensors, and the prefix of the backbone's.
+    """Reads the backbone's config, all tensors by name, and the prefix of the backbone's.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file that cannot be read, or of another format.
+        ValueError: a file is damaged or of another format.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

@@ -1,4 +1,4 @@
-"""The scale mixer: how much each band counts at each time step."""
+"""The scale mixer: the weight of each band at each time step."""
 
 from typing import Literal
 
@@ -11,10 +11,10 @@ Mixer = Literal["input", "fixed", "softmax", "sum"]
 
 
 class ScaleMixer(nn.Module):
-    """Weights E_t over the bands (MS-SSM, section 3.3; the variants are those of its table 5).
+    """Weights E_t over the bands (MS-SSM, section 3.3 and, for the variants, table 5).
 
-    - "input": E_t = W x_t + b, linear and without a softmax (the paper's).
-    - "softmax": the softmax over bands of the same.
+    - "input": E_t = W x_t + b, linear without a softmax (the paper's).
+    - "softmax": its softmax over bands.
     - "fixed": learned, the same at every time step.
     - "sum": all ones.
 
@@ -22,14 +22,12 @@ class ScaleMixer(nn.Module):
         d_model: D.
         bands: M.
         mode: the variant.
-        heads: H groups of D / H channels with weights of their own; 1 shares them over all channels.
+        heads: H, groups of D / H channels with weights of their own; 1 shares the weights over all channels.
         init: initial bias, and initial value of "fixed". With 1 the mixer starts near the plain sum.
-
-    Raises:
-        ValueError: an unknown variant, or heads that do not divide d_model.
     """
 
     def __init__(self, d_model: int, bands: int, mode: Mixer = "input", heads: int = 1, init: float = 1.0) -> None:
+        """Builds the mixer. Raises ValueError for an unknown mode, or heads that do not divide d_model."""
         super().__init__()
         if mode not in ("input", "fixed", "softmax", "sum"):
             raise InputError(f"mixer must be 'input', 'fixed', 'softmax' or 'sum', got {mode!r}")
@@ -43,7 +41,7 @@ class ScaleMixer(nn.Module):
             self.weight = nn.Parameter(torch.full((bands, heads), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D) -> weights (B, L, M, H)."""
+        """Computes the weights (B, L, M, H) from the raw input x (B, L, D)."""
         if self.mode == "sum":
             return x.new_ones(()).expand(*x.shape[:2], self.bands, self.heads)
         if self.mode == "fixed":
@@ -52,7 +50,7 @@ class ScaleMixer(nn.Module):
         return weights.softmax(2) if self.mode == "softmax" else weights
 
     def step_parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """What a native step reads: weight (M H, D) and bias of a projection, or fixed weights (M, H)."""
+        """Parameters for the native step: weight (M H, D) and bias of the projection, fixed weights (M, H)."""
         if self.mode in ("input", "softmax"):
             return self.projection.weight, self.projection.bias, None
         return None, None, self.weight if self.mode == "fixed" else None

@@ -1,4 +1,4 @@
-"""Arrays of state space models, one per band: S6 (selective) and S4 (time-invariant). Outputs leave mixed."""
+"""State space models of all bands at once: S6 (selective) and S4 (time-invariant), outputs mixed over the bands."""
 
 import math
 from typing import Literal
@@ -23,7 +23,7 @@ def _decay_rate(log_rate: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In at least float32: there are no complex numbers in bfloat16."""
+    """Casts x to at least float32: there is no complex bfloat16."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -33,11 +33,11 @@ def _memory(delta: Tensor, rate: Tensor) -> Tensor:
 
 
 class S6(nn.Module):
-    """Selective state space models, one per band, driven by the band and gated by the raw input (MS-SSM, 3.2).
+    """Selective state space models, one per band (MS-SSM, section 3.2): inputs u^s, selection by the raw input x.
 
         Delta^s_t = softplus(W_2 W_1 x_t + b),   B^s_t = W_B x_t,   C^s_t = W_C x_t,   A^s = -exp(log_rate)
 
-    with projections of its own for each band; the step size has Mamba's low rank (Gu & Dao 2023, section 3.6).
+    Each band has its own projections; the step size has Mamba's low rank (Gu & Dao 2023, section 3.6).
 
     Args:
         d_model: D, channels of the input and of each band.
@@ -45,14 +45,14 @@ class S6(nn.Module):
         state_size: N per band.
         initialization: A, "scale" or "mamba".
         discretization: "zoh" or "euler".
-        dt_rank: rank of the step size's projection; ceil(D / 16) when absent.
-        dt_min, dt_max: the step sizes at zero input start log-uniform in this range, in steps of the sequence.
-        dt_init: one start for all step sizes instead.
-        skip: add a learned D^s u^s_t, starting at 1.
-        backend: of the scan.
+        dt_rank: rank R of the step size's projection; None for ceil(D / 16).
+        dt_min, dt_max: range of the initial step sizes at zero input, log-uniform.
+        dt_init: initial value of all step sizes, instead of a range.
+        skip: add a learned D^s u^s_t, initially 1.
+        backend: of the scan, see `multiscale_scan`.
     """
 
-    # Left out of weight decay, and trained at the learning rate of the SSM.
+    # Without weight decay, and trained at the learning rate of the SSM, see `msssm.param_groups`.
     ssm_parameters = ("log_rate", "delta_bias", "skip")
 
     def __init__(
@@ -69,6 +69,7 @@ class S6(nn.Module):
         skip: bool = False,
         backend: Backend = "auto",
     ) -> None:
+        """Builds the parameters of all bands. Raises ValueError for an initial value out of its range."""
         super().__init__()
         self.bands, self.state_size = bands, state_size
         self.discretization, self.backend = discretization, backend
@@ -89,9 +90,18 @@ class S6(nn.Module):
         state: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """x (B, L, D), bands (B, L, M, D), mix (B, L, M, H) -> mixed outputs (B, L, D) and the state (B, M, D, N).
+        """Runs the recurrences and mixes their outputs.
 
-        With x (B, L, M, D), the gates of each band see an input of their own.
+        Args:
+            x: what Delta, B and C are computed from, (B, L, D) for all bands or (B, L, M, D) for each.
+            bands: SSM inputs u, (B, L, M, D).
+            mix: weights of the scale mixer, (B, L, M, H).
+            lengths: true length of each row, (B,).
+            state: (B, M, D, N), zeros if None.
+            return_state: also return the state after the last step.
+
+        Returns:
+            y (B, L, D), with `return_state` also the state (B, M, D, N).
         """
         N = self.state_size
         low_rank, B, C = self._project(x).split((self.rank, N, N), dim=-1)
@@ -113,7 +123,7 @@ class S6(nn.Module):
         )
 
     def initial_state(self, batch_size: int) -> Tensor:
-        # Laid out as the scan leaves states, channels innermost.
+        """Zeros, (B, M, D, N), in the memory layout of a scan's last state: channels innermost."""
         bands, channels, states = self.log_rate.shape
         return self.log_rate.new_zeros(batch_size, bands, states, channels).transpose(2, 3)
 
@@ -123,48 +133,46 @@ class S6(nn.Module):
             return self.projection(x).unflatten(-1, (self.bands, -1))
         if untouched(self.projection, nn.Linear) and self.projection.bias is None:
             return torch.einsum("blmd,mrd->blmr", x, self.projection.weight.unflatten(0, (self.bands, -1)))
-        # All projections of all bands, of which each band takes its own.
+        # A replaced projection can only be called whole: project each band's input for all bands, keep the diagonal.
         return self.projection(x).unflatten(-1, (self.bands, -1)).diagonal(dim1=2, dim2=3).movedim(-1, 2)
 
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """What a native step reads: projection, delta_weight, delta_bias, log_rate, skip."""
+        """Parameters for the native step: projection, delta_weight, delta_bias, log_rate, skip."""
         return self.projection.weight, self.delta_weight, self.delta_bias, self.log_rate, self.skip
 
     def diagonal(self) -> Tensor:
-        """A (M, D, N), negative."""
+        """Diagonal A (M, D, N), negative."""
         return -_decay_rate(self.log_rate)
 
     def delta(self, x: Tensor | None = None) -> Tensor:
-        """Delta (B, L, M, D) of what the gates see, x as in `forward`; without one (M, D), those of a zero input."""
+        """Step sizes Delta (B, L, M, D) for an x as in `forward`; (M, D) at zero input if x is None."""
         if x is None:
             return step_size(torch.zeros_like(self.delta_bias), self.delta_bias)
         low_rank = self._project(x)[..., : self.rank]
         return step_size(full_rank(low_rank, self.delta_weight), self.delta_bias)
 
     def effective_memory(self) -> Tensor:
-        """(M,) steps, at the step sizes of a zero input."""
+        """Memory of each band in steps, (M,), at the step sizes of a zero input."""
         return _memory(self.delta(), -self.diagonal()).detach()
 
 
 class S4(nn.Module):
     """Time-invariant diagonal state space models, one per band (S4D, Gu et al. 2022; MS-SSM(S4)).
 
-    B and C enter a time-invariant model only through their product: C is learned and B is 1, as in S4D.
+    Only the product of B and C matters to a time-invariant model: C is learned and B is 1, as in S4D.
 
     Args:
         d_model: D, channels of each band.
         bands: M.
-        state_size: N per band; real numbers of state, so a complex diagonal has N / 2 conjugate pairs.
-        initialization: "scale" or "mamba", of the real diagonal. A complex diagonal starts as S4D-Lin,
-            -1/2 + i pi n, over the union of the bands, the coarsest with the lowest frequencies ("scale"),
-            or in every band alike ("mamba").
+        state_size: N per band, in real numbers: a complex diagonal has N / 2 conjugate pairs.
+        initialization: "scale" or "mamba", of a real diagonal. A complex one starts as S4D-Lin, -1/2 + i pi n, over
+            the union of the bands with the lowest frequencies in the coarsest ("scale"), or alike in every band
+            ("mamba").
         diagonal: "real" or "complex".
         discretization: "zoh" or "euler".
-        dt_min, dt_max, dt_init: start of the step sizes, as in `S6`.
-        skip: add a learned D^s u^s_t, starting at 1.
-
-    Raises:
-        ValueError: an odd state size with a complex diagonal, or an unknown diagonal.
+        dt_min, dt_max, dt_init: initial step sizes, as in `S6`.
+        skip: add a learned D^s u^s_t, initially 1.
+        backend: of the scan, see `lti_scan`.
     """
 
     ssm_parameters = ("log_rate", "frequency", "log_delta", "skip")
@@ -183,6 +191,12 @@ class S4(nn.Module):
         skip: bool = False,
         backend: Backend = "auto",
     ) -> None:
+        """Builds the parameters of all bands.
+
+        Raises:
+            ValueError: the diagonal is unknown, the state size of a complex one is odd, or an initial value is out of
+                its range.
+        """
         super().__init__()
         if diagonal not in ("real", "complex"):
             raise InputError(f"diagonal must be 'real' or 'complex', got {diagonal!r}")
@@ -214,7 +228,7 @@ class S4(nn.Module):
         state: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Same as `S6.forward`; the raw input x is not used, and the state is complex if the diagonal is."""
+        """Same as `S6.forward`, but x is not used, and the state is complex if the diagonal is."""
         with torch.autocast(bands.device.type, enabled=False):
             C: Tensor = self.C if self.frequency is None else torch.view_as_complex(_wide(self.C).contiguous())
             return lti_scan(
@@ -232,27 +246,28 @@ class S4(nn.Module):
             )
 
     def initial_state(self, batch_size: int) -> Tensor:
+        """Zeros, (B, M, D, N), or complex (B, M, D, N / 2)."""
         dtype = (
             self.log_rate.dtype if self.frequency is None else torch.promote_types(self.log_rate.dtype, torch.complex64)
         )
         return self.log_rate.new_zeros(batch_size, *self.log_rate.shape, dtype=dtype)
 
     def diagonal(self) -> Tensor:
-        """A (M, D, N), or (M, D, N / 2) complex, of negative real part."""
+        """Diagonal A (M, D, N), or complex (M, D, N / 2), with negative real part."""
         A = -_decay_rate(self.log_rate)
         return A if self.frequency is None else torch.complex(_wide(A), _wide(self.frequency))
 
     def effective_memory(self) -> Tensor:
-        """(M,) steps."""
+        """Memory of each band in steps, (M,)."""
         return _memory(self.delta(), _decay_rate(self.log_rate)).detach()
 
     def delta(self, x: Tensor | None = None) -> Tensor:
-        """Delta (M, D), whatever the input."""
+        """Step sizes Delta (M, D), the same for every x."""
         return torch.exp(self.log_delta.clamp(math.log(MIN_DELTA), math.log(MAX_DELTA)))
 
 
 class NoSSM(nn.Module):
-    """The bands mixed as they are: MS-SSM without its state space models (MS-SSM, table 5)."""
+    """Mix of the bands themselves: MS-SSM without its state space models (MS-SSM, table 5)."""
 
     def forward(
         self,
@@ -263,9 +278,9 @@ class NoSSM(nn.Module):
         state: None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, None]:
-        """Same as `S6.forward`, without a state."""
+        """Mixes the bands; arguments as in `S6.forward`, of which only bands and mix are used."""
         mixed = mix_bands(bands, mix).to(bands.dtype)
         return (mixed, None) if return_state else mixed
 
     def initial_state(self, batch_size: int) -> None:
-        return None
+        """None: there is no state."""

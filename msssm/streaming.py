@@ -1,4 +1,4 @@
-"""A trained classifier, made fast for one sample after another."""
+"""Fast inference of a trained classifier, one sample after another."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -21,20 +21,18 @@ from msssm.untouched import plain, untouched
 
 
 class StreamingClassifier:
-    """`SequenceClassifier.step` without gradients, of the model as it is now: what is changed later wants a new one.
+    """Gradient-free `SequenceClassifier.step` of the model as it is now; create a new one after changing the model.
 
-    On a CPU in float32, with the mean over a stack of multi-scale S6 layers, one native call on a copy of the weights
-    does everything behind the encoder; anything else, adapters and hooks included, goes through
-    `SequenceClassifier.step`. Either gives the logits of the whole run over all positions so far.
+    On a CPU in float32, with mean pooling over multi-scale S6 layers, one native call on a copy of the weights computes
+    everything after the encoder; any other model, one with adapters or hooks included, runs `SequenceClassifier.step`.
+    Both give the logits of a run over all positions so far.
 
     Args:
         model: in `eval()`.
-
-    Raises:
-        ValueError: the model is in training mode.
     """
 
     def __init__(self, model: SequenceClassifier) -> None:
+        """Copies the weights if there is a native step. Raises ValueError if the model is in training mode."""
         if model.training:
             raise InputError("streaming needs a model in eval(), got one in training mode; call model.eval()")
         self.model = model
@@ -42,25 +40,25 @@ class StreamingClassifier:
 
     @torch.inference_mode()
     def initial_state(self, batch_size: int) -> ClassifierState:
-        """The state before the first position."""
+        """State before the first position."""
         state = self.model.initial_state(batch_size)
         return state if self.packed is None else state._replace(backbone=self.packed.initial_state(batch_size))
 
     @torch.inference_mode()
     def step(self, x: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
-        """One position: x (B,) or (B, channels) -> logits (B, num_classes) of all so far, and the new state.
+        """Runs one position: x (B,) or (B, channels) to logits (B, num_classes) of all so far, and the new state.
 
-        The state that is handed in is used up: its memory becomes that of the new one.
+        The given state is overwritten: the new one uses its memory.
         """
         if self.packed is None:
             return self.model.step(x, state)
-        # What the encoder returns may be its own, and the step uses it up.
+        # The step overwrites its input, which may be the encoder's own memory.
         y = self.model.encoder(x).clone(memory_format=torch.contiguous_format)
         return self.packed.step(y, state.backbone, state.total, state.positions), state
 
 
 def pack(model: SequenceClassifier) -> PackedClassifier | None:
-    """The model for the native step; None where that does not cover it."""
+    """Packs the model for the native step; returns None if there is none for this configuration."""
     backbone, head = model.backbone, model.head
     if model.pooling != "mean" or not (untouched(model, SequenceClassifier) and untouched(backbone, Backbone)):
         return None
@@ -92,7 +90,7 @@ def pack(model: SequenceClassifier) -> PackedClassifier | None:
 
 
 def _linear(module: nn.Linear) -> bool:
-    """Whether it is a linear map with a bias, and nothing else."""
+    """Whether the module is an untouched linear map with a bias."""
     return (
         untouched(module, nn.Linear)
         and plain(module.weight, (module.out_features, module.in_features))
@@ -102,9 +100,9 @@ def _linear(module: nn.Linear) -> bool:
 
 
 def _norm(norm: SequenceNorm) -> tuple[tuple[Tensor, Tensor], float] | None:
-    """Scale and shift (D,), and the epsilon of a layer norm; 0 for a batch norm, whose statistics are in them.
+    """Scale and shift (D,) with the epsilon of a layer norm, or 0 for a batch norm, whose statistics are folded in.
 
-    None where it is neither.
+    None for any other norm.
     """
     inner = norm.inner
     if not untouched(norm, SequenceNorm):

@@ -1,6 +1,6 @@
-"""Whether a module is what its class says, so that a fast path that reads its tensors computes what calling it would.
+"""Checks that a module is exactly what its class says, so that a fast path may read its tensors instead of calling it.
 
-Adapters (LoRA), quantisation, parametrisations, pruning and hooks all change a module without telling those around it.
+Adapters (LoRA), quantisation, parametrisations, pruning and hooks change a module without notice to its callers.
 """
 
 from typing import TypeGuard, TypeVar
@@ -15,8 +15,11 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 def untouched(module: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
-    """Whether it is of this very class, which a parametrisation or an adapter changes, and nothing stands around its
-    forward: no hook, its own or global, and no replacement on the instance."""
+    """Whether `module` has exactly this class and a plain forward.
+
+    A parametrisation or an adapter changes the class; a hook (its own or a global one) or a replacement on the instance
+    changes the forward.
+    """
     return (
         type(module) is kind
         and not module._forward_pre_hooks
@@ -29,5 +32,5 @@ def untouched(module: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
 
 
 def plain(x: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether x is float32 numbers of this shape on the CPU, and no subclass (quantised, distributed) of a tensor."""
+    """Whether x is a float32 CPU tensor of this shape, and no subclass (quantised, distributed)."""
     return x.shape == shape and x.dtype is torch.float32 and x.is_cpu and type(x) in _PLAIN and not x.is_neg()

@@ -1,4 +1,4 @@
-"""Single-scale sequence layers under the same protocol, to stand beside MS-SSM.
+"""Single-scale sequence layers under the same protocol, to compare with MS-SSM.
 
 MS-SSM without its state space models is `MultiScaleSSM(ssm="none")`.
 """

@@ -14,7 +14,7 @@ from msssm.transforms import transformed
 
 
 class AttentionState(NamedTuple):
-    """Keys and values so far, (B, H, T, D / H), and which of the T slots hold a true position, (B, T)."""
+    """Keys and values so far, (B, H, T, D / H), and which of the T are true positions, (B, T)."""
 
     keys: Tensor
     values: Tensor
@@ -31,12 +31,10 @@ class CausalAttention(SequenceLayer):
     Args:
         d_model: D.
         heads: H; D / H must be even.
-
-    Raises:
-        ValueError: heads that do not fit d_model.
     """
 
     def __init__(self, d_model: int, heads: int = 4) -> None:
+        """Builds the projections. Raises ValueError unless 2 H divides D."""
         super().__init__(d_model)
         if heads < 1 or d_model % (2 * heads):
             raise InputError(f"2 * heads must divide d_model = {d_model}, got heads = {heads}")
@@ -51,7 +49,7 @@ class CausalAttention(SequenceLayer):
         state: AttentionState | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, AttentionState]:
-        """x (B, L, D) -> y (B, L, D), and keys and values if asked; lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D), with `return_state` also the new state; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         batch, length, _ = x.shape
         q, k, v = self.input(mask_padding(x, lengths)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -75,21 +73,22 @@ class CausalAttention(SequenceLayer):
             past = valid.shape[1] - length
             order = torch.arange(valid.shape[1], device=x.device)
             causal = order <= past + torch.arange(length, device=x.device).unsqueeze(1)
-            itself = order == past + torch.arange(length, device=x.device).unsqueeze(1)  # keeps padded rows finite
+            itself = order == past + torch.arange(length, device=x.device).unsqueeze(1)  # so that padding stays finite
             mask = (causal & valid.unsqueeze(1)) | itself
             attended = _attend(q, keys, values, mask.unsqueeze(1))
         y = self.output(attended.transpose(1, 2).flatten(2))
         return (y, AttentionState(keys, values, valid)) if return_state else y
 
     def initial_state(self, batch_size: int) -> AttentionState:
-        # Quantised, it has none.
+        """State without keys and values."""
+        # A quantised layer has no floating-point parameter.
         parameter = next((x for x in self.parameters() if x.is_floating_point()), torch.empty(0))
         empty = parameter.new_zeros(batch_size, self.heads, 0, self.d_model // self.heads)
         return AttentionState(empty, empty, parameter.new_zeros(batch_size, 0, dtype=torch.bool))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """Softmax attention; under a transform in the one form that has all its rules."""
+    """Softmax attention; under a transform, by the only kernel that supports all of them."""
     if not transformed():
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
     with sdpa_kernel(SDPBackend.MATH):
@@ -97,7 +96,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_caus
 
 
 def _rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary embedding. x (B, H, L, d), positions (B, L)."""
+    """Rotary embedding of x (B, H, L, d) at positions (B, L)."""
     half = x.shape[-1] // 2
     frequencies = 10_000 ** -(torch.arange(half, device=x.device) / half)
     angles = (positions.unsqueeze(-1) * frequencies).unsqueeze(1)

@@ -21,7 +21,7 @@ class MambaState(NamedTuple):
 
 
 class Mamba(SequenceLayer):
-    """The Mamba block without its norm and residual (Gu & Dao 2023, figure 3; Bbar = Delta B, D = 1 at the start).
+    """Mamba's block without norm and residual (Gu & Dao 2023, figure 3): Bbar = Delta B, D initially 1.
 
         u, g = W_in x;   v = silu(conv(u));   y = W_out (S6(v) * silu(g)),   E = expand * D channels inside
 
@@ -46,6 +46,7 @@ class Mamba(SequenceLayer):
         dt_max: float = 0.1,
         backend: Backend = "auto",
     ) -> None:
+        """Builds projections, convolution and SSM. Raises ValueError for an option out of its range."""
         super().__init__(d_model)
         inner = expand * d_model
         self.kernel_size, self.inner = kernel_size, inner
@@ -64,7 +65,7 @@ class Mamba(SequenceLayer):
         state: MambaState | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, MambaState]:
-        """x (B, L, D) -> y (B, L, D), and the state if asked; lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D), with `return_state` also the new state; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         u, gate = self.input(mask_padding(x, lengths)).chunk(2, dim=-1)
         silence = self.initial_state(len(x))
@@ -80,11 +81,12 @@ class Mamba(SequenceLayer):
         )
 
     def initial_state(self, batch_size: int) -> MambaState:
+        """State before the first step: zeros."""
         return MambaState(
             self.taps.new_zeros(batch_size, self.kernel_size - 1, self.inner),
             self.ssm.initial_state(batch_size),
         )
 
     def effective_memory(self) -> Tensor:
-        """(1,) steps, see `msssm.MultiScaleSSM.effective_memory`."""
+        """Memory in steps, (1,), see `msssm.MultiScaleSSM.effective_memory`."""
         return self.ssm.effective_memory()

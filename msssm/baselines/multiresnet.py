@@ -10,8 +10,11 @@ from msssm.scan import mix_bands
 
 
 class MultiresConv(SequenceLayer):
-    """Multiresolution convolution with the "fading" tree (Shi et al. 2023, "Sequence Modeling with Multiresolution
-    Convolutional Memory"): y = w_0 x + sum_s w_s d^s + w_{S+1} a^S, filters shared over levels.
+    """Multiresolution convolution with the "fading" tree and filters shared over levels.
+
+        y = w_0 x + sum_s w_s d^s + w_{S+1} a^S
+
+    Shi et al. 2023, "Sequence Modeling with Multiresolution Convolutional Memory".
 
     Args:
         d_model: D, channels.
@@ -22,6 +25,7 @@ class MultiresConv(SequenceLayer):
     recomputable = True
 
     def __init__(self, d_model: int, levels: int = 10, kernel_size: int = 4) -> None:
+        """Builds filters and weights. Raises ValueError for an option out of its range."""
         super().__init__(d_model)
         self.decomposition = MultiScaleDecomposition(d_model, levels, kernel_size, shared=True)
         self.mixer = ScaleMixer(d_model, levels + 2, mode="fixed", heads=d_model)
@@ -35,11 +39,12 @@ class MultiresConv(SequenceLayer):
         state: tuple[Tensor, ...] | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """x (B, L, D) -> y (B, L, D), and the histories of the filters if asked; lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D), with `return_state` also the filters' histories; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         bands, new_state = self.decomposition(x, lengths, state, return_state=True)
         y = mix_bands(bands, self.mixer(x))
         return (y, new_state) if return_state else y
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Histories of the filters before the first step: zeros."""
         return self.decomposition.initial_state(batch_size)

@@ -13,9 +13,9 @@ from msssm.ssm import S4
 class S4D(SequenceLayer):
     """S4D-Lin (Gu et al. 2022, "On the Parameterization and Initialization of Diagonal State Space Models").
 
-        y = Re <C, h> * 2 + D x,   A_n = -1/2 + i pi n,   n = 0..N/2-1
+        y = 2 Re <C, h> + D x,   A_n = -1/2 + i pi n,   n = 0..N/2-1
 
-    The causal form. Its block's nonlinearity and channel mixing stand in `msssm.block`.
+    This is the causal form. `msssm.block` has the block's nonlinearity and channel mixing.
 
     Args:
         d_model: D, channels.
@@ -34,6 +34,7 @@ class S4D(SequenceLayer):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ) -> None:
+        """Builds the SSM. Raises ValueError for an option out of its range."""
         super().__init__(d_model)
         self.ssm = S4(d_model, 1, state_size, "mamba", diagonal, discretization, dt_min, dt_max, skip=True)
 
@@ -44,7 +45,7 @@ class S4D(SequenceLayer):
         state: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """x (B, L, D) -> y (B, L, D), and the state (B, 1, D, N/2) if asked; lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D), with `return_state` also the state (B, 1, D, N / 2); lengths (B,)."""
         lengths = self.check_input(x, lengths)
         x = mask_padding(x, lengths)
         one_band = x.new_ones(()).expand(*x.shape[:2], 1)
@@ -52,8 +53,9 @@ class S4D(SequenceLayer):
         return result
 
     def initial_state(self, batch_size: int) -> Tensor:
+        """State before the first step: zeros."""
         return self.ssm.initial_state(batch_size)
 
     def effective_memory(self) -> Tensor:
-        """(1,) steps, see `msssm.MultiScaleSSM.effective_memory`."""
+        """Memory in steps, (1,), see `msssm.MultiScaleSSM.effective_memory`."""
         return self.ssm.effective_memory()

@@ -1,6 +1,6 @@
-"""What a model does: pure functions of its parameters and of one input, torch only.
+"""Diagnostics of a model: pure functions of its parameters and of one input, in torch alone.
 
-Each states its definition; on a model, `trace_calls` finds what its layers are given.
+Each docstring states the definition. `trace_calls` records the inputs of the layers inside a model.
 """
 
 from msssm.diagnostics.cost import Cost, PowerLaw, fit_power_law, measure_cost, measure_kept

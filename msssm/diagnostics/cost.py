@@ -1,4 +1,4 @@
-"""Memory and time of a layer as the number of bands and the length grow, and the power law through them."""
+"""Memory and time of a layer as a function of bands and length, and the power law fitted to them."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ from msssm.errors import InputError
 
 
 class Cost(NamedTuple):
-    """Of one call."""
+    """Time and peak memory of one call."""
 
     seconds: float
     bytes: int
@@ -37,14 +37,15 @@ class PowerLaw(NamedTuple):
     residual: float
 
     def __call__(self, bands: float, length: float) -> float:
+        """Value that the law predicts."""
         return float(self.factor * bands**self.bands_exponent * length**self.length_exponent)
 
 
 def measure_cost(run: Callable[[], object], device: torch.device, repeats: int = 3) -> Cost:
-    """Shortest time and median peak memory of `run`, above what stood before, after one call that does not count.
+    """Measures the shortest time and the median peak memory of `run` above the memory before it, after a warm-up call.
 
-    On a CPU memory is the high-water mark of the process' resident pages (Linux), after the free ones have been given
-    back; elsewhere than on Linux it is 0. On a GPU it is that of torch's allocator.
+    On a GPU, memory is the peak of torch's allocator. On a CPU it is the high-water mark of the process's resident
+    pages, after free pages have been returned to the system; outside Linux it is 0.
     """
     run()
     seconds = min(_timed(run, device) for _ in range(repeats))
@@ -55,15 +56,15 @@ def measure_cost(run: Callable[[], object], device: torch.device, repeats: int =
         return Cost(seconds, torch.cuda.max_memory_allocated(device) - before)
     if sys.platform != "linux":
         return Cost(seconds, 0)
-    gc.collect(1)  # what calls before have just left in cycles; all of a large process takes longer than most calls
-    # The median, since other threads of the process may take or give back pages meanwhile.
+    gc.collect(1)  # recent cycles only: a full collection in a large process takes longer than most calls
+    # The median, since other threads of the process may allocate or free pages meanwhile.
     return Cost(seconds, int(statistics.median(_peak(run) for _ in range(repeats))))
 
 
 def measure_kept(forward: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors that stay allocated after `forward` while its result lives: what its backward needs, and that.
+    """Counts the bytes of tensors that `forward` leaves allocated: its result and what the backward needs.
 
-    Counted by torch's allocator, to the byte; nothing else of the process enters.
+    The count is that of torch's allocator, exact to the byte and independent of the rest of the process.
     """
     forward()
     if device.type == "cuda":
@@ -76,8 +77,8 @@ def measure_kept(forward: Callable[[], object], device: torch.device) -> int:
 
 
 def _peak(run: Callable[[], object]) -> int:
-    ctypes.CDLL(None).malloc_trim(0)  # else a peak is served from pages that earlier calls left behind
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
+    ctypes.CDLL(None).malloc_trim(0)  # else pages that earlier calls left resident hide a peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     run()
     return _status("VmHWM") - before
@@ -94,17 +95,17 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _status(field: str) -> int:
-    """Bytes, from /proc."""
+    """A field of /proc/self/status, in bytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def fit_power_law(bands: Sequence[int], lengths: Sequence[int], values: Sequence[float]) -> PowerLaw:
-    """Least squares in the logarithms over points (bands, length, value).
+    """Fits a power law to points (bands, length, value), by least squares of the logarithms.
 
     Raises:
-        ValueError: points that do not determine the law, or a value that is not positive.
+        ValueError: the points do not determine the law, or a value is not positive.
     """
     if min(values, default=0) <= 0:
         raise InputError(f"a power law needs positive values, got {list(values)}")

@@ -1,4 +1,4 @@
-"""Floating-point operations of one forward pass, those included that torch's counter cannot see."""
+"""Floating-point operations of one forward pass, including those that torch's counter cannot see."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from msssm.baselines import Mamba, MultiresConv
 from msssm.decomposition import MultiScaleDecomposition
 from msssm.ssm import S4, S6, NoSSM
 
-# Per state and step of a selective scan, the field's convention: discretise, drive, recur, read out (Mamba's papers).
+# Per state and step of a selective scan, by the convention of Mamba's papers: discretise, input, recurrence, output.
 SELECTIVE = 9
-# The same for constant coefficients: h = a h + u (3 real or 10 complex operations), y += <c, h> (2 or 4).
+# Per state and step with constant coefficients: h = a h + u (3 real or 10 complex operations), y += <c, h> (2 or 4).
 CONSTANT_REAL, CONSTANT_COMPLEX = 5, 14
 
 
 def count_flops(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
-    """Operations of `model(*inputs)`, two per multiplication and addition: "matmul", "scan", "decomposition", "mixer"
-    and "total".
+    """Counts the operations of `model(*inputs)`, two per multiplication and addition.
 
-    "matmul" is what `torch.utils.flop_counter` sees: matrix products, convolutions, attention (as if not causal). What
-    the scans, the decomposition and the mixing of bands compute is native, elementwise, or differs by backend: there
-    the operations of the recurrence are stated instead, whichever backend runs. Norms and activations do not count.
+    Returns:
+        "matmul", what `torch.utils.flop_counter` sees: matrix products, convolutions, attention (as if not causal);
+        "scan", "decomposition" and "mixer", the operations of the recurrence, the filters and the mix of bands by their
+        definition, whichever backend runs; and "total". Norms and activations are left out.
     """
     stated = dict.fromkeys(("matmul", "scan", "decomposition", "mixer"), 0)
     known = [(name, m) for name, m in model.named_modules() if isinstance(m, _STATED)]
@@ -34,7 +34,7 @@ def count_flops(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
     handles = [module.register_forward_pre_hook(count) for _, module in known]
     was_training = model.training
     try:
-        # With gradients: torch's counter asks for the graph of what a module returns.
+        # With gradients: torch's counter needs the graph of each module's result.
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(*inputs)
     finally:
@@ -54,7 +54,7 @@ _STATED = (S6, S4, NoSSM, MultiScaleDecomposition, MultiresConv, Mamba)
 
 
 def _stated(module: nn.Module, args: tuple[Any, ...]) -> dict[str, int]:
-    """Of one call: B L positions, M bands, D channels, N states, K taps, S levels."""
+    """Operations of one call: B L positions, M bands, D channels, N states, K taps, S levels."""
     positions = args[0].shape[0] * args[0].shape[1]
     if isinstance(module, MultiScaleDecomposition):
         filters = 2 * module.levels

@@ -1,4 +1,4 @@
-"""How many steps each band remembers: from the parameters, and measured."""
+"""Memory of each band in steps: from the parameters, and measured."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from msssm.ssm import S4, S6
 
 
 class BandMemory(NamedTuple):
-    """Steps per band, each (M,).
+    """Memory of each band in steps, each field (M,).
 
     Attributes:
         parameters: mean over channels and modes of 1 / (1 - |Abar|), at the step sizes of a zero input.
@@ -27,20 +27,20 @@ class BandMemory(NamedTuple):
 
 @torch.no_grad()
 def impulse_response(ssm: S6 | S4, x: Tensor, position: int = 0) -> Tensor:
-    """What each band's state space model makes of one unit impulse in all channels of its band.
+    """Response of each band's state space model to a unit impulse in all channels of its band.
 
-    The gates (step sizes, B and C of "s6") are those of `x` throughout; only what drives the recurrence is replaced.
+    Delta, B and C of "s6" stay those of `x`; only the input of the recurrence is replaced.
 
     Args:
         ssm: of M bands.
-        x: (B, L, D) or (B, L, M, D), what the layer gives the gates to see.
+        x: (B, L, D) or (B, L, M, D), the layer's input of Delta, B and C.
         position: step of the impulse, 0..L-1.
 
     Returns:
-        (B, M, L - position, D), lag first 0; the learned skip is part of lag 0.
+        (B, M, L - position, D), from lag 0 on; lag 0 includes the learned skip.
 
     Raises:
-        ValueError: a position outside of the sequence.
+        ValueError: the position is outside of the sequence.
     """
     batch, length, channels = x.shape[0], x.shape[1], x.shape[-1]
     if not 0 <= position < length:
@@ -50,19 +50,19 @@ def impulse_response(ssm: S6 | S4, x: Tensor, position: int = 0) -> Tensor:
     for band in range(bands):
         drive = x.new_zeros(batch, length, bands, channels)
         drive[:, position, band] = 1
-        # The other bands are silent: whatever reaches the output is this band's.
+        # The inputs of all other bands are zero: the output is this band's.
         responses.append(ssm(x, drive, x.new_ones(batch, length, bands, 1))[:, position:])
     return torch.stack(responses, dim=1)
 
 
 def band_memory(ssm: S6 | S4, x: Tensor, position: int = 0) -> BandMemory:
-    """Effective memory of each band, as the parameters give it and as an impulse at `position` of `x` meets it.
+    """Effective memory of each band, from the parameters and from its response to an impulse at `position` of `x`.
 
-    For one mode, h_j = c r^j with r = exp(-1 / tau), both are 1 / (1 - r) = tau + 1/2 + O(1 / tau); so they are for
-    several modes of equal weights. They differ where the input moves the step sizes, where C weighs the modes
-    unequally or lets them cancel, and where the sequence is shorter than the memory (`tail`).
+    For one mode, h_j = c r^j with r = exp(-1 / tau), or several of equal weights, both are
+    1 / (1 - r) = tau + 1/2 + O(1 / tau). They differ if the input changes the step sizes, if C weights the modes
+    unequally or lets them cancel, and if the sequence is shorter than the memory (`tail`).
 
-    Args, raises: as `impulse_response`.
+    Arguments and errors are those of `impulse_response`.
     """
     response = impulse_response(ssm, x, position).abs()
     area, peak = response.sum(2), response.amax(2)

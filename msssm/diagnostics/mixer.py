@@ -1,4 +1,4 @@
-"""How the scale mixer spreads its weight over the bands, and when that is a sign of failure."""
+"""The scale mixer's distribution over the bands, and when it is a sign of failure."""
 
 from typing import NamedTuple
 
@@ -12,15 +12,15 @@ CONSTANT = 0.01  # ... while no band's share moves more than this between steps 
 
 
 class MixerReport(NamedTuple):
-    """Of one mixer on one input.
+    """Statistics of one mixer on one input.
 
     Attributes:
         mean: (M,) share of each band, mean over rows, steps and heads.
         spread: (M,) standard deviation of the share over rows and steps, mean over heads.
         effective_bands: exp of the entropy of the shares, mean over rows, steps and heads; 1..M.
-        collapsed: `effective_bands` < COLLAPSED: one scale does everything.
-        uniform: `effective_bands` > UNIFORM M, and every `spread` < CONSTANT: the mixer does not choose. The plain
-            sum is uniform by definition, and a mixer that starts at its bias is until it has learned.
+        collapsed: `effective_bands` < COLLAPSED: the mixer uses one scale alone.
+        uniform: `effective_bands` > UNIFORM M and every `spread` < CONSTANT: the mixer does not select. The plain sum
+            is uniform by definition, and so is a mixer that has not yet learned.
     """
 
     mean: Tensor
@@ -31,17 +31,17 @@ class MixerReport(NamedTuple):
 
 
 def mixer_shares(weights: Tensor) -> Tensor:
-    """|E_t[s]| / sum_r |E_t[r]| of weights (..., M, H); where all weights are 0, equal shares."""
+    """Shares |E_t[s]| / sum_r |E_t[r]| of weights (..., M, H); equal shares if all weights are 0."""
     size = weights.abs()
     total = size.sum(-2, keepdim=True)
     return torch.where(total > 0, size / total, 1 / weights.shape[-2])
 
 
 def mixer_report(weights: Tensor) -> MixerReport:
-    """Statistics and alarms of weights (..., M, H), all leading dimensions being true positions.
+    """Statistics and failure signs of weights (..., M, H) at true positions.
 
-    The paper's mixer is linear, without a softmax: its weights have either sign and no sum. So the shares of
-    |E| stand for them.
+    The paper's mixer is linear, without a softmax: its weights may be negative and need not sum to 1. Shares of |E|
+    replace them.
     """
     shares = mixer_shares(weights.detach().to(torch.promote_types(torch.float32, weights.dtype))).flatten(0, -3)
     bands = shares.shape[1]

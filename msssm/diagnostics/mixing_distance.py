@@ -1,4 +1,4 @@
-"""How far back the last output looks: the mean mixing distance (MS-SSM, table 6)."""
+"""The mean mixing distance, how far back the last output looks (MS-SSM, table 6)."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -10,11 +10,11 @@ from msssm.errors import InputError
 
 
 class Mixing(NamedTuple):
-    """Of the chosen output channels, C of them.
+    """Mixing distance of the C chosen output channels.
 
     Attributes:
         distance: d (C,), in steps; 0 for an output that no input reaches.
-        profile: (L,) |J| against the lag 0..L-1, each channel's share of its sum, mean over channels.
+        profile: (L,) |J| at lags 0..L-1, normalised to sum 1 in each channel, mean over channels.
     """
 
     distance: Tensor
@@ -28,25 +28,24 @@ def mixing_distance(
     inputs: Literal["all", "same"] = "all",
     chunk: int = 16,
 ) -> Mixing:
-    """Mean distance that information has come to the last step m = L - 1, weighted by the input-output Jacobian.
+    """Mean distance of information to the last step m = L - 1, weighted by the input-output Jacobian.
 
         d = sum_n |J_mn| (m - n) / sum_k |J_mk|
 
-    J_mn belongs to one output channel. Between channels the paper leaves open what |J_mn| is; here it is the sum of
-    |dy_m / dx_n| over all input channels, or the one entry of the same channel. Exact, by one vector-Jacobian product
-    per output channel; `chunk` of them run at a time, as a batch of copies, so that memory is that of one
-    forward and backward of `chunk` rows.
+    The paper leaves open what |J_mn| of an output channel is across input channels; here it is the sum of
+    |dy_m / dx_n| over all of them, or the entry of the same channel. The result is exact, by one vector-Jacobian
+    product per output channel; `chunk` of them run as one batch, with the memory of `chunk` rows.
 
     Args:
         function: (B, L, D) -> (B, L, D), without coupling between rows (batch norm in `eval()`): a sequence layer, a
             block or a whole backbone.
         x: one input, (L, D).
-        channels: output channels; all when absent.
+        channels: output channels; None for all.
         inputs: "all" input channels, or the "same" one as the output.
         chunk: channels at a time.
 
     Raises:
-        ValueError: an x of another shape, or `inputs` unknown.
+        ValueError: x has another shape, or `inputs` is unknown.
     """
     if x.ndim != 2:
         raise InputError(f"x must be one input of shape (L, D), got shape {tuple(x.shape)}")

@@ -1,4 +1,4 @@
-"""A guard that names where a network first stops being finite: layer, band, step. Off unless entered."""
+"""A guard that names where a network first stops being finite: layer, band, step."""
 
 import copy
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ _REMEDY = "try a lower lr or ssm_lr, or clip gradients"
 
 @contextmanager
 def nan_guard(model: nn.Module) -> Iterator[None]:
-    """Checks every sequence layer of `model` after each forward, within the true lengths, until the context ends.
+    """Checks the output of every sequence layer of `model` within the true lengths, as long as the context lasts.
 
-    The checks change no value, and cost one pass over each output; on a GPU they also wait for it.
+    The checks change no values, and cost one pass over each output; on a GPU they also synchronise.
 
     Raises:
-        FloatingPointError: from the forward, when a layer's output is not finite. It names the layer by its path in
-            `model`, and for a `MultiScaleSSM` the band, found by running each band alone; the row and the step are
-            the first in time. An input that was not finite is reported as such.
+        FloatingPointError: a layer's output is not finite (raised from the forward). The message names the layer by its
+            path in `model`, the first step, its row, and for a `MultiScaleSSM` the band, found by running each band
+            alone. An input that was not finite is reported as such.
     """
     hooks = [
         module.register_forward_hook(_Check(path or type(model).__name__), with_kwargs=True)
@@ -41,7 +41,7 @@ def nan_guard(model: nn.Module) -> Iterator[None]:
 
 
 def band_name(band: int, bands: int) -> str:
-    """Of a decomposition, finest first: "input", "detail 1" .. "detail S", "approximation"."""
+    """Name of a band, finest first: "input", "detail 1" .. "detail S", "approximation"."""
     return "input" if band == 0 else "approximation" if band == bands - 1 else f"detail {band}"
 
 
@@ -57,9 +57,7 @@ class _Check:
             return
         with torch.no_grad():
             if (place := _first(mask_padding(x, lengths))) is not None:
-                raise NonFiniteError(
-                    f"the input of layer {self.path} is {place}; look at the data, or at the layer before"
-                )
+                raise NonFiniteError(f"the input of layer {self.path} is {place}; check the data, or the layer before")
             name = type(module).__name__
             where = _band(module, x, lengths, state) if isinstance(module, MultiScaleSSM) else None
             where = where or f"its output is {_first(mask_padding(y, lengths))}; {_REMEDY}"
@@ -67,7 +65,7 @@ class _Check:
 
 
 def _band(layer: MultiScaleSSM, x: Tensor, lengths: Tensor | None, state: Any) -> str | None:
-    """Which band fails first in time, and in which part of the layer; None if every band alone is finite."""
+    """Describes which band fails first in time, and in which part of the layer; None if each band alone is finite."""
     x = mask_padding(x, lengths)
     conv_state, ssm_state = (None, None) if state is None else state
     bands = layer.decomposition(x, lengths, conv_state)
@@ -106,7 +104,7 @@ def _alone(
     state: Tensor | None,
     band: int,
 ) -> Tensor:
-    """The mixed output (B, L, D) of one band's state space model."""
+    """Mixed output (B, L, D) of one band's state space model."""
     one = slice(band, band + 1)
     if isinstance(layer.ssm, NoSSM):
         return layer.ssm(x, bands[:, :, one], mix[:, :, one], lengths)
@@ -126,7 +124,7 @@ def _alone(
 
 
 def _of_band(parameter: Tensor, band: int, bands: int) -> Tensor:
-    """One band's share; every parameter of an SSM has the bands outermost in its first dimension."""
+    """One band's part of an SSM's parameter, whose first dimension has the bands outermost."""
     return parameter.unflatten(0, (bands, -1))[band]
 
 
@@ -142,7 +140,7 @@ def _finite(x: Tensor) -> bool:
 
 
 def _place(x: Tensor) -> tuple[int, int] | None:
-    """(step, row) of the first entry in time of x (B, L, ...) that is not finite."""
+    """Step and row of the first entry in time of x (B, L, ...) that is not finite, or None."""
     bad = ~torch.isfinite(x).flatten(2).all(-1)
     if not bad.any():
         return None

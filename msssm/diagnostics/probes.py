@@ -1,4 +1,4 @@
-"""Two promises, tried on a model: a shifted input gives a shifted output, and padding changes nothing."""
+"""Probes of two properties: a shifted input gives a shifted output, and padding changes nothing."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from msssm.layer import SequenceLayer
 
 
 def _relative(actual: Tensor, expected: Tensor) -> float:
-    """max |actual - expected| / max |expected|; infinite where `actual` is not finite."""
+    """Error max |actual - expected| / max |expected|; infinite if `actual` is not finite."""
     if not actual.isfinite().all():
         return float("inf")
     scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
@@ -18,12 +18,12 @@ def _relative(actual: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def shift_error(function: Callable[[Tensor], Tensor], x: Tensor, shift: int) -> float:
-    """How far `shift` steps of silence in front move the output by anything but `shift` steps.
+    """Error of the output when `shift` zero steps precede the input: it should only move by as many steps.
 
         max |f(0, .., 0, x)[shift:] - f(x)| / max |f(x)|
 
-    Of the order of rounding for MS-SSM; a network with biases or norms in front of the layer, or one that attends to
-    the silent steps, is not equivariant to silence.
+    For MS-SSM it is of the order of rounding. A network with biases or norms before the layer, or one that attends to
+    the zero steps, is not shift-equivariant.
 
     Args:
         function: (B, L, D) -> (B, L, D).
@@ -36,13 +36,13 @@ def shift_error(function: Callable[[Tensor], Tensor], x: Tensor, shift: int) -> 
 
 @torch.no_grad()
 def padding_error(layer: SequenceLayer, x: Tensor, length: int, padding: float = float("nan")) -> float:
-    """How far the padding behind `length` true steps changes their outputs, relative to the largest of these.
+    """Largest change of the outputs of `length` true steps by the padding after them, relative to the largest output.
 
     Args:
         layer: a sequence layer or a backbone, in `eval()`.
         x: (B, L, D).
         length: true steps, 1..L.
-        padding: what stands behind them.
+        padding: value of the padding.
     """
     alone = layer(x[:, :length])
     padded = x.clone()

@@ -1,4 +1,4 @@
-"""Eigenvalues of the recurrences, and how far the filters see."""
+"""Eigenvalues of the recurrences, and receptive fields of the filters."""
 
 import torch
 from torch import Tensor
@@ -9,21 +9,19 @@ from msssm.ssm import S4, S6
 
 @torch.no_grad()
 def eigenvalues(ssm: S6 | S4) -> Tensor:
-    """Abar = exp(Delta A) of every band, channel and mode, at the step sizes of a zero input.
+    """Eigenvalues Abar = exp(Delta A) of every band, channel and mode, at the step sizes of a zero input.
 
     Returns:
-        (M, D, N); complex (M, D, N / 2), one of each conjugate pair, for a complex diagonal.
+        (M, D, N), or for a complex diagonal (M, D, N / 2), one of each conjugate pair.
     """
     return torch.exp(ssm.delta().unsqueeze(-1) * ssm.diagonal())
 
 
 @torch.no_grad()
 def largest_eigenvalue(ssm: S6 | S4, x: Tensor | None = None) -> Tensor:
-    """max |Abar| of each band over channels, modes and, with an input (B, L, D), its steps. The recurrence contracts
-    where it is below 1; the margin of stability is 1 minus it.
+    """Largest |Abar| of each band, (M,), over channels, modes and, given an input (B, L, D), its steps.
 
-    Returns:
-        (M,).
+    The recurrence contracts if it is below 1; the margin of stability is 1 minus it.
     """
     delta = ssm.delta(x)
     smallest = delta.amin((0, 1)) if delta.ndim == 4 else delta
@@ -32,11 +30,9 @@ def largest_eigenvalue(ssm: S6 | S4, x: Tensor | None = None) -> Tensor:
 
 
 def receptive_field(decomposition: MultiScaleDecomposition) -> Tensor:
-    """Steps that each band's filters see, finest band first: 1 for the input, 1 + (K - 1)(2^s - 1) for detail s and
-    for the approximation of level s = S.
+    """Steps that each band's filters see, (M,) int64, finest band first.
 
-    Returns:
-        (M,) int64.
+    They are 1 for the input, and 1 + (K - 1)(2^s - 1) for detail s and for the approximation of level s = S.
     """
     levels = torch.arange(decomposition.levels + 1)
     fields = 1 + (decomposition.kernel_size - 1) * (2**levels - 1)

@@ -1,4 +1,4 @@
-"""What the modules of a network are given while it runs."""
+"""A trace of the calls of modules inside a network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Call(NamedTuple):
-    """One call of a module: its path in the network, itself, its positional arguments and what it returned."""
+    """One call of a module: its path in the network, the module, its positional arguments and its result."""
 
     path: str
     module: nn.Module
@@ -18,7 +18,7 @@ class Call(NamedTuple):
 
 @contextmanager
 def trace_calls(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[list[Call]]:
-    """The calls of all modules of these kinds below `model`, in the order in which they return, until it ends."""
+    """Records the calls of all modules of these kinds inside `model`, in the order in which they return."""
     calls: list[Call] = []
 
     def hook(path: str) -> Any:

@@ -1,1 +1,1 @@
-"""Registries of other libraries that msssm fills when they are imported."""
+"""Modules that, when imported, register msssm's models in other libraries."""

@@ -1,6 +1,6 @@
 """MS-SSM image models in timm's registry.
 
-`import msssm.integrations.timm` once; then `timm.create_model("msssm_s6_small")`.
+Run `import msssm.integrations.timm` once; then `timm.create_model("msssm_s6_small")`.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,16 +23,16 @@ Pool = Literal["avg", "last", ""]
 
 
 class TimmImageModel(nn.Module):
-    """Patches -> backbone -> pooling -> linear head, under the names of timm's interface.
+    """Image classifier with timm's interface and option names: patches, backbone, pooling, linear head.
 
     Args:
         ssm: "s6", "s4" or "none", see `MultiScaleSSM`.
-        img_size, patch_size, in_chans: of the images (B, C, H, W); any multiple of the patch unless `pos_embed`.
+        img_size, patch_size, in_chans: of the images (B, C, H, W); without `pos_embed`, any multiple of the patch.
         num_classes: of the head; 0 for none.
         global_pool: "avg" (the paper's mean), "last" (the last patch), or "" for all patches.
         embed_dim, depth: D and the number of blocks.
         levels, kernel_size, state_size: S, K and N per band.
-        drop_rate: dropout in front of the head.
+        drop_rate: dropout before the head.
         proj_drop_rate: dropout of channels in every block.
         scan_order: "raster" or "snake".
         pos_embed: a learned position embedding.
@@ -58,6 +58,7 @@ class TimmImageModel(nn.Module):
         pos_embed: bool = False,
         bidirectional: bool = False,
     ) -> None:
+        """Builds embedding, backbone and head. Raises ValueError for an option out of its range."""
         super().__init__()
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         layer: Callable[[int], SequenceLayer] = partial(
@@ -71,28 +72,26 @@ class TimmImageModel(nn.Module):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, L, D), one row per patch in the order of the scan."""
+        """Maps images (B, C, H, W) to features (B, L, D) of the patches, in scan order."""
         return cast("Tensor", self.backbone(self.embedding(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, L, D) -> logits (B, num_classes), or what the head reads."""
+        """Maps features (B, L, D) to logits (B, num_classes), or with `pre_logits` to the input of the head."""
         if self.global_pool:
             x = x.mean(1) if self.global_pool == "avg" else x[:, -1]
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps images (B, C, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
+        """The head."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head, on the device and in the precision of the embedding.
-
-        Raises:
-            ValueError: an unknown pooling.
-        """
+        """Creates a new head, with the device and dtype of the embedding. Raises ValueError for an unknown pooling."""
         if global_pool is not None:
             if global_pool not in ("avg", "last", ""):
                 raise InputError(f"global_pool must be 'avg', 'last' or '', got {global_pool!r}")
@@ -103,16 +102,17 @@ class TimmImageModel(nn.Module):
         self.head: nn.Module = head.to(weight.device, weight.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Sets whether blocks recompute their activations in the backward, see `msssm.recompute`."""
         for block in cast("Iterable[Block]", self.backbone.blocks):
             block.recompute = enable
 
     def no_weight_decay(self) -> set[str]:
-        """What `msssm.param_groups` leaves out of weight decay: A, step sizes and D of the SSMs, norms and biases."""
+        """Names without weight decay, as in `msssm.param_groups`: A, step sizes and D of the SSMs, norms and biases."""
         decaying = {id(p) for group in param_groups(self, 1.0, 1.0) if group["weight_decay"] for p in group["params"]}
         return {name for name, parameter in self.named_parameters() if id(parameter) not in decaying}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for timm's layer-wise learning rates: embedding, blocks, final norm."""
+        """Patterns of the layers for timm's layer-wise learning rates: embedding, blocks, final norm."""
         return {"stem": r"^embedding", "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^backbone\.norm", (99999,))]}
 
 

@@ -1,4 +1,4 @@
-"""Selective and time-invariant scans over the bands of a sequence, on the fastest backend at hand."""
+"""Selective and time-invariant scans over the bands of a sequence, on the fastest backend available."""
 
 from msssm.scan.checks import Discretization
 from msssm.scan.dispatch import Backend

@@ -1,4 +1,4 @@
-"""Arguments of the scans: what was asked for, and what came."""
+"""Checks of the scans' arguments."""
 
 from typing import Literal
 
@@ -11,12 +11,14 @@ Discretization = Literal["zoh", "euler"]
 
 
 def check_discretization(discretization: str) -> None:
+    """Raises InputError for an unknown discretization."""
     if discretization not in ("zoh", "euler"):
         raise InputError(f"discretization must be 'zoh' or 'euler', got {discretization!r}")
 
 
-# A wrong shape within a network is a fault of the program, so no `InputError`.
 def expect_dimensions(name: str, x: Tensor, ndim: int) -> torch.Size:
+    """Returns the shape of x. Raises ValueError unless it has `ndim` dimensions."""
+    # Not InputError: a wrong shape inside a network is a bug.
     if x.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(x.shape)}")
     return x.shape
@@ -25,7 +27,7 @@ def expect_dimensions(name: str, x: Tensor, ndim: int) -> torch.Size:
 def check_operand(
     name: str, x: Tensor | None, shape: tuple[int, ...], like: Tensor, *, complex_too: bool = False
 ) -> None:
-    """Raises ValueError unless x, where it is given, has the shape, floating numbers, and the device of `like`."""
+    """Raises ValueError unless x is None, or floating point, of this shape, and on the device of `like`."""
     if x is None:
         return
     if x.shape != shape:

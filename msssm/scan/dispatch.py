@@ -1,4 +1,4 @@
-"""Which backend runs an operator: the one asked for, or the fastest for the tensors at hand."""
+"""Choice of the backend that runs an operator: the requested one, or the fastest for the given tensors."""
 
 import os
 import warnings
@@ -28,17 +28,17 @@ def choose(
     *,
     kernels: Kernels | None = None,
 ) -> str:
-    """The backend that runs on tensors of this kind.
+    """Chooses the backend for tensors of this kind.
 
     Args:
-        backend: the one asked for.
+        backend: the requested one.
         device: of the tensors.
         dtype: of the computation.
-        plain: the fastest one made of torch operators throughout, which any transform of `torch.func` goes through.
-        kernels: the Triton kernels of the operator; None where it has none, and runs in plain torch on a GPU.
+        plain: the fastest one made of torch operators alone, which supports every transform of `torch.func`.
+        kernels: the operator's Triton kernels; None if it has none, and runs in plain torch on a GPU.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot run here.
+        ValueError: the backend is unknown, or cannot run here.
     """
     if backend == "auto":
         backend = os.environ.get("MSSSM_BACKEND", "auto")
@@ -69,12 +69,12 @@ def choose(
 
 
 def fastest_on(device: torch.device) -> Literal["cpu", "triton"]:
-    """The backend of own kernels for a device."""
+    """The backend with msssm's own kernels for a device."""
     return "triton" if device.type == "cuda" else "cpu"
 
 
 def _verified(kernels: Kernels, device: torch.device) -> str:
-    """Triton where its kernels have been checked and are faster, else plain torch."""
+    """Triton if its kernels are found right and faster on the device, else plain torch."""
     verdict = settle(kernels, device)
     if verdict is None:
         _warn_once(
@@ -89,7 +89,7 @@ def _verified(kernels: Kernels, device: torch.device) -> str:
 
 
 def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why "cpu" or "triton" cannot run on tensors of this kind, and what to do; None where it can."""
+    """Why "cpu" or "triton" cannot run on tensors of this kind, and what to do; None if it can."""
     if backend == "cpu":
         if device.type != "cpu" or dtype != torch.float32:
             return f"needs float32 tensors on a CPU, got {dtype} on {device}; use 'torch'"
@@ -101,8 +101,8 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     return None if triton.available() else "is not installed: pip install triton (Linux)"
 
 
-# A check, or the search for a library, runs while tracing as at any other time, and its outcome is a constant of the
-# graph. This is what torch.compiler.assume_constant_result does, without its import of a second.
+# While tracing, too, these run as usual, and their results become constants of the graph. It is what
+# torch.compiler.assume_constant_result does, which takes a second to import.
 _verified._dynamo_marked_constant = True  # type: ignore[attr-defined]
 obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

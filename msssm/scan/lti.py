@@ -1,4 +1,4 @@
-"""Time-invariant diagonal state space models: arguments checked, discretised, and run by the chosen backend."""
+"""Time-invariant scans: check of the arguments, discretisation, and the call of the chosen backend."""
 
 import torch
 from torch import Tensor
@@ -27,12 +27,12 @@ def lti_scan(
     discretization: Discretization = "zoh",
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """One time-invariant diagonal state space model per band and channel (S4D, Gu et al. 2022, with B = 1), mixed.
+    """Runs one time-invariant diagonal model per band and channel (S4D, Gu et al. 2022, B = 1), and mixes the bands.
 
-        h^s_t = a h^s_{t-1} + b u^s_t,   y_t = sum_s mix_t[s] (Re <C^s, h^s_t> + D^s u^s_t)
+        h^s_t = a h^s_{t-1} + b u^s_t,   y_t = sum_s mix_t[s] (<C^s, h^s_t> + D^s u^s_t)
         a = exp(delta A),   b = (a - 1) / A  or  delta
 
-    A complex A stands for conjugate pairs, and <C, h> counts twice. The backend "torch" convolves by FFT, and is
+    A complex A stands for conjugate pairs: the output is 2 Re<C, h>. The backend "torch" convolves by FFT, which is
     causal up to its rounding, relative to the largest input of the row; the others run the recurrence.
 
     Args:
@@ -42,8 +42,8 @@ def lti_scan(
         C: output weights (M, D, N), same kind as A.
         mix: scale mixer weights (B, L, M), or (B, L, M, H) with one weight per head of D / H channels.
         D: skip weights (M, D).
-        lengths: true length of each row (B,). What lies past it is not read, leaves the state, and gives y = 0.
-        initial_state: (B, M, D, N), same kind as A; zeros when absent.
+        lengths: true length of each row (B,). Padding past it is not read, does not change the state, and gives y = 0.
+        initial_state: (B, M, D, N), same kind as A; None for zeros.
         return_state: also return the state after the last step.
         discretization: "zoh" or "euler".
         backend: "cpu", "triton", "torch", "reference", or "auto", as in `multiscale_scan`.
@@ -52,7 +52,7 @@ def lti_scan(
         y (B, L, D) in the dtype of `bands`, and the last state (B, M, D, N), in at least float32.
 
     Raises:
-        ValueError: shapes that do not fit together, or a discretization or backend that is unknown or cannot run here.
+        ValueError: shapes do not fit together, or a discretization or backend is unknown or cannot run here.
     """
     check_discretization(discretization)
     batch, length, M, channels = expect_dimensions("bands", bands, 4)
@@ -81,7 +81,7 @@ def lti_scan(
         rate = delta.unsqueeze(-1) * A
         gain = torch.expm1(rate) / A if discretization == "zoh" else delta.unsqueeze(-1).to(kind)
         weight = C * gain * (2 if A.is_complex() else 1)
-        # The recurrences run in units of the gain: h = gain h'.
+        # The recurrences compute h' with h = gain h', so that the input enters them unscaled.
         state = None if initial_state is None else initial_state.to(kind) / gain
         if chosen == "cpu":
             y, last = native.lti_scan(u, torch.exp(rate), weight, mix, skip, lengths, state)
@@ -107,7 +107,7 @@ def _sequential(
     lengths: Tensor | None,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`msssm.scan.cpu.lti.lti_scan` by the reference."""
+    """The sequential reference of `msssm.scan.cpu.lti.lti_scan`."""
     u, mix = mask_padding(u, lengths), mask_padding(mix, lengths)
     start = decay.new_zeros(len(u), *decay.shape) if state is None else state
     mask = None if lengths is None else position_mask(lengths, u.shape[1])
@@ -128,7 +128,7 @@ def _plain(
     D: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of the native operator: y, and both parts of the last state (B, M, N, D)."""
+    """Plain form of the native operator: y, and both parts of the last state (B, M, N, D)."""
 
     def turned(re: Tensor, im: Tensor | None) -> Tensor:
         return (re if im is None else torch.complex(re, im)).transpose(-1, -2)
@@ -143,7 +143,7 @@ def _plain(
 def _plain_planes(
     u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None, initial: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The results of the Triton operator: y, and the last state in planes."""
+    """Plain form of the Triton operator: y, and the last state in planes."""
     parts = [(x[0], x[1] if len(x) == 2 else None) for x in (decay, weight, initial)]
     y, *last = _plain(u.to(decay.dtype), mix.to(decay.dtype), *parts[0], *parts[1], *parts[2], D, lengths)
     return y.to(u.dtype), torch.stack(last[: len(decay)])

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def mix_bands(y: Tensor, mix: Tensor) -> Tensor:
-    """z_t = sum_s mix_t[s] y^s_t (MS-SSM, section 3.3).
+    """Mixes the outputs of the bands, z_t = sum_s mix_t[s] y^s_t (MS-SSM, section 3.3).
 
     Args:
         y: outputs of the bands (B, L, M, D).
@@ -14,7 +14,7 @@ def mix_bands(y: Tensor, mix: Tensor) -> Tensor:
         z (B, L, D), in the dtype of `y`.
 
     Raises:
-        ValueError: weights that do not fit the bands.
+        ValueError: the weights do not fit the bands.
     """
     check_mix(mix, y)
     weights = as_heads(mix)
@@ -23,7 +23,7 @@ def mix_bands(y: Tensor, mix: Tensor) -> Tensor:
 
 
 def as_heads(mix: Tensor) -> Tensor:
-    """Weights (B, L, M) or (B, L, M, H) as the latter."""
+    """Views weights (B, L, M) as (B, L, M, 1); returns (B, L, M, H) as they are."""
     return mix.unsqueeze(-1) if mix.ndim == 3 else mix
 
 

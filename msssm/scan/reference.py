@@ -1,4 +1,4 @@
-"""The sequential scan, any dtype: the truth that every other backend is tested against."""
+"""The sequential scan in any dtype, the reference for the tests of every other backend."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def banded_scan(
     state: Tensor,
     discretization: str,
 ) -> tuple[Tensor, Tensor]:
-    """Run one diagonal state space model per band and channel, step by step.
+    """Runs one diagonal state space model per band and channel, step by step.
 
     For every band m, channel d and state n, with h_{-1} = `state`,
 
@@ -40,10 +40,10 @@ def banded_scan(
 
 
 def banded_lti(u: Tensor, decay: Tensor, weight: Tensor, mask: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Time-invariant: h_t = decay h_{t-1} + u_t, y_t = Re sum_n weight h_t, step by step.
+    """Runs time-invariant models, h_t = decay h_{t-1} + u_t, y_t = Re sum_n weight h_t, step by step.
 
     Shapes: u (B, L, M, D); decay, weight (M, D, N) and state (B, M, D, N) real or complex; mask (B, L), False where
-    the state stays as it is. Returns y (B, L, M, D) and the last state (B, M, D, N).
+    the state does not change. Returns y (B, L, M, D) and the last state (B, M, D, N).
     """
     h = state
     outputs = []

@@ -1,4 +1,4 @@
-"""Selective scans: arguments checked, and run by the chosen backend."""
+"""Selective scans: check of the arguments, and the call of the chosen backend."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from msssm.padding import mask_padding, true_lengths
 from msssm.scan import reference, triton
 from msssm.scan.checks import Discretization, check_discretization, check_operand, expect_dimensions
 from msssm.scan.cpu import selective as native
+from msssm.scan.cpu.selective import Operands
 from msssm.scan.dispatch import Backend, choose
 from msssm.scan.mixing import as_heads, check_mix, mix_bands
 from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, full_rank, step_size
@@ -36,37 +37,37 @@ def multiscale_scan(
     discretization: Discretization = "zoh",
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """One selective state space model per band, and the mix of their outputs (MS-SSM, sections 3.2 and 3.3).
+    """Runs one selective state space model per band and mixes their outputs (MS-SSM, sections 3.2 and 3.3).
 
         h^s_t = exp(delta^s_t A^s) h^s_{t-1} + Bbar^s_t u^s_t,   y_t = sum_s mix_t[s] (<C^s_t, h^s_t> + D^s u^s_t)
 
     Args:
         bands: u (B, L, M, D), the decomposed input, finest band first.
-        delta: step sizes (B, L, M, D), not negative. A step of 0 leaves the state as it is.
-            With a `delta_weight` their low rank (B, L, M, R).
+        delta: step sizes (B, L, M, D), not negative; a step of 0 does not change the state. With a `delta_weight`,
+            their low-rank factor (B, L, M, R).
         A: negative decay rates (M, D, N).
         B: input weights (B, L, M, N).
         C: output weights (B, L, M, N).
         mix: scale mixer weights (B, L, M), or (B, L, M, H) with one weight per head of D / H channels.
         D: skip weights (M, D).
-        delta_weight: (M, R, D); when given, delta @ delta_weight is what delta is without it.
-        delta_bias: (M, D); when given, the step sizes are softplus(delta + delta_bias), at least 1e-4 and at most 1e6.
-        lengths: true length of each row (B,). What lies past it is not read, leaves the state, and gives y = 0.
-        initial_state: (B, M, D, N), zeros when absent.
+        delta_weight: (M, R, D); if given, delta @ delta_weight replaces delta.
+        delta_bias: (M, D); if given, the step sizes are softplus(delta + delta_bias), at least 1e-4 and at most 1e6.
+        lengths: true length of each row (B,). Padding past it is not read, does not change the state, and gives y = 0.
+        initial_state: (B, M, D, N); None for zeros.
         return_state: also return the state after the last step, (B, M, D, N).
-        discretization: "zoh" (Bbar = (exp(delta A) - 1) / A B) or "euler" (Bbar = delta B, as Mamba's).
+        discretization: "zoh" (Bbar = (exp(delta A) - 1) / A B) or "euler" (Bbar = delta B, as in Mamba).
         backend: "cpu" (native, float32), "triton" (GPU), "torch" (blocked, recomputing backward), "reference"
-            (sequential), or "auto": the fastest that is known to be right here, unless the environment variable
-            MSSSM_BACKEND names one. The first "auto" on a GPU checks the Triton kernels there, for some seconds.
+            (sequential), or "auto": the one in the environment variable MSSSM_BACKEND, or else the fastest that is
+            known to be right here. The first "auto" on a GPU checks the Triton kernels, which takes some seconds.
 
     Returns:
         y (B, L, D) in the dtype of `bands`, and the state in float32 (float64 for float64 inputs).
 
-        Second derivatives (`create_graph`), and under "auto" the transforms of `torch.func` and forward mode, run
-        through the sequential reference. With another backend named, a transform is refused.
+        Second derivatives (`create_graph`) run through the sequential reference, and so do transforms of `torch.func`
+        and forward mode under "auto"; other backends refuse them.
 
     Raises:
-        ValueError: shapes that do not fit together, or a discretization or backend that is unknown or cannot run here.
+        ValueError: shapes do not fit together, or a discretization or backend is unknown or cannot run here.
     """
     batch, length, M, channels = expect_dimensions("bands", bands, 4)
     N = A.shape[-1]
@@ -87,10 +88,8 @@ def multiscale_scan(
     ):
         check_operand(name, x, shape, bands)
     lengths = true_lengths(lengths, bands)
-    y, state = _run(
-        bands, delta, A, B, C, as_heads(mix), D, delta_weight, delta_bias, lengths, initial_state, discretization,
-        backend,
-    )  # fmt: skip
+    operands = Operands(bands, delta, A, B, C, as_heads(mix), D, delta_weight, delta_bias, lengths, initial_state)
+    y, state = _run(operands, discretization, backend)
     return (y, state) if return_state else y
 
 
@@ -109,7 +108,7 @@ def selective_scan(
     discretization: Discretization = "zoh",
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """A selective state space model on one sequence (Gu & Dao 2023, algorithm 2): `multiscale_scan` with one band.
+    """Runs a selective state space model (Gu & Dao 2023, algorithm 2): `multiscale_scan` with a single band.
 
     Args:
         u: input (B, L, D).
@@ -118,9 +117,9 @@ def selective_scan(
         B: input weights (B, L, N).
         C: output weights (B, L, N).
         D: skip weights (D,).
-        delta_bias: (D,); when given, the step sizes are softplus(delta + delta_bias), at least 1e-4 and at most 1e6.
-        lengths: true length of each row (B,). What lies past it is not read, leaves the state, and gives y = 0.
-        initial_state: (B, D, N), zeros when absent.
+        delta_bias: (D,); if given, the step sizes are softplus(delta + delta_bias), at least 1e-4 and at most 1e6.
+        lengths: true length of each row (B,). Padding past it is not read, does not change the state, and gives y = 0.
+        initial_state: (B, D, N); None for zeros.
         return_state: also return the state after the last step, (B, D, N).
         discretization: "zoh" or "euler", as in `multiscale_scan`.
         backend: "auto", "cpu", "triton", "torch" or "reference", as in `multiscale_scan`.
@@ -129,7 +128,7 @@ def selective_scan(
         y (B, L, D) in the dtype of `u`, and the state in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes that do not fit together, or a discretization or backend that is unknown or cannot run here.
+        ValueError: shapes do not fit together, or a discretization or backend is unknown or cannot run here.
     """
     batch, length, channels = expect_dimensions("u", u, 3)
     N = A.shape[-1]
@@ -149,112 +148,65 @@ def selective_scan(
     initial_state = None if initial_state is None else initial_state.unsqueeze(1)
     one_band = u.new_ones(()).expand(batch, length, 1, 1)
     u, delta, B, C = (x.unsqueeze(2) for x in (u, delta, B, C))
-    y, state = _run(
-        u, delta, A.unsqueeze(0), B, C, one_band, D, None, delta_bias, lengths, initial_state, discretization, backend
-    )
+    operands = Operands(u, delta, A.unsqueeze(0), B, C, one_band, D, None, delta_bias, lengths, initial_state)
+    y, state = _run(operands, discretization, backend)
     return (y, state.squeeze(1)) if return_state else y
 
 
-def _run(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-    discretization: str,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _run(operands: Operands, discretization: str, backend: str) -> tuple[Tensor, Tensor]:
     """Mixed outputs (B, L, D) in the dtype of u, and the last state in at least float32."""
     check_discretization(discretization)
+    u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, state = operands
     # Decays and states lose their meaning in half precision (products of many factors close to 1).
     dtype = torch.promote_types(torch.float32, u.dtype)
     backend = choose(backend, u.device, dtype, plain="reference", kernels="selective")
-    output_dtype = u.dtype
-    if delta_weight is not None and backend != "cpu":  # which has it formed as it reads
+    if delta_weight is not None and backend != "cpu":  # which multiplies as it reads
         delta, delta_weight = full_rank(delta, delta_weight), None
     with torch.autocast(u.device.type, enabled=False):
-        if backend != "triton":  # which widens as it reads
-            u, delta, B, C, mix = (x.to(dtype) for x in (u, delta, B, C, mix))
-        A = A.to(dtype)
-        D, delta_weight, delta_bias, initial_state = (
-            None if x is None else x.to(dtype) for x in (D, delta_weight, delta_bias, initial_state)
+        D, delta_weight, delta_bias, state = (
+            None if x is None else x.to(dtype) for x in (D, delta_weight, delta_bias, state)
         )
+        if backend == "triton":  # which widens as it reads
+            return triton.multiscale_scan(
+                u, delta, A.to(dtype), B, C, mix, D, delta_bias, lengths, state, discretization
+            )
+        varying = (x.to(dtype) for x in (u, delta, A, B, C, mix))
+        wide = Operands(*varying, D, delta_weight, delta_bias, lengths, state)
         if backend == "cpu":
-            y, state = native.multiscale_scan(
-                u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial_state, discretization,
-                (MIN_DELTA, MAX_DELTA),
-            )  # fmt: skip
-        elif backend == "triton":
-            y, state = triton.multiscale_scan(
-                u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization
-            )
+            y, last = native.multiscale_scan(wide, discretization, (MIN_DELTA, MAX_DELTA))
         else:
-            y, state = _in_torch(
-                u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization, _BANDED[backend]
-            )
-    return y.to(output_dtype), state
+            y, last = _in_torch(wide, discretization, _BANDED[backend])
+    return y.to(u.dtype), last
 
 
 def _in_torch(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-    discretization: str,
-    banded_scan: Callable[..., tuple[Tensor, Tensor]],
+    operands: Operands, discretization: str, banded_scan: Callable[..., tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """`_run` around a scan of the bands."""
+    """`_run` with a scan of the bands, which gets the step sizes in full rank."""
+    u, delta, A, B, C, mix, D, _, delta_bias, lengths, state = operands
     u, delta, B, C, mix = (mask_padding(x, lengths) for x in (u, delta, B, C, mix))
     if delta_bias is not None:
-        # A step of 0 leaves the state.
+        # A step of 0 does not change the state.
         delta = mask_padding(step_size(delta, delta_bias), lengths)
-    if initial_state is None:
-        initial_state = u.new_zeros(u.shape[0], *A.shape)
-    bands, state = banded_scan(u, delta, A, B, C, initial_state, discretization)
-    return mix_bands(bands if D is None else bands + D * u, mix), state
+    if state is None:
+        state = u.new_zeros(u.shape[0], *A.shape)
+    bands, last = banded_scan(u, delta, A, B, C, state, discretization)
+    return mix_bands(bands if D is None else bands + D * u, mix), last
 
 
 @plain_form("msssm::selective")
-def _plain(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial: Tensor | None,
-    zoh: bool,
-    *_: float,
-) -> tuple[Tensor, ...]:
-    """y and the last state of the operator, whose states are (B, M, N, D) and A (M, N, D)."""
+def _plain(*arguments: Any) -> tuple[Tensor, ...]:
+    """Plain form of the native operator, whose states are (B, M, N, D) and A (M, N, D)."""
+    u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, state, zoh, *_ = arguments
     delta = delta if delta_weight is None else full_rank(delta, delta_weight)
     wide = (x.to(A.dtype) for x in (u, delta, A.transpose(1, 2), B, C, mix))
-    u_wide, delta, A, B, C, mix = wide
-    state = None if initial is None else initial.transpose(2, 3)
-    discretization = "zoh" if zoh else "euler"
-    y, last = _in_torch(
-        u_wide, delta, A, B, C, mix, D, delta_bias, lengths, state, discretization, reference.banded_scan
-    )
+    state = None if state is None else state.transpose(2, 3)
+    operands = Operands(*wide, D, None, delta_bias, lengths, state)
+    y, last = _in_torch(operands, "zoh" if zoh else "euler", reference.banded_scan)
     return y.to(u.dtype), last.transpose(2, 3)
 
 
 @plain_form("msssm::triton_selective")
-def _(*operands: Any) -> tuple[Tensor, ...]:
-    with_weight: list[Any] = [*operands[:7], None, *operands[7:]]
-    return _plain(*with_weight)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    """Plain form of the Triton operator, which has no `delta_weight`."""
+    return _plain(*arguments[:7], None, *arguments[7:])

@@ -1,4 +1,4 @@
-"""Step sizes from what a layer projects: low rank to full, softplus, within limits."""
+"""Step sizes from a layer's projections: product with the low rank, softplus, limits."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ MIN_DELTA, MAX_DELTA = 1e-4, 1e6
 
 
 def full_rank(low_rank: Tensor, weight: Tensor) -> Tensor:
-    """low_rank (B, L, M, R) times weight (M, R, D), one matrix product per band: (B, L, M, D), bands outermost."""
+    """Multiplies low_rank (B, L, M, R) by weight (M, R, D), one matrix product per band: (B, L, M, D)."""
     return torch.einsum("blmr,mrd->blmd", low_rank, weight)
 
 
 def step_size(projected: Tensor, bias: Tensor) -> Tensor:
-    """softplus(projected + bias), at least MIN_DELTA and at most MAX_DELTA; shapes broadcast."""
+    """Computes softplus(projected + bias), at least MIN_DELTA and at most MAX_DELTA; shapes broadcast."""
     return F.softplus(projected + bias).clamp(MIN_DELTA, MAX_DELTA)

@@ -1,0 +1,1 @@
+"""The native kernels for CPUs: C++ sources, and the `torch.library` operators around them."""

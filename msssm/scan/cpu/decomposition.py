@@ -20,13 +20,13 @@ def _strides(x: Tensor, bands: Tensor, history: Tensor | None) -> Any:
 
 
 def _rows(low: Tensor) -> int:
-    """Of the histories of all levels."""
+    """Number of rows of all levels' histories together."""
     levels, taps, _ = low.shape
     return (taps - 1) * (2**levels - 1)
 
 
 def _as_read(x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None) -> Any:
-    """The tensors of an operator as the native functions read them."""
+    """Checks an operator's tensors and makes them readable by the native functions."""
     batch, _, channels = x.shape
     taps = (*low.shape[:2], channels)
     past = None if history is None else strided(history, (batch, _rows(low), channels))
@@ -37,17 +37,17 @@ def _as_read(x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengt
 def decomposition(
     x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Bands and the histories at the end of each row.
+    """Computes the bands, and the histories at the end of each row.
 
     Args:
-        x: (B, L, D), the last dimension contiguous.
-        low: taps (S, K, D), contiguous.
-        high: likewise.
-        history: values before the first, of all levels one behind the other, (B, (K - 1) (2^S - 1), D); or zeros.
-        lengths: (B,) int64; the bands are zero past a row's length.
+        x: (B, L, D).
+        low: low-pass taps (S, K, D).
+        high: high-pass taps (S, K, D).
+        history: values before the first, levels concatenated, (B, (K - 1) (2^S - 1), D); None for zeros.
+        lengths: (B,) int64; past a row's length the bands are zero.
 
     Returns:
-        bands (B, L, S + 2, D), and the new history.
+        Bands (B, L, S + 2, D), and the new history.
     """
     x, low, high, history, lengths = _as_read(x, low, high, history, lengths)
     bands, last = _decomposition_fake(x, low, high, history, lengths)
@@ -101,16 +101,9 @@ def _decomposition_backward(
 
 
 @_decomposition_backward.register_fake
-def _(
-    x: Tensor,
-    low: Tensor,
-    high: Tensor,
-    history: Tensor | None,
-    lengths: Tensor | None,
-    grad_bands: Tensor,
-    grad_last: Tensor,
-) -> list[Tensor]:
-    return [torch.empty_like(x) for x in (x, low, high, grad_last)]
+def _(*arguments: Any) -> list[Tensor]:
+    x, low, high, *_, grad_last = arguments
+    return [torch.empty_like(each) for each in (x, low, high, grad_last)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

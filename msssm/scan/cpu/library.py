@@ -1,4 +1,4 @@
-"""The native kernels for CPUs: the compiled library, and how arguments reach its plain C functions."""
+"""The compiled library of native CPU kernels, and the conversion of arguments for its C functions."""
 
 import ctypes
 import importlib.util
@@ -15,7 +15,7 @@ _VARIANTS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baselin
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The widest variant that this processor runs and that the installation built; None where none was built."""
+    """Loads the widest variant that was built and that this processor supports; None if none was built."""
     for variant in _VARIANTS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
         spec = importlib.util.find_spec(f"msssm.scan.cpu.{variant}")
         if spec is not None and spec.origin is not None:
@@ -28,31 +28,34 @@ def library() -> ctypes.CDLL | None:
 
 
 def native() -> ctypes.CDLL:
-    """The library, which the caller has found to be there."""
+    """The library; the caller has checked that it exists."""
     loaded = library()
     assert loaded is not None, "checked by the caller"
     return loaded
 
 
 def integers(*values: int) -> Any:
+    """Converts integers to a C array of int64."""
     return (ctypes.c_int64 * len(values))(*values)
 
 
 def pointers(*tensors: Tensor | None) -> Any:
+    """Converts tensors to a C array of pointers, null for None."""
     return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Converts a tensor to a pointer, null for None."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def strides(*tensors: Tensor) -> Any:
-    """(row, step, band) of each (B, L, M, ...)."""
+    """Converts the strides of row, step and band of tensors (B, L, M, ...) to a C array."""
     return integers(*(stride for tensor in tensors for stride in tensor.stride()[:3]))
 
 
 def planes(x: Tensor | None) -> Sequence[Tensor | None]:
-    """States last, (..., D, N) -> the real and the imaginary part (..., N, D), None for that of a real tensor."""
+    """Splits x (..., D, N) into contiguous real and imaginary parts (..., N, D), the latter None for a real x."""
     if x is None:
         return None, None
     turned = x.transpose(-1, -2)

@@ -18,19 +18,9 @@ def _sizes(u: Tensor, mix: Tensor, decay: Tensor, imaginary: Tensor | None) -> A
     )
 
 
-def _as_read(
-    u: Tensor,
-    mix: Tensor,
-    decay: Tensor,
-    decay_im: Tensor | None,
-    weight: Tensor,
-    weight_im: Tensor | None,
-    initial: Tensor | None,
-    initial_im: Tensor | None,
-    D: Tensor | None,
-    lengths: Tensor | None,
-) -> Any:
-    """The tensors of an operator as the native functions read them."""
+def _as_read(*operands: Any) -> Any:
+    """Checks an operator's tensors and makes them readable by the native functions."""
+    u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths = operands
     batch, length, bands, channels = u.shape
     parameter = (bands, decay.shape[1], channels)
     return (
@@ -61,14 +51,14 @@ def _lti(
     D: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """u (B, L, M, D), mix (B, L, M, H), decay and weight (M, N, D), initial (B, M, N, D), D (M, D).
+    """Runs `lti_scan` with real and imaginary parts of decay, weight (M, N, D) and initial (B, M, N, D) as tensors.
 
     Returns y (B, L, D) and the real and imaginary part of the last state, the latter empty for a real recurrence.
     """
     u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths = _as_read(
         u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths
     )
-    y, last, last_im = _lti_fake(u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths)
+    y, last, last_im = _lti_fake(u, mix, decay, decay_im)
     native().msssm_lti_forward(
         _sizes(u, mix, decay, decay_im),
         strides(u, mix),
@@ -81,18 +71,7 @@ def _lti(
 
 
 @_lti.register_fake
-def _lti_fake(
-    u: Tensor,
-    mix: Tensor,
-    decay: Tensor,
-    decay_im: Tensor | None,
-    weight: Tensor,
-    weight_im: Tensor | None,
-    initial: Tensor | None,
-    initial_im: Tensor | None,
-    D: Tensor | None,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _lti_fake(u: Tensor, mix: Tensor, decay: Tensor, decay_im: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _, channels = u.shape
     state = (batch, *decay.shape)
     return u.new_empty(batch, length, channels), u.new_empty(state), u.new_empty(0 if decay_im is None else state)
@@ -115,7 +94,7 @@ def _lti_backward(
     grad_last_im: Tensor,
     need_mix: bool,
 ) -> list[Tensor]:
-    """Gradients of u, mix (empty unless needed), decay, weight and initial (both parts of each), and D."""
+    """Computes the gradients of u, mix (empty unless needed), both parts of decay, weight and initial, and D."""
     u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths = _as_read(
         u, mix, decay, decay_im, weight, weight_im, initial, initial_im, D, lengths
     )
@@ -144,22 +123,9 @@ def _lti_backward(
 
 
 @_lti_backward.register_fake
-def _(
-    u: Tensor,
-    mix: Tensor,
-    decay: Tensor,
-    decay_im: Tensor | None,
-    weight: Tensor,
-    weight_im: Tensor | None,
-    initial: Tensor | None,
-    initial_im: Tensor | None,
-    D: Tensor | None,
-    lengths: Tensor | None,
-    grad_y: Tensor,
-    grad_last: Tensor,
-    grad_last_im: Tensor,
-    need_mix: bool,
-) -> list[Tensor]:
+def _(*arguments: Any) -> list[Tensor]:
+    u, mix, decay, decay_im, *_, grad_last, _, need_mix = arguments
+
     def like(shape: Any, imaginary: bool) -> Tensor:
         return u.new_empty(0 if imaginary and decay_im is None else shape)
 
@@ -199,10 +165,10 @@ def lti_scan(
     lengths: Tensor | None,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """h_t = decay h_{t-1} + u_t, y_t = sum_m mix_t[m] (Re sum_n weight h_t + D u_t), over each row's own length.
+    """Runs h_t = decay h_{t-1} + u_t, y_t = sum_m mix_t[m] (Re sum_n weight h_t + D u_t) up to each row's length.
 
-    u (B, L, M, D), mix (B, L, M, H), D (M, D) float32; decay and weight (M, D, N), state (B, M, D, N), float32 or
-    complex64. Returns y (B, L, D) and the last state (B, M, D, N).
+    Shapes: u (B, L, M, D), mix (B, L, M, H), D (M, D) float32; decay and weight (M, D, N), state (B, M, D, N), float32
+    or complex64. Returns y (B, L, D) and the last state (B, M, D, N).
     """
     skip = None if D is None else D.contiguous()
     y, last, last_im = _lti(

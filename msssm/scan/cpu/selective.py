@@ -1,10 +1,10 @@
 """The native selective scan: `selective.cpp` behind two `torch.library` operators, float32 only.
 
-The operators have fake implementations and a backward, so that autograd, `torch.compile` and `torch.export` go through.
+The operators have fake implementations and a backward, for autograd, `torch.compile` and `torch.export`.
 """
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,22 @@ from msssm.operands import WHOLE, dense, dense_or_none, inner_contiguous, stride
 from msssm.recompute import kept
 from msssm.scan.cpu.library import integers, native, pointer, pointers, strides
 from msssm.transforms import beyond_first, plain_gradients
+
+
+class Operands(NamedTuple):
+    """Tensors of a selective scan, as `msssm.scan.multiscale_scan` describes them."""
+
+    u: Tensor  # (B, L, M, D)
+    delta: Tensor  # (B, L, M, D), or (B, L, M, R) with a delta_weight
+    A: Tensor  # (M, D, N)
+    B: Tensor  # (B, L, M, N)
+    C: Tensor  # (B, L, M, N)
+    mix: Tensor  # (B, L, M, H)
+    D: Tensor | None  # (M, D)
+    delta_weight: Tensor | None  # (M, R, D)
+    delta_bias: Tensor | None  # (M, D)
+    lengths: Tensor | None  # (B,)
+    state: Tensor | None  # (B, M, D, N)
 
 
 def _sizes(u: Tensor, mix: Tensor, B: Tensor, delta_weight: Tensor | None, zoh: bool) -> Any:
@@ -24,20 +40,9 @@ def _limits(lowest: float, highest: float) -> Any:
     return (ctypes.c_float * 2)(lowest, highest)
 
 
-def _as_read(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial: Tensor | None,
-) -> Any:
-    """The tensors of an operator as the native functions read them."""
+def _as_read(*operands: Any) -> Any:
+    """Checks an operator's tensors and makes them readable by the native functions."""
+    u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial = operands
     batch, length, bands, channels = u.shape
     N, heads, rank = B.shape[-1], mix.shape[-1], delta.shape[-1]
     return (
@@ -74,16 +79,14 @@ def _selective(
     highest: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `multiscale_scan`, but A (M, N, D) and states (B, M, N, D), contiguous; mix (B, L, M, H).
+    """Runs `multiscale_scan` with A (M, N, D) and states (B, M, N, D).
 
     Returns y (B, L, D), the last state, and with `keep` the states before each segment, (B, segments, M, N, D).
     """
     u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial = _as_read(
         u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial
     )
-    y, last, checkpoints = _selective_fake(
-        u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial, zoh, lowest, highest, keep
-    )
+    y, last, checkpoints = _selective_fake(u, delta, A, B, keep)
     native().msssm_selective_forward(
         _sizes(u, mix, B, delta_weight, zoh),
         strides(u, delta, B, C, mix),
@@ -98,23 +101,8 @@ def _selective(
 
 
 @_selective.register_fake
-def _selective_fake(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial: Tensor | None,
-    zoh: bool,
-    lowest: float,
-    highest: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _selective_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    u, _, _, B, *_, keep = arguments
     batch, length, bands, channels = u.shape
     state = (bands, B.shape[-1], channels)
     segments = -(-length // int(native().msssm_segment(bands, B.shape[-1]))) if keep else 0
@@ -191,26 +179,8 @@ def _selective_backward(
 
 
 @_selective_backward.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial: Tensor | None,
-    checkpoints: Tensor,
-    grad_y: Tensor,
-    grad_last: Tensor,
-    zoh: bool,
-    lowest: float,
-    highest: float,
-    need_mix: bool,
-) -> list[Tensor]:
+def _(*arguments: Any) -> list[Tensor]:
+    u, delta, A, B, C, mix, _, delta_weight, *_, grad_last, _, _, _, need_mix = arguments
     grad_delta = torch.empty_like(delta) if delta_weight is None else u.new_empty(delta.shape)
     grad_mix, grad_weight = (
         u.new_empty(0 if x is None else x.shape) for x in (mix if need_mix else None, delta_weight)
@@ -243,24 +213,13 @@ torch.library.register_autograd("msssm::selective", _backward, setup_context=_se
 
 
 def multiscale_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    state: Tensor | None,
-    discretization: str,
-    delta_limits: tuple[float, float],
+    operands: Operands, discretization: str, delta_limits: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """The fused recurrence, skip and mix of `msssm.scan.multiscale_scan`; float32 tensors, mix (B, L, M, H).
+    """Runs the fused recurrence, skip and mix of `msssm.scan.multiscale_scan` in float32.
 
     Returns y (B, L, D) and the last state (B, M, D, N).
     """
+    u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, state = operands
     u, delta, B, C, mix = (inner_contiguous(x) for x in (u, delta, B, C, mix))
     A = A.transpose(1, 2).contiguous()
     D, delta_weight, delta_bias = (None if x is None else x.contiguous() for x in (D, delta_weight, delta_bias))

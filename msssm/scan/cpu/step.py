@@ -11,7 +11,7 @@ from msssm.untouched import plain
 
 
 class StepParameters(NamedTuple):
-    """Of one layer, float32 and contiguous: S levels, M = S + 2 bands, K taps, rank R, H heads of the mixer."""
+    """Parameters of one layer, float32 and contiguous: S levels, M = S + 2 bands, K taps, rank R, H mixer heads."""
 
     low: Tensor  # (S, K, D)
     high: Tensor
@@ -20,12 +20,12 @@ class StepParameters(NamedTuple):
     delta_bias: Tensor  # (M, D)
     log_rate: Tensor  # (M, D, N)
     skip: Tensor | None  # (M, D)
-    mix_weight: Tensor | None  # (M H, D), of a mixer that looks at the input
+    mix_weight: Tensor | None  # (M H, D), of a mixer that depends on the input
     mix_bias: Tensor | None  # (M H,)
-    fixed: Tensor | None  # (M, H); without any of these, every weight is 1
+    fixed: Tensor | None  # (M, H); if all three are None, every weight is 1
 
     def readable(self, heads: int) -> bool:
-        """Whether native code can read all of them as they lie."""
+        """Whether native code can read all of them in place."""
         levels, taps, channels = self.low.shape
         bands, _, states = self.log_rate.shape
         rank = self.delta_weight.shape[1]
@@ -61,9 +61,9 @@ def multiscale_step(
     delta_limits: tuple[float, float],
     log_rate_limits: tuple[float, float],
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """x (B, D), the histories of the filters, states (B, M, D, N) -> y (B, D), the new histories and states.
+    """Maps x (B, D), the filters' histories and states (B, M, D, N) to y (B, D), the new histories and states.
 
-    Nothing but these results is allocated.
+    Allocates nothing but these results.
     """
     batch, channels = x.shape
     levels, taps, _ = parameters.low.shape
@@ -85,7 +85,7 @@ def multiscale_step(
 
 
 def fits(x: Tensor, filters: tuple[Tensor, ...], states: Tensor, parameters: StepParameters) -> bool:
-    """Whether the kernel can read these as they lie: what a scan or a step returns, it can."""
+    """Whether the kernel can read these in place, as it can the results of a scan or a step."""
     batch, (levels, taps, channels) = len(states), parameters.low.shape
     return (
         plain(x, (batch, channels))

@@ -1,4 +1,4 @@
-"""A classifier on residual blocks around multi-scale S6 layers: one time step in one native call."""
+"""One time step of a classifier with multi-scale S6 layers in a single native call."""
 
 import ctypes
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from msssm.transforms import transformed
 
 
 class BlockParameters(NamedTuple):
-    """Of one residual block, float32: the layer's, and what stands around it."""
+    """Parameters of one residual block, float32."""
 
     layer: StepParameters
     rate: Tensor  # (M, D, N), -A
@@ -24,24 +24,24 @@ class BlockParameters(NamedTuple):
 
 
 class BlockOptions(NamedTuple):
-    """What blocks must have in common, besides the shapes of their parameters."""
+    """Options that all blocks share, besides the shapes of their parameters."""
 
     heads: int  # of the mixer
     softmax: bool  # of the mixer
     zoh: bool
     prenorm: bool  # normalise before the layer, instead of after the residual sum
-    epsilon: float  # of a layer norm; 0 where the norm is a scale and a shift
+    epsilon: float  # of a layer norm; 0 if the norm is only a scale and a shift
 
 
 class PackedClassifier:
-    """Copies of the weights of blocks that are alike and of a head, in the order in which a step reads them.
+    """Copy of the weights of all blocks and of the head, in the order in which a step reads them.
 
     Args:
-        blocks: their parameters.
-        norm: scale and shift (D,) of a norm behind the last block, in a stack with `prenorm`.
+        blocks: parameters of each block, all of the same shapes.
+        norm: scale and shift (D,) of the norm after the last block, in a stack with `prenorm`.
         head: weight (classes, D) and bias of the linear head.
-        options: what else the blocks are.
-        delta_limits: least and greatest step size.
+        options: shared by all blocks.
+        delta_limits: smallest and largest step size.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class PackedClassifier:
         options: BlockOptions,
         delta_limits: tuple[float, float],
     ) -> None:
+        """Copies the weights."""
         first, prenorm = blocks[0], options.prenorm
         levels, taps, channels = first.layer.low.shape
         bands, _, states = first.rate.shape
@@ -73,19 +74,19 @@ class PackedClassifier:
         self._pointer = pointer(self._weights)
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """(B, blocks, rows of histories and states, D)."""
+        """Zeros, (B, blocks, rows of histories and states, D)."""
         return torch.zeros(batch_size, *self._state_shape)
 
     def step(self, x: Tensor, state: Tensor, total: Tensor, count: Tensor) -> Tensor:
-        """x (B, D), contiguous, is used up -> logits (B, classes) of the mean over all steps so far.
+        """Maps the encoder's output x (B, D) to logits (B, classes) of the mean over all steps so far.
 
-        The state, and the total (B, D) float64 and count (B,) int64 of the mean, become those of the next step.
+        Overwrites x, and updates in place the state and the mean's total (B, D) float64 and count (B,) int64.
 
         Raises:
-            InputError: a transform, whose rules a step in place does not have; or tensors of another kind.
+            InputError: a transform of `torch.func` is active, or a tensor is of another kind.
         """
         if transformed():
-            raise InputError("streaming has no rules for transforms of torch.func: use SequenceClassifier.step")
+            raise InputError("streaming does not support transforms of torch.func: use SequenceClassifier.step")
         batch, (_, _, channels) = len(x), self._state_shape
         for name, given, shape, dtype in (
             ("encoder's output", x, (batch, channels), torch.float32),
@@ -110,11 +111,11 @@ def _in_order(block: BlockParameters, prenorm: bool) -> list[Tensor]:
     mixer = [tensor for tensor in (layer.mix_weight, layer.mix_bias, layer.fixed) if tensor is not None]
     skip = [] if layer.skip is None else [layer.skip]
     recurrence = [layer.delta_weight, layer.delta_bias, block.rate.transpose(1, 2), *skip]
-    behind = [*(block.glu or ()), *([] if prenorm else norm)]
-    return [*(norm if prenorm else []), layer.low, layer.high, *mixer, layer.projection, *recurrence, *behind]
+    after = [*(block.glu or ()), *([] if prenorm else norm)]
+    return [*(norm if prenorm else []), layer.low, layer.high, *mixer, layer.projection, *recurrence, *after]
 
 
 def _padded(tensor: Tensor) -> Tensor:
-    """Flat, and filled up to a multiple of 16 numbers, so that each begins on a cache line."""
+    """Flattens a tensor and pads it to a multiple of 16 numbers, so that each starts on a cache line."""
     flat = tensor.detach().float().flatten()
     return F.pad(flat, (0, -len(flat) % 16))

@@ -1,7 +1,7 @@
 """The fast scan in pure torch: blocks of time steps that fit in a cache, and a backward that recomputes the states.
 
-Nothing of size (B, L, M, D, N) is ever kept: the forward saves the state before each block, the backward rebuilds one
-block of states at a time. Inside a block the layout is (T, B, M, N, D), so that a time step is one contiguous
+Nothing of size (B, L, M, D, N) is ever kept: the forward saves the state before each block, and the backward recomputes
+one block of states at a time. Inside a block the layout is (T, B, M, N, D), so that a time step is one contiguous
 `addcmul_`, and sums over N or D are batched matrix-vector products.
 """
 
@@ -21,7 +21,7 @@ LOG2_E = 1.4426950408889634
 
 
 class _Block(NamedTuple):
-    """What one block of T steps needs, time-major. `gain` is b_t / B_t; `drive` is B_t u_t."""
+    """One block of T steps, time-major. `gain` is b_t / B_t; `drive` is B_t u_t."""
 
     decay: Tensor  # (T, B, M, N, D)
     gain: Tensor  # (T, B, M, N, D), or (T, B, M, 1, D) under Euler
@@ -52,19 +52,19 @@ def _advance(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor, disc
 
 
 def _contract_states(C: Tensor, x: Tensor) -> Tensor:
-    """sum_n C[..., n] x[..., n, d], as a batch of vector-matrix products."""
+    """Computes sum_n C[..., n] x[..., n, d] as a batch of vector-matrix products."""
     T, batch, M, N, D = x.shape
     return torch.bmm(C.reshape(-1, 1, N), x.view(-1, N, D)).view(T, batch, M, D)
 
 
 def _contract_channels(x: Tensor, u: Tensor) -> Tensor:
-    """sum_d x[..., n, d] u[..., d], as a batch of matrix-vector products."""
+    """Computes sum_d x[..., n, d] u[..., d] as a batch of matrix-vector products."""
     T, batch, M, N, D = x.shape
     return torch.bmm(x.view(-1, N, D), u.reshape(-1, D, 1)).view(T, batch, M, N)
 
 
 def _block(u: Tensor, A: Tensor) -> int:
-    """Steps of one block."""
+    """Number of steps of one block."""
     return min(MAX_BLOCK, max(MIN_BLOCK, BLOCK_ELEMENTS // max(1, len(u) * A.numel())))
 
 
@@ -167,6 +167,6 @@ def banded_scan(
     state: Tensor,
     discretization: str,
 ) -> tuple[Tensor, Tensor]:
-    """Same arguments and result as `msssm.scan.reference.banded_scan`, through which second derivatives are taken."""
+    """Computes `msssm.scan.reference.banded_scan`; second derivatives run through that reference."""
     y, h = _BlockedScan.apply(u, delta, A, B, C, state, discretization)
     return y, h

@@ -13,10 +13,10 @@ from torch import Tensor
 def banded_lti(
     u: Tensor, rate: Tensor, weight: Tensor, lengths: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """h_t = exp(rate) h_{t-1} + u_t, y_t = Re sum_n weight h_t, by FFT: causal up to its rounding.
+    """Computes h_t = exp(rate) h_{t-1} + u_t, y_t = Re sum_n weight h_t by FFT, causal up to its rounding.
 
-    u (B, L, M, D), zero past a row's length; rate and weight (M, D, N), state (B, M, D, N), real or complex.
-    Returns y (B, L, M, D) and the state after each row's length.
+    Shapes: u (B, L, M, D), zero past a row's length; rate and weight (M, D, N), state (B, M, D, N), real or complex.
+    Returns y (B, L, M, D) and the state at each row's length.
     """
     batch, length = u.shape[:2]
     y = _causal_convolution(u, _kernel(rate, weight, length))
@@ -39,7 +39,7 @@ def _powers(rate: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _kernel(rate: Tensor, weight: Tensor, length: int) -> Tensor:
-    """Re sum_n weight_n exp(rate_n l) for l = 0..length-1, (..., length); weight (..., N) broadcasts against rate."""
+    """Kernel Re sum_n weight_n exp(rate_n l) for l = 0..length-1, (..., length); weight broadcasts with rate."""
     coarse, fine = _powers(rate, length)
     weighted = (weight.unsqueeze(-1) * coarse).transpose(-1, -2)
     product = weighted @ fine
@@ -47,7 +47,7 @@ def _kernel(rate: Tensor, weight: Tensor, length: int) -> Tensor:
 
 
 def _causal_convolution(u: Tensor, kernel: Tensor) -> Tensor:
-    """y[t] = sum_l kernel[l] u[t - l] by FFT. u (B, L, M, D), kernel (M, D, L)."""
+    """Computes y[t] = sum_l kernel[l] u[t - l] by FFT for u (B, L, M, D), kernel (M, D, L)."""
     length = u.shape[1]
     size = 2 * length
     spectrum = torch.fft.rfft(u.movedim(1, -1), n=size) * torch.fft.rfft(kernel, n=size)
@@ -55,7 +55,7 @@ def _causal_convolution(u: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _last_state(u: Tensor, rate: Tensor, lengths: Tensor) -> Tensor:
-    """sum_{t < length} exp(rate (length - 1 - t)) u_t for each row, (B, M, D, N)."""
+    """Computes sum_{t < length} exp(rate (length - 1 - t)) u_t for each row, (B, M, D, N)."""
     batch, length = u.shape[:2]
     age = torch.arange(length, device=u.device)
     source = lengths.unsqueeze(1) - 1 - age  # position of the input that is `age` steps old

@@ -1,4 +1,4 @@
-"""Scans on a GPU, in Triton. Triton itself is imported with the first scan: it exists for Linux alone."""
+"""Scans on a GPU, in Triton, which is imported with the first scan: it only exists for Linux."""
 
 import importlib.util
 
@@ -23,14 +23,14 @@ def multiscale_scan(
     initial_state: Tensor | None,
     discretization: str,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence, skip and mix of `msssm.scan.multiscale_scan`, fused.
+    """Runs the fused recurrence, skip and mix of `msssm.scan.multiscale_scan`.
 
-    u, delta, B, C and mix (B, L, M, H) are float32, float16 or bfloat16, each its own; the others are float32.
+    Each of u, delta, B, C and mix (B, L, M, H) is float32, float16 or bfloat16; the others are float32.
     Returns y (B, L, D) in the dtype of u, and the last state (B, M, D, N) in float32.
     """
     from msssm.scan.triton.selective import scan
 
-    return scan(u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, discretization == "zoh")
+    return scan(u, delta, A, B, C, mix, D, delta_bias, lengths, initial_state, zoh=discretization == "zoh")
 
 
 def lti_scan(
@@ -42,10 +42,10 @@ def lti_scan(
     lengths: Tensor | None,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """h_t = decay h_{t-1} + u_t,  y_t = sum_m mix_t[m] (Re sum_n weight_n h_t + D u_t), fused.
+    """Runs the fused h_t = decay h_{t-1} + u_t,  y_t = sum_m mix_t[m] (Re sum_n weight_n h_t + D u_t).
 
-    u and mix (B, L, M, H) are float32, float16 or bfloat16; decay and weight (M, D, N) float32 or complex64, and the
-    initial state (B, M, D, N) of that kind. Returns y (B, L, D) in the dtype of u, and the last state.
+    u and mix (B, L, M, H) are float32, float16 or bfloat16; decay and weight (M, D, N) and the initial state
+    (B, M, D, N) are all float32 or all complex64. Returns y (B, L, D) in the dtype of u, and the last state.
     """
     from msssm.scan.triton.lti import scan
 

@@ -1,9 +1,13 @@
-"""What the kernels share: which part of the work is whose, and the pieces of a long sequence.
+"""Parts that the kernels share: the division of the work among programs, and of a long sequence into chunks.
 
-A program is one warp, a lane is a channel or two, and a tile of states (BLOCK_N, BLOCK_D) lies in its registers; time
-runs sequentially. Where batch and channels do not fill the device, the length is cut into chunks that run side by side,
-twice: first from a state of zero, which gives each chunk's own contribution to its last state; a short chain over the
-chunks then gives their true first states, and the second pass starts from those.
+A program is one warp, a lane one or two channels, and the states of a program, (BLOCK_N, BLOCK_D), stay in registers;
+time runs sequentially. If batch and channels do not fill the device, the length is cut into chunks that run in
+parallel, twice: the first pass starts from zero states and gives each chunk's own contribution to its last state; a
+short chain over the chunks then gives their true first states, from which the second pass starts.
+
+Names in all kernels: `d` and `n` are the channels and states of the program, `own` their offsets in (N, D), `real` the
+mask of those that exist, `once` the mask for results that only the first block of states writes, `at` the index of
+(row, step, band) in tensors (B, L, M, ...). Tensors are contiguous.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
@@ -16,21 +20,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# States of a channel that one lane keeps at most.
+# Largest number of states of a channel in one lane.
 MOST_STATES = 16
-# Steps between two checkpoints, whatever the configuration: a forward and its backward may run under different ones.
+# Steps between checkpoints, the same in every configuration: a forward and its backward may run in different ones.
 TILE = 64
-# Without the bound on registers, which is the hardware's own, ptxas spills a few bytes for occupancy that these grids
+# The bound on registers is the hardware's own. Without it, ptxas spills a few bytes for an occupancy that these grids
 # do not reach.
 OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "maxnreg": 255, "enable_fp_fusion": True}
 
 
 class Configuration(NamedTuple):
-    """How the passes over time of an operator are laid out: all are right, and which is fastest depends on the device.
+    """Layout of an operator's passes over time; which one is fastest depends on the device.
 
-    channels: of one program, a multiple of 32: more of them share the loads of B and C and the loop.
-    ahead: steps between a load and the arithmetic on what it loads; divides TILE.
-    registers: of a lane at most, for inputs of 16 bits: 128 leave room for four warps on each scheduler, 255 for two.
+    Attributes:
+        channels: of one program, a multiple of 32; more channels share the loads of B and C and the loop.
+        ahead: steps between a load and the arithmetic that uses it; divides TILE.
+        registers: limit for a lane with 16-bit inputs: 128 allow four warps on each scheduler, 255 two.
     """
 
     channels: int = 32
@@ -38,35 +43,39 @@ class Configuration(NamedTuple):
     registers: int = 128
 
     def options(self, dtype: torch.dtype, whole: bool = True) -> dict[str, Any]:
-        """For inputs of this type, and states that fill their block or not.
+        """Launch options for inputs of this dtype; `whole` if the states fill their block.
 
-        Steps of float32 ahead take twice the registers, and masks of states take some: they would spill.
+        float32 inputs loaded ahead take twice the registers, and masks of states take some: both would spill.
         """
         return OPTIONS | {"maxnreg": self.registers if dtype.itemsize == 2 and whole else 255}
 
 
-# The first is the default. The self-check times each once on a kind of device, and remembers the fastest.
+# The first is the default. The self-check times each once per kind of device, and stores the fastest.
 CONFIGURATIONS = (Configuration(), Configuration(channels=64, registers=255), Configuration(ahead=4, registers=255))
 _selected: dict[tuple[str, torch.device], Configuration] = {}
 
-# These would otherwise be compiled anew for lengths that are 1 or multiples of 16.
+# Not specialised: Triton would compile again for lengths that are 1 or multiples of 16.
 SIZES = ["length", "span", "chunks"]
 
 
 def select(kernels: str, device: torch.device, index: int) -> None:
-    """From here on, "selective" or "lti" kernels run on the device in CONFIGURATIONS[index]."""
+    """Selects CONFIGURATIONS[index] for the "selective" or "lti" kernels on a device."""
     _selected[kernels, device] = CONFIGURATIONS[index]
 
 
 def configuration(kernels: str, device: torch.device) -> Configuration:
-    """The selected one, or the default."""
+    """The selected configuration, or the default."""
     return _selected.get((kernels, device), CONFIGURATIONS[0])
 
 
 @triton.jit
 def place(lengths, length, span, chunks, BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
           BLOCK_D: tl.constexpr):  # fmt: skip
-    """This program's row, chunk, band, block of states and block of channels, and the steps [begin, end) to run."""
+    """This program's row, chunk, band, block of states and block of channels, and its steps [begin, end).
+
+    The program id counts blocks of channels fastest, then blocks of states, bands, chunks and rows. lengths (B,) int64
+    or None; `span` is the number of steps of a chunk.
+    """
     program = tl.program_id(0)
     channel_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     state_blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
@@ -85,17 +94,18 @@ def place(lengths, length, span, chunks, BANDS: tl.constexpr, D: tl.constexpr, N
 
 @triton.jit
 def whether(i, end, BLOCK: tl.constexpr):
-    """i < end as a mask (BLOCK,)."""
+    """Mask (BLOCK,) that is i < end throughout."""
     return tl.full((BLOCK,), i, tl.int32) < end
 
 
 @triton.jit(do_not_specialize=["size", "chunks", "planes_apart"])
 def chain(decay, states, initial, size, chunks, planes_apart, COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
-    """Replaces each chunk's own contribution (B, chunks, size) by the state that comes into the chunk.
+    """Replaces each chunk's own contribution, states (B, chunks, size), by the state before the chunk.
 
-    s_{c+1} = decay_c s_c + states_c from s_0 = initial (B, size); REVERSE runs from the last chunk to the first.
-    Imaginary parts lie `planes_apart` (states, decay) behind the real ones, or B * size (initial).
+    s_{c+1} = decay_c s_c + states_c from s_0 = initial (B, size), decay (B, chunks, size); REVERSE runs from the last
+    chunk to the first. Imaginary parts follow the real ones at a distance of `planes_apart` (states, decay) or B * size
+    (initial). Programs: (blocks of `size`, rows).
     """
     row = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -123,9 +133,10 @@ def chain(decay, states, initial, size, chunks, planes_apart, COMPLEX: tl.conste
 @triton.jit(do_not_specialize=["size", "length"])
 def add_parts(parts, total, lengths, size, length, COUNT: tl.constexpr, INNER: tl.constexpr, STEP: tl.constexpr,
               BLOCK: tl.constexpr):  # fmt: skip
-    """total (B, L, ..., INNER) = sum over k, in this order, of parts (B, L, ..., COUNT, INNER).
+    """Writes total (B, L, ..., INNER), the sum of parts (B, L, ..., COUNT, INNER) over COUNT in ascending order.
 
-    STEP elements of the total belong to a time. Past a row's length nothing is read and the total is 0.
+    `size` is the number of elements of the total, STEP that of one time step. Past a row's length nothing is read and
+    the total is 0. Programs: blocks of `size`.
     """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = i < size
@@ -140,11 +151,12 @@ def add_parts(parts, total, lengths, size, length, COUNT: tl.constexpr, INNER: t
 
 
 def cdiv(x: int, y: int) -> int:
+    """Quotient x / y, rounded up."""
     return -(-x // y)
 
 
 def run_chain(decay: Tensor, states: Tensor, initial: Tensor, reverse: bool) -> None:
-    """`chain` on states and decay (planes, B, chunks, M, N, D) and initial (planes, B, M, N, D), in place."""
+    """Runs `chain` on states and decay (planes, B, chunks, M, N, D) and initial (planes, B, M, N, D), in place."""
     planes, batch, chunks = states.shape[:3]
     size = initial[0, 0].numel()
     block = 128
@@ -154,19 +166,19 @@ def run_chain(decay: Tensor, states: Tensor, initial: Tensor, reverse: bool) -> 
 
 
 def block_of_states(states: int, most: int = MOST_STATES) -> int:
-    """States that one program keeps: a power of two."""
+    """Number of states of one program, a power of two."""
     return int(min(triton.next_power_of_2(states), most))
 
 
 def cut(programs: int, length: int, device: torch.device) -> tuple[int, int]:
-    """(chunks, steps in a chunk) for work that makes `programs` programs uncut."""
+    """Number of chunks, and of steps in each, for work that has `programs` programs per chunk."""
     return split(programs, length, warps_wanted(device))
 
 
 def split(programs: int, length: int, wanted: int) -> tuple[int, int]:
-    """`cut` for a device that wants so many warps.
+    """Computes `cut` for a device that needs `wanted` warps.
 
-    The first pass doubles the work, so that fewer than four chunks would not pay.
+    The first pass doubles the work, so that fewer than four chunks would not be faster.
     """
     tiles = max(1, cdiv(length, TILE))
     chunks = min(wanted // max(1, programs), tiles)
@@ -177,12 +189,12 @@ def split(programs: int, length: int, wanted: int) -> tuple[int, int]:
 
 
 def warps_wanted(device: torch.device) -> int:
-    """Four on each of a multiprocessor's four schedulers: what its registers hold of the default configuration."""
+    """Number of warps that fill a device: four on each of a multiprocessor's four schedulers, limited by registers."""
     return 16 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def add_up(parts: Tensor, lengths: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The sum of parts (B, L, ..., K, inner) over K, in a fixed order: two runs are bit-equal."""
+    """Sums parts (B, L, ..., K, inner) over K, in a fixed order, so that two runs are bit-equal."""
     batch, length, *between, count, inner = parts.shape
     if count == 1:
         return parts.squeeze(-2).to(dtype)
@@ -196,7 +208,7 @@ def add_up(parts: Tensor, lengths: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def empty(partial_read: bool) -> Any:
-    """torch.zeros for results of which padding leaves a part unwritten, else torch.empty."""
+    """Returns torch.zeros for results that padding leaves partly unwritten, else torch.empty."""
     return torch.zeros if partial_read else torch.empty
 
 

@@ -1,6 +1,6 @@
 """The time-invariant scan on a GPU: `lti_kernels` behind two `torch.library` operators.
 
-Inside, complex tensors are two planes: (2, ...), or (1, ...) for real ones.
+Inside, complex tensors have two planes, (2, ...), and real ones have one, (1, ...).
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def _blocks(sizes: dict[str, int]) -> tuple[int, int]:
 
 
 def _decay_of_chunks(decay: Tensor, lengths: Tensor | None, rows: int, length: int, chunks: int, span: int) -> Tensor:
-    """decay ** (steps that a chunk runs), (planes, B, chunks, M, N, D); float64 inside, for phases of many turns."""
+    """Powers of decay by the steps of each chunk, (planes, B, chunks, M, N, D); in float64, for large phases."""
     begin = torch.arange(chunks, device=decay.device) * span
     end = torch.full((rows, 1), length, device=decay.device) if lengths is None else lengths.unsqueeze(1)
     steps = (end - begin).clamp(0, span).double()[:, :, None, None, None]
@@ -61,9 +61,10 @@ def _first_states(
     initial: Tensor,
     side_by_side: int,
 ) -> tuple[Tensor, int, int]:
-    """The state before each chunk, (planes, B, chunks, M, N, D), with the number of chunks and their steps.
+    """The state before each chunk, (planes, B, chunks, M, N, D), the number of chunks, and that of their steps.
 
-    side_by_side: programs of one chunk that will start from these states, for each of a row's blocks.
+    `side_by_side` is the number of programs that will start from these states, per chunk and block of states and
+    channels.
     """
     batch, length = u.shape[:2]
     sizes = _sizes(u, decay, mix)
@@ -84,7 +85,7 @@ def _first_states(
 def _as_read(
     u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None, initial: Tensor
 ) -> Any:
-    """The tensors of an operator as the kernels read them."""
+    """Checks an operator's tensors and makes them readable by the kernels."""
     batch, length, bands, channels = u.shape
     planes, _, states, _ = decay.shape
     parameter, device = (bands, states, channels), u.device
@@ -104,7 +105,7 @@ def _as_read(
 def _lti(
     u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor | None, lengths: Tensor | None, initial: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `scan`, but decay and weight (planes, M, N, D) and states (planes, B, M, N, D), all contiguous."""
+    """Runs `scan` with decay and weight (planes, M, N, D) and states (planes, B, M, N, D)."""
     u, decay, weight, mix, D, lengths, initial = _as_read(u, decay, weight, mix, D, lengths, initial)
     batch, length, _, channels = u.shape
     sizes = _sizes(u, decay, mix)
@@ -143,7 +144,7 @@ def _lti_backward(
     grad_y: Tensor,
     grad_last: Tensor,
 ) -> list[Tensor]:
-    """Gradients of u, decay, weight, mix, D (uninitialised where absent) and the initial state."""
+    """Computes the gradients of u, decay, weight, mix, D (uninitialised if D is None) and the initial state."""
     u, decay, weight, mix, D, lengths, initial = _as_read(u, decay, weight, mix, D, lengths, initial)
     batch, length, bands, channels = u.shape
     grad_y = dense(grad_y, (batch, length, channels), HALF_OR_FULL, u.device)
@@ -187,17 +188,8 @@ def _lti_backward(
 
 
 @_lti_backward.register_fake
-def _(
-    u: Tensor,
-    decay: Tensor,
-    weight: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    lengths: Tensor | None,
-    initial: Tensor,
-    grad_y: Tensor,
-    grad_last: Tensor,
-) -> list[Tensor]:
+def _(*arguments: Any) -> list[Tensor]:
+    u, decay, weight, mix, _, _, initial, _, _ = arguments
     skip = decay.new_empty(u.shape[2:])
     return [torch.empty_like(x) for x in (u, decay, weight, mix, skip, initial)]
 
@@ -218,7 +210,7 @@ torch.library.register_autograd("msssm::triton_lti", _backward, setup_context=_s
 
 
 def _planes(x: Tensor) -> Tensor:
-    """(..., D, N), real or complex, to float32 planes (planes, ..., N, D)."""
+    """Converts x (..., D, N), real or complex, to float32 planes (planes, ..., N, D)."""
     parts = torch.view_as_real(x).movedim(-1, 0) if x.is_complex() else x.unsqueeze(0)
     return parts.transpose(-1, -2).contiguous()
 
@@ -232,7 +224,7 @@ def scan(
     lengths: Tensor | None,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`msssm.scan.triton.lti_scan`."""
+    """Runs `msssm.scan.triton.lti_scan`."""
     if initial_state is None:
         initial_state = decay.new_zeros(len(u), *decay.shape)
     skip = None if D is None else D.contiguous()

@@ -1,8 +1,24 @@
-"""Kernels of the time-invariant scan, real and complex. Complex tensors come as two planes, real parts first.
+"""Kernels of the time-invariant scan, real and complex. Complex tensors are two planes, real parts first.
 
-No checkpoints: with the sensitivities s_t = a s_{t-1} + h_{t-1}, one more forward pass accumulates the gradients of the
-parameters, sum_t g_t conj(h_t) and conj(weight sum_t g_t s_t), while a reverse pass gives those of the inputs. Chunks
-of the sequence are sequences of their own, with the gradient that comes into their last state.
+There are no checkpoints: with the sensitivities s_t = a s_{t-1} + h_{t-1}, one more forward pass accumulates the
+gradients of the parameters, sum_t g_t conj(h_t) and conj(weight sum_t g_t s_t), and a reverse pass computes those of
+the inputs. Each chunk of the sequence is a sequence of its own, given the gradient of its last state.
+
+Parameters, unless a kernel says otherwise (P = 2 planes if COMPLEX, else 1):
+
+    u                    inputs (B, L, M, D), 16 or 32 bits
+    decay, weight        a and C b of the recurrence, (P, M, N, D) float32
+    mix                  weights of the bands (B, L, M, HEADS), 16 or 32 bits
+    skip, lengths        (M, D) float32 and (B,) int64, or None
+    grad_y               gradient of the mixed output (B, L, D)
+    states, carries      states, and their gradients, at the chunks' boundaries, (P, B, chunks, M, N, D) float32
+    length, span         L, and the steps of a chunk
+    planes_apart         distance of the planes of states and carries, in elements
+    AHEAD                steps that are loaded before they are computed, see `msssm.scan.triton.common`
+
+Names inside: (h, k), (a, b), (v, w) and (g, k or q) are the real and imaginary parts of state, decay, weight and the
+state's gradient, all (BLOCK_N, BLOCK_D); x, e, gs are u, mix and grad_y of one step. Tuples such as `xs` hold AHEAD
+steps in registers, `next_xs` those after them.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator, assignment, var-annotated"
@@ -16,13 +32,13 @@ from msssm.scan.triton.common import SIZES, place, whether
 
 
 def block_of_states(states: int, is_complex: bool) -> int:
-    """States that one program keeps: complex ones take two registers each."""
+    """Number of states of one program; complex ones take two registers each."""
     return common.block_of_states(states, common.MOST_STATES // 2 if is_complex else common.MOST_STATES)
 
 
 @triton.jit
 def read(planes, at, apart, real, COMPLEX: tl.constexpr):
-    """Real and imaginary part; the latter is a copy of the former where there is none."""
+    """Loads real and imaginary part; the latter copies the former if there is none."""
     x = tl.load(planes + at, mask=real, other=0.0)
     y = x
     if COMPLEX:
@@ -32,6 +48,7 @@ def read(planes, at, apart, real, COMPLEX: tl.constexpr):
 
 @triton.jit
 def write(planes, at, apart, x, y, real, COMPLEX: tl.constexpr):
+    """Stores real and, if there is one, imaginary part."""
     tl.store(planes + at, x, mask=real)
     if COMPLEX:
         tl.store(planes + apart + at, y, mask=real)
@@ -39,7 +56,7 @@ def write(planes, at, apart, x, y, real, COMPLEX: tl.constexpr):
 
 @triton.jit
 def multiply_add(a, b, x, y, p, q, COMPLEX: tl.constexpr):
-    """(a + ib) (x + iy) + (p + iq)."""
+    """Computes (a + ib) (x + iy) + (p + iq)."""
     if COMPLEX:
         first = a * x - b * y + p
         second = a * y + b * x + q
@@ -51,7 +68,7 @@ def multiply_add(a, b, x, y, p, q, COMPLEX: tl.constexpr):
 
 @triton.jit
 def real_part(v, w, h, k, COMPLEX: tl.constexpr):
-    """Re sum_n (v + iw) (h + ik)."""
+    """Computes Re sum_n (v + iw) (h + ik), (BLOCK_D,)."""
     terms = v * h
     if COMPLEX:
         terms -= w * k
@@ -63,9 +80,13 @@ def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
             length, span, chunks, planes_apart,
             BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, COMPLEX: tl.constexpr,
             TILE: tl.constexpr, AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """states (planes, B, chunks, M, N, D): before each chunk when called, after it on return.
+    """Advances the states of all bands through a chunk, and writes the mixed outputs.
 
-    Writes y (B, L, state blocks, D). Without y it is the first pass, which needs no tiles.
+    states: before each chunk when called, after it on return. y: (B, L, state blocks, D), to be added up over blocks;
+    None in the first pass. scratch: (programs, TILE, BLOCK_D) float32, sums over the bands done so far.
+
+    Programs: rows x chunks x blocks of states x blocks of channels. One program runs all bands, tile by tile, so that
+    the mix needs no sum across programs.
     """
     row, chunk, _band, state_block, channel_block, begin, end = place(
         lengths, length, span, chunks, 1, D, N, BLOCK_N, BLOCK_D
@@ -84,9 +105,10 @@ def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
         slot = scratch + tl.program_id(0).to(tl.int64) * (TILE * BLOCK_D) + lane
     for start in range(begin, end, TILE):
         steps = tl.minimum(end - start, TILE).to(tl.int32)
-        # A step past the last one would move the state: what does not fill AHEAD steps runs alone.
+        # A step past the last one would change the state: steps that do not fill AHEAD run one by one.
         whole = steps // AHEAD * AHEAD
         for m in range(BANDS):
+            # This band's state, decay and output weights, from the tile before or the chunk's start.
             state_at = ((row * chunks + chunk) * BANDS + m) * (N * D) + own
             h, k = read(states, state_at, planes_apart, real, COMPLEX)
             a, b = read(decay, m * N * D + own, BANDS * N * D, real, COMPLEX)
@@ -100,6 +122,7 @@ def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
             y_at = y
             if y is not None:
                 y_at = y + ((row * length + start) * state_blocks + state_block) * D + d
+            # The first AHEAD steps; the partial sum of a tile's first band is zero.
             xs, es, sums = (), (), ()
             for j in tl.static_range(AHEAD):
                 later = tl.minimum(j, steps - 1)
@@ -108,6 +131,7 @@ def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
                     es += (tl.load(mix_at + later * (BANDS * HEADS)),)
                     sums += (tl.load(slot + later * BLOCK_D, mask=whether(0, m, BLOCK_D), other=0.0),)
             for i in range(0, whole, AHEAD):
+                # Load step i + AHEAD + j, compute step i + j: recurrence, output, sum over bands.
                 next_xs, next_es, next_sums = (), (), ()
                 for j in tl.static_range(AHEAD):
                     later = tl.minimum(i + AHEAD + j, steps - 1)
@@ -124,6 +148,7 @@ def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
                         else:
                             tl.store(y_at + (i + j) * (state_blocks * D), out, mask=d < D)
                 xs, es, sums = next_xs, next_es, next_sums
+            # The remaining steps, likewise, one by one.
             for i in range(whole, steps):
                 x = tl.load(u_at + i * (BANDS * D)).to(tl.float32)
                 h, k = multiply_add(a, b, h, k, x[None, :], 0.0, COMPLEX)
@@ -142,7 +167,7 @@ def forward(u, decay, weight, mix, skip, lengths, states, scratch, y,
 
 @triton.jit
 def take(g, k, v, w, grad, COMPLEX: tl.constexpr):
-    """The gradient of the state with that of one output, by the conjugate of the weight."""
+    """Adds the gradient of one output, times the conjugate weight, to the gradient (g, k) of the state."""
     g += v * grad[None, :]
     if COMPLEX:
         k -= w * grad[None, :]
@@ -154,9 +179,12 @@ def reverse(decay, weight, mix, skip, lengths, grad_y, carries, grad_u,
             length, span, chunks, planes_apart,
             BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, COMPLEX: tl.constexpr,
             AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """carries (planes, B, chunks, M, N, D): gradient of the state after each chunk when called, before it on return.
+    """Carries the gradient of the state back through a chunk, and writes the gradients of the inputs.
 
-    Writes grad_u (B, L, M, state blocks, D), unless it is the first pass.
+    carries: gradient of the state after each chunk when called, before it on return. grad_u: (B, L, M, state blocks,
+    D), to be added up over blocks; None in the first pass.
+
+    Programs: rows x chunks x bands x blocks of states x blocks of channels.
     """
     row, chunk, m, state_block, channel_block, begin, end = place(
         lengths, length, span, chunks, BANDS, D, N, BLOCK_N, BLOCK_D
@@ -181,14 +209,16 @@ def reverse(decay, weight, mix, skip, lengths, grad_y, carries, grad_u,
     u_at = grad_u
     if grad_u is not None:
         u_at = grad_u + (at * state_blocks + state_block) * D + d
-    # Not further than the whole blocks of AHEAD steps reach: a step before the first one would move the gradient.
+    # A step before the first one would change the gradient: steps that do not fill AHEAD run one by one.
     whole = steps // AHEAD * AHEAD
+    # The last AHEAD steps, the last one first.
     es, gs = (), ()
     for j in tl.static_range(AHEAD):
         ok, later = whether(j, steps, BLOCK_D), tl.maximum(steps - 1 - j, 0)
         es += (tl.load(mix_at + later * (BANDS * HEADS), mask=ok, other=0.0),)
         gs += (tl.load(y_at + later * D, mask=ok, other=0.0),)
     for back in range(0, whole, AHEAD):
+        # Load an earlier step; take in the output's gradient, store the input's, go one step back.
         next_es, next_gs = (), ()
         for j in tl.static_range(AHEAD):
             later = tl.maximum(steps - 1 - AHEAD - back - j, 0)
@@ -216,10 +246,12 @@ def sums(u, decay, weight, mix, skip, lengths, grad_y, states, carries, grad_dec
          length, span, chunks, planes_apart,
          BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, COMPLEX: tl.constexpr,
          AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Gradients of the parameters, from the states before and the gradients after each chunk.
+    """Writes the gradients of the parameters, from the states before and the gradients after each chunk.
 
-    Partial sums: grad_decay, grad_weight (planes, B, chunks, M, N, D); grad_skip (B, chunks, M, D); grad_mix
+    They are partial sums: grad_decay, grad_weight (P, B, chunks, M, N, D); grad_skip (B, chunks, M, D); grad_mix
     (B, L, M, state blocks, D), or (B, L, M, state blocks, channel blocks) with one head.
+
+    Programs: rows x chunks x bands x blocks of states x blocks of channels.
     """
     row, chunk, m, state_block, channel_block, begin, end = place(
         lengths, length, span, chunks, BANDS, D, N, BLOCK_N, BLOCK_D
@@ -240,6 +272,7 @@ def sums(u, decay, weight, mix, skip, lengths, grad_y, states, carries, grad_dec
     through = tl.zeros((BLOCK_D,), tl.float32)
     if skip is not None:
         through = tl.load(skip + m * D + d, mask=once, other=0.0)
+    # Sensitivities s_t, and the sums over time of g_t h_t, g_t s_t and g_t u_t.
     zero = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     slope, imaginary_slope = zero, zero
     sum_h, sum_k, sum_slope, sum_imaginary = zero, zero, zero, zero
@@ -255,6 +288,7 @@ def sums(u, decay, weight, mix, skip, lengths, grad_y, states, carries, grad_dec
         es += (tl.load(mix_at + later * (BANDS * HEADS), mask=ok, other=0.0),)
         gs += (tl.load(y_at + later * D, mask=ok, other=0.0),)
     for i in range(0, steps, AHEAD):
+        # Load step i + AHEAD + j; advance sensitivities and states of step i + j, and add to the sums.
         next_xs, next_es, next_gs = (), (), ()
         for j in tl.static_range(AHEAD):
             later = tl.minimum(i + AHEAD + j, steps - 1)
@@ -280,6 +314,7 @@ def sums(u, decay, weight, mix, skip, lengths, grad_y, states, carries, grad_dec
                     tl.store(grad_mix + part * D + d, product, mask=d < D)
                 sum_skip += grad * x
         xs, es, gs = next_xs, next_es, next_gs
+    # The gradient of decay has a part through the outputs, and one through the chunk's last state.
     g, q = read(carries, state_at, planes_apart, real, COMPLEX)
     if COMPLEX:
         # conj(weight sum) + conj(slope) (g + iq)

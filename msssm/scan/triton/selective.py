@@ -1,6 +1,6 @@
 """The selective scan on a GPU: `selective_kernels` behind two `torch.library` operators.
 
-The operators have fake implementations and a backward, so that autograd, `torch.compile` and `torch.export` go through.
+The operators have fake implementations and a backward, for autograd, `torch.compile` and `torch.export`.
 """
 
 from typing import Any
@@ -44,23 +44,14 @@ def _blocks(sizes: dict[str, int]) -> tuple[int, int]:
 
 
 def _first_states(initial: Tensor, own: Tensor, A: Tensor, totals: Tensor, reverse: bool) -> None:
-    """The state (gradient) that comes into each chunk, in the place of the chunk's own contribution to it."""
+    """Replaces each chunk's own contribution by the state (or, in reverse, the gradient) that enters the chunk."""
     decay = torch.exp(totals.unsqueeze(3) * A)
     run_chain(decay.unsqueeze(0), own.unsqueeze(0), initial.unsqueeze(0), reverse)
 
 
-def _as_read(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-) -> Any:
-    """The tensors of an operator as the kernels read them."""
+def _as_read(*operands: Any) -> Any:
+    """Checks an operator's tensors and makes them readable by the kernels."""
+    u, delta, A, B, C, mix, D, delta_bias, lengths = operands
     batch, length, bands, channels = u.shape
     N, heads, device = B.shape[-1], mix.shape[-1], u.device
     return (
@@ -77,7 +68,7 @@ def _as_read(
 
 
 def _words(x: Tensor) -> Tensor:
-    """x where the kernels may read it in words of 32 bits, else a copy."""
+    """Returns x, copied unless the kernels may read it in words of 32 bits."""
     return x if x.data_ptr() % 4 == 0 else x.clone()
 
 
@@ -97,7 +88,7 @@ def _selective(
     zoh: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `scan`, but A (M, N, D) and states (B, M, N, D), all contiguous.
+    """Runs `scan` with A (M, N, D) and states (B, M, N, D).
 
     Returns y (B, L, D), the last state, and with `keep` the states before each tile of steps, (B, tiles, M, N, D).
     """
@@ -109,7 +100,7 @@ def _selective(
     state_blocks, channel_blocks = _blocks(sizes)
     programs = batch * bands * state_blocks * channel_blocks
     chunks, span = cut(programs, length, u.device)
-    _, last, checkpoints = _selective_fake(u, delta, A, B, C, mix, D, delta_bias, lengths, initial, zoh, keep)
+    _, last, checkpoints = _selective_fake(u, delta, A, keep)
     if initial is None:
         initial = torch.zeros_like(last)
     parts = bands * state_blocks
@@ -136,20 +127,8 @@ def _selective(
 
 
 @_selective.register_fake
-def _selective_fake(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial: Tensor | None,
-    zoh: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _selective_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    u, _, A, *_, keep = arguments
     batch, length, _, channels = u.shape
     tiles = -(-length // TILE) if keep else 0
     return u.new_empty(batch, length, channels), A.new_empty(batch, *A.shape), A.new_empty(batch, tiles, *A.shape)
@@ -171,13 +150,13 @@ def _selective_backward(
     grad_last: Tensor,
     zoh: bool,
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, mix, D and delta_bias (uninitialised where absent), and the initial state."""
+    """Computes the gradients of u, delta, A, B, C, mix, D and delta_bias (uninitialised if None), and initial."""
     u, delta, A, B, C, mix, D, delta_bias, lengths = _as_read(u, delta, A, B, C, mix, D, delta_bias, lengths)
     batch, length, bands, channels = u.shape
     checkpoints = dense(checkpoints, (batch, cdiv(length, TILE), *A.shape), FLOAT32, u.device)
     grad_y = dense(grad_y, (batch, length, channels), HALF_OR_FULL, u.device)
     grad_last = dense(grad_last, (batch, *A.shape), FLOAT32, u.device)
-    # Two states before a step, their gradients and those of A leave no room for more channels or steps.
+    # Two states before a step, their gradients and those of A leave no registers for more channels or steps.
     sizes = _sizes(u, A, mix, 32)
     state_blocks, channel_blocks = _blocks(sizes)
     block = 2 if not zoh and sizes["N"] == sizes["BLOCK_N"] else 1
@@ -230,21 +209,8 @@ def _selective_backward(
 
 
 @_selective_backward.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    checkpoints: Tensor,
-    grad_y: Tensor,
-    grad_last: Tensor,
-    zoh: bool,
-) -> list[Tensor]:
+def _(*arguments: Any) -> list[Tensor]:
+    u, delta, A, B, C, mix, *_, grad_last, _ = arguments
     per_band = [A.new_empty(u.shape[2:]) for _ in range(2)]
     return [*(torch.empty_like(x) for x in (u, delta, A, B, C, mix)), *per_band, torch.empty_like(grad_last)]
 
@@ -275,23 +241,11 @@ def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[T
 torch.library.register_autograd("msssm::triton_selective", _backward, setup_context=_setup_context)
 
 
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mix: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-    zoh: bool,
-) -> tuple[Tensor, Tensor]:
-    """`msssm.scan.triton.multiscale_scan`."""
-    initial = None if initial_state is None else initial_state.transpose(2, 3)
-    given = (u, delta, A.transpose(1, 2), B, C, mix, D, delta_bias, lengths, initial)
-    tensors = [None if x is None else x.contiguous() for x in given]
+def scan(*operands: Any, zoh: bool) -> tuple[Tensor, Tensor]:
+    """Runs `msssm.scan.triton.multiscale_scan`, whose tensors come in its order."""
+    u, delta, A, *others, state = operands
+    given = (u, delta, A.transpose(1, 2), *others, None if state is None else state.transpose(2, 3))
+    tensors: Any = [None if x is None else x.contiguous() for x in given]
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     y, last, _ = _selective(*tensors, zoh, needs_grad)
     return y, last.transpose(2, 3)

@@ -1,20 +1,39 @@
-"""Kernels of the selective scan. Nothing of size (B, L, M, D, N) is written but the slots below.
+"""Kernels of the selective scan. Nothing of size (B, L, M, D, N) is written except the slots described below.
 
-A program holds one row, one chunk, one band and BLOCK_D channels. What step t needs is loaded while an earlier step is
-computed, and carried through the loop: a multiprocessor issues in order, and a value that is read right after its load
-would cost the load's whole latency in every step. benchmarks.cubins reads from the compiled code how far ahead it is.
+A program handles one row, one chunk, one band, BLOCK_N states and BLOCK_D channels; programs are numbered as in
+`msssm.scan.triton.common.place`. The values of step t are loaded while an earlier step is computed, and carried through
+the loop: a multiprocessor issues in order, and a value used right after its load would cost the load's whole latency in
+every step. benchmarks.cubins reads the distance from the compiled code.
 
-Forward: the bands' outputs leave as partial sums, added up afterwards in a fixed order. At the tiles' boundaries the
-states are kept as checkpoints.
+Forward: the outputs of bands and blocks of states are partial sums, added up afterwards in a fixed order. The states at
+the tiles' boundaries are kept as checkpoints.
 
-Backward: for each tile, last to first, it sweeps forward from the checkpoint and stores the state before each block of
-BLOCK steps into a slot of its own, then walks back block by block: the states of a block are computed again in
-registers. So the slots take 4 / BLOCK bytes a state, of the L2 cache, and of the memory where they outgrow that. Sums
-over channels leave as one partial sum per block of channels, sums over time per row and chunk, sums over states per
-block of states; all are added up afterwards in a fixed order.
+Backward: for each tile, last to first, a sweep runs forward from the checkpoint and stores the state before each block
+of BLOCK steps in a slot; then the program walks back block by block, and recomputes the states of a block in registers.
+The slots take 4 / BLOCK bytes per state, in the L2 cache, or in memory if they outgrow it. There is one partial sum
+over channels per block of channels, over time per row and chunk, and over states per block of states; all are added up
+afterwards in a fixed order.
 
-exp is exp2 with log2(e) folded into A. Under zero-order hold about ten operations beside it go to the gain, and the FMA
-pipes bind, not the exponential unit: so the exponentials stay there.
+exp is exp2 with log2(e) folded into A. Under zero-order hold, the gain takes about ten more operations, so that the FMA
+pipes are the limit and not the exponential unit, which therefore computes all exponentials.
+
+Parameters, unless a kernel says otherwise:
+
+    u, delta             inputs, and step sizes before bias and softplus, (B, L, M, D), 16 or 32 bits
+    A                    (M, N, D) float32
+    B, C                 (B, L, M, N), 16 or 32 bits
+    mix                  weights of the bands (B, L, M, HEADS), 16 or 32 bits
+    skip, bias           (M, D) float32, or None; with a bias, the step size is softplus(delta + bias)
+    lengths              (B,) int64, or None
+    grad_y               gradient of the mixed output (B, L, D)
+    states, carries      states, and their gradients, at the chunks' boundaries, (B, chunks, M, N, D) float32
+    checkpoints          states before each tile of TILE steps, (B, tiles, M, N, D) float32
+    length, span         L, and the steps of a chunk
+    AHEAD                steps that are loaded before they are computed
+
+Names inside: `h` the states, `rate` A log2(e) and `inverse` 1 / rate, (BLOCK_N, BLOCK_D); `weight` the skip weights,
+(BLOCK_D,); x, step, b, c, e, grad are u, Delta, B, C, mix and the gradient of one step. Tuples such as `xs` hold AHEAD
+steps in registers, `next_xs` those after them.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator, assignment, var-annotated"
@@ -28,7 +47,7 @@ from msssm.scan.triton.common import SIZES, place, whether
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
-# Steps that the backward's sweep over a tile loads ahead.
+# Steps that the backward's sweep loads ahead.
 SWEEP: tl.constexpr = tl.constexpr(4)
 LOWEST: tl.constexpr = tl.constexpr(MIN_DELTA)
 HIGHEST: tl.constexpr = tl.constexpr(MAX_DELTA)
@@ -36,9 +55,9 @@ HIGHEST: tl.constexpr = tl.constexpr(MAX_DELTA)
 
 @triton.jit
 def decay_and_gain(step, rate, inverse, ZOH: tl.constexpr):
-    """2^(step rate) and (2^(step rate) - 1) / rate (1 under Euler), where rate = A log2(e) and inverse = 1 / rate.
+    """Computes 2^(step rate) and (2^(step rate) - 1) / rate (1 under Euler), with inverse = 1 / rate.
 
-    Zero-order hold's own gain, expm1(step A) / A, is log2(e) times that: the factor goes to the input.
+    The gain of zero-order hold, expm1(step A) / A, is log2(e) times the latter: the input gets this factor.
     """
     x = step[None, :] * rate
     decay = tl.exp2(x)
@@ -56,7 +75,7 @@ def decay_and_gain(step, rate, inverse, ZOH: tl.constexpr):
 
 @triton.jit
 def softplus(z):
-    """log(1 + exp(z)), exact to float32 for every z, and exp(-|z|)."""
+    """Computes log(1 + exp(z)), exact to float32 for every z, and exp(-|z|)."""
     e = tl.exp2(-tl.abs(z) * LOG2E)
     # log(1 + e) / e on [0, 1], relative error 3e-8.
     p = 0.0052326937 * e - 0.0295052401
@@ -72,12 +91,13 @@ def softplus(z):
 
 @triton.jit
 def clamp(step):
+    """Limits a step size to [MIN_DELTA, MAX_DELTA]."""
     return tl.minimum(tl.maximum(step, LOWEST), HIGHEST)
 
 
 @triton.jit
 def load_weights(row, state_block, N: tl.constexpr, BLOCK_N: tl.constexpr):
-    """B or C of one step, as it is stored; values of 16 bits in pairs, which `widen` takes apart."""
+    """Loads B or C of one step as stored; 16-bit values in pairs, which `widen` separates."""
     if paired(row, N):
         w = state_block * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         words = row.to(tl.pointer_type(tl.int32))
@@ -90,7 +110,7 @@ def load_weights(row, state_block, N: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def widen(found, like, N: tl.constexpr):
-    """What `load_weights` found, in float32."""
+    """Converts the result of `load_weights` to float32."""
     if paired(like, N):
         if like.dtype.element_ty == tl.bfloat16:
             low = (found << 16).to(tl.float32, bitcast=True)
@@ -106,30 +126,31 @@ def widen(found, like, N: tl.constexpr):
 
 @triton.jit
 def below(i, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """i < SIZE, known to be true where the blocks fill the size: a mask less to keep."""
+    """Mask i < SIZE, a constant if the blocks fill the size, which saves its registers."""
     return tl.zeros((BLOCK,), tl.int32) == 0 if SIZE % BLOCK == 0 else i < SIZE
 
 
 @triton.jit
 def load_some(pointers, i, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """Values at `pointers`, zeros where i is not below SIZE; without a mask where all are."""
+    """Loads values, zeros where i >= SIZE; without a mask if the blocks fill the size."""
     return tl.load(pointers) if SIZE % BLOCK == 0 else tl.load(pointers, mask=i < SIZE, other=0.0)
 
 
 @triton.jit
 def head_of(d, D: tl.constexpr, HEADS: tl.constexpr):
-    """Head of each channel; one number where there is one."""
+    """Head of each channel; a single number if there is one head."""
     return 0 if HEADS == 1 else d * HEADS // D
 
 
 @triton.constexpr_function
 def paired(row, N):
+    """Whether values are loaded in pairs: 16 bits, and an even number of them."""
     return row.dtype.element_ty.primitive_bitwidth == 16 and N % 2 == 0
 
 
 @triton.jit
 def softplus_and_slope(z):
-    """The step size of z and its derivative, which is 0 where the clamp holds."""
+    """The step size of z and its derivative, which is 0 outside of the limits."""
     step, e = softplus(z)
     slope = tl.where(z >= 0.0, 1.0, e) / (1.0 + e)
     within = (step >= LOWEST) & (step <= HIGHEST)
@@ -138,7 +159,7 @@ def softplus_and_slope(z):
 
 @triton.jit
 def advance(h, x, step, b, rate, inverse, ZOH: tl.constexpr):
-    """h_t of h_{t-1}."""
+    """Computes h_t from h_{t-1}."""
     decay, gain = decay_and_gain(step, rate, inverse, ZOH)
     if ZOH:
         h = decay * h + gain * (b[:, None] * (x * LOG2E)[None, :])
@@ -152,11 +173,11 @@ def forward(u, delta, A, B, C, mix, skip, bias, lengths, states, totals, checkpo
             length, span, chunks,
             BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, ZOH: tl.constexpr,
             TILE: tl.constexpr, AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """states (B, chunks, M, N, D): before each chunk when called, after it on return.
+    """Advances the states through a chunk, and writes the outputs.
 
-    Writes y (B, L, M, state blocks, D), to be added up over bands and blocks, and, where given, checkpoints
-    (B, tiles, M, N, D). Without y it is the first pass, which gives totals (B, chunks, M, D), the sums
-    of the step sizes.
+    states: before each chunk when called, after it on return. y: (B, L, M, state blocks, D), to be added up over bands
+    and blocks; None in the first pass, which instead writes totals (B, chunks, M, D), the sums of the step sizes: exp
+    (A total) is the decay of the whole chunk. checkpoints: written if not None.
     """
     row, chunk, m, state_block, channel_block, begin, end = place(
         lengths, length, span, chunks, BANDS, D, N, BLOCK_N, BLOCK_D
@@ -168,8 +189,9 @@ def forward(u, delta, A, B, C, mix, skip, bias, lengths, states, totals, checkpo
     once = d + state_block * D < D
     # Lanes past the last channel repeat it and write nothing, so that no load in the loop needs a mask.
     here = tl.minimum(d, D - 1)
-    # The hint keeps loads of states at one channel a lane, the layout in which the loop needs no exchange.
+    # The hint keeps one channel per lane in loads of states, the layout in which lanes exchange nothing in the loop.
     own = n[:, None] * D + tl.multiple_of(d, 1)[None, :]
+    # State, rates, skip weights and bias of this program.
     state_at = states + ((row * chunks + chunk) * BANDS + m) * (N * D) + own
     h = tl.load(state_at, mask=real, other=0.0)
     rate = tl.load(A + m * N * D + own, mask=real, other=-1.0) * LOG2E
@@ -186,7 +208,7 @@ def forward(u, delta, A, B, C, mix, skip, bias, lengths, states, totals, checkpo
             tiles = (length + TILE - 1) // TILE
             kept = (row * tiles + start // TILE) * BANDS + m
             tl.store(checkpoints + kept * (N * D) + own, h, mask=real)
-        # Within a tile 32 bits hold every offset.
+        # Pointers to the tile's first step; within a tile, 32 bits hold every offset.
         steps = tl.minimum(end - start, TILE).to(tl.int32)
         at = (row * length + start) * BANDS + m
         u_at, delta_at, mix_at = u + at * D + here, delta + at * D + here, mix + at * HEADS + head_of(here, D, HEADS)
@@ -194,6 +216,7 @@ def forward(u, delta, A, B, C, mix, skip, bias, lengths, states, totals, checkpo
         y_at = y
         if y is not None:
             y_at = y + (at * state_blocks + state_block) * D + d
+        # The first AHEAD steps.
         xs, zs, bs, cs, es = (), (), (), (), ()
         for j in tl.static_range(AHEAD):
             k = tl.minimum(j, steps - 1) * BANDS
@@ -204,6 +227,7 @@ def forward(u, delta, A, B, C, mix, skip, bias, lengths, states, totals, checkpo
                 cs += (load_weights(C_at + k * N, state_block, N, BLOCK_N),)
                 es += (tl.load(mix_at + k * HEADS),)
         for i in range(0, steps, AHEAD):
+            # Load step i + AHEAD + j; compute step i + j: step size, recurrence, output.
             next_xs, next_zs, next_bs, next_cs, next_es = (), (), (), (), ()
             for j in tl.static_range(AHEAD):
                 k = tl.minimum(i + AHEAD + j, steps - 1) * BANDS
@@ -218,7 +242,7 @@ def forward(u, delta, A, B, C, mix, skip, bias, lengths, states, totals, checkpo
                 if bias is not None:
                     step, _e = softplus(step + band_bias)
                     step = clamp(step)
-                # Past the tile's last step nothing moves.
+                # Past the tile's last step, a step size of 0 keeps the state.
                 live = whether(i + j, steps, BLOCK_D)
                 step = tl.where(live, step, 0.0)
                 h = advance(h, x, step, widen(bs[j], B, N), rate, inverse, ZOH)
@@ -239,7 +263,7 @@ def forward(u, delta, A, B, C, mix, skip, bias, lengths, states, totals, checkpo
 def carry_back(delta, A, C, mix, bias, lengths, grad_y, carries, totals, length, span, chunks,
                BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr,
                AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """First pass of the backward: what each chunk's outputs give to the gradient of the state before the chunk.
+    """Runs the first pass of the backward: the part of each chunk's outputs in the gradient of the state before it.
 
     Writes carries (B, chunks, M, N, D) and totals (B, chunks, M, D), the sums of the step sizes.
     """
@@ -265,6 +289,7 @@ def carry_back(delta, A, C, mix, bias, lengths, grad_y, carries, totals, length,
         at = (row * length + start) * BANDS + m
         delta_at, mix_at = delta + at * D + here, mix + at * HEADS + head_of(here, D, HEADS)
         C_at, grad_at = C + at * N, grad_y + (row * length + start) * D + here
+        # The tile's last AHEAD steps, the last one first.
         zs, cs, es, gs = (), (), (), ()
         for j in tl.static_range(AHEAD):
             k = tl.maximum(steps - 1 - j, 0)
@@ -273,6 +298,7 @@ def carry_back(delta, A, C, mix, bias, lengths, grad_y, carries, totals, length,
             es += (tl.load(mix_at + k * (BANDS * HEADS)),)
             gs += (tl.load(grad_at + k * D),)
         for back in range(0, steps, AHEAD):
+            # Load an earlier step; take in the output's gradient of this one, and go one step back.
             next_zs, next_cs, next_es, next_gs = (), (), (), ()
             for j in tl.static_range(AHEAD):
                 k = tl.maximum(steps - 1 - back - AHEAD - j, 0)
@@ -284,7 +310,7 @@ def carry_back(delta, A, C, mix, bias, lengths, grad_y, carries, totals, length,
                 if bias is not None:
                     step, _e = softplus(step + band_bias)
                     step = clamp(step)
-                # Before the tile's first step nothing moves.
+                # Before the tile's first step, a step size of 0 keeps the gradient.
                 live = whether(back + j, steps, BLOCK_D)
                 step = tl.where(live, step, 0.0)
                 grad = tl.where(channel & live, es[j].to(tl.float32) * gs[j].to(tl.float32), 0.0)
@@ -304,11 +330,15 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
              length, span, chunks,
              BANDS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr, ZOH: tl.constexpr,
              TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """carries (B, chunks, M, N, D): gradient of the state after each chunk when called, before it on return.
+    """Carries the gradient of the state back through a chunk, and writes the gradients of all operands.
 
-    Partial sums: grad_u, grad_delta (B, L, M, state blocks, D); grad_B, grad_C (B, L, M, channel blocks, N); grad_mix
-    (B, L, M, state blocks, D), or (B, L, M, state blocks, channel blocks) with one head; grad_A (B, chunks, M, N, D);
-    grad_skip (B, chunks, M, D); grad_bias (B, chunks, M, state blocks, D).
+    carries: gradient of the state after each chunk when called, before it on return. scratch: the slots, (programs,
+    TILE / BLOCK, BLOCK_N, BLOCK_D) float32.
+
+    The gradients are partial sums: grad_u, grad_delta (B, L, M, state blocks, D);
+    grad_B, grad_C (B, L, M, channel blocks, N); grad_mix (B, L, M, state blocks, D), or (B, L, M, state blocks,
+    channel blocks) with one head; grad_A (B, chunks, M, N, D); grad_skip (B, chunks, M, D);
+    grad_bias (B, chunks, M, state blocks, D).
     """
     row, chunk, m, state_block, channel_block, begin, end = place(
         lengths, length, span, chunks, BANDS, D, N, BLOCK_N, BLOCK_D
@@ -332,6 +362,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
         band_bias = tl.load(bias + m * D + here)
     place_of = (row * chunks + chunk) * BANDS + m
     carry = tl.load(carries + place_of * (N * D) + own, mask=real, other=0.0)
+    # Sums over time, in registers.
     sum_A = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     sum_skip = tl.zeros((BLOCK_D,), tl.float32)
     sum_bias = tl.zeros((BLOCK_D,), tl.float32)
@@ -343,7 +374,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
     start = begin + tiles * TILE
     for _ in range(tiles):
         start -= TILE
-        # Within a tile 32 bits hold every offset.
+        # Pointers to the tile's first step; within a tile, 32 bits hold every offset.
         steps = tl.minimum(end - start, TILE).to(tl.int32)
         at = (row * length + start) * BANDS + m
         u_at, delta_at, mix_at = u + at * D + here, delta + at * D + here, mix + at * HEADS + head_of(here, D, HEADS)
@@ -353,7 +384,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
         sums = (at * channel_blocks + channel_block) * N + n
         kept = (row * all_tiles + start // TILE) * BANDS + m
         h = tl.load(checkpoints + kept * (N * D) + own, mask=real, other=0.0)
-        # Forward: the state before each block of steps goes to its slot.
+        # Sweep forward: store the state before each block of steps in its slot.
         xs, zs, bs = (), (), ()
         for j in tl.static_range(SWEEP):
             k = tl.minimum(j, steps - 1) * BANDS
@@ -378,7 +409,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
                 h = advance(h, xs[j].to(tl.float32), step, bs[j].to(tl.float32), rate, inverse, ZOH)
             xs, zs, bs = next_xs, next_zs, next_bs
         tl.debug_barrier()
-        # Backward: the states of a block are computed again from its slot.
+        # Walk back: recompute the states of a block from its slot. First the tile's last block of inputs.
         blocks = (steps + BLOCK - 1) // BLOCK
         xs, zs, bs, cs, es, gs = (), (), (), (), (), ()
         for j in tl.static_range(BLOCK):
@@ -390,6 +421,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
             es += (tl.load(mix_at + k * (BANDS * HEADS)),)
             gs += (load_some(grad_at + k * D, d, D, BLOCK_D),)
         for back in range(blocks):
+            # Load the block before this one, while this one is computed.
             i = (blocks - 1 - back) * BLOCK
             before = (tl.load(slots + i // BLOCK * states_at),)
             next_xs, next_zs, next_bs, next_cs, next_es, next_gs = (), (), (), (), (), ()
@@ -404,6 +436,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
                 next_cs += (tl.load(C_k + j * (BANDS * N), mask=state & more_states, other=0.0),)
                 next_es += (tl.load(mix_k + j * (BANDS * HEADS), mask=i > 0 if HEADS == 1 else more),)
                 next_gs += (tl.load(grad_k + j * D, mask=channel & more, other=0.0),)
+            # Step sizes, their derivatives, and the state before each step of the block.
             sizes, slopes = (), ()
             for j in tl.static_range(BLOCK):
                 step = zs[j].to(tl.float32)
@@ -427,7 +460,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
                 part_at, sums_at = part_i + j * (BANDS * state_blocks * D), sums_i + j * (BANDS * channel_blocks * N)
                 # h is still the state after the step.
                 if HEADS == 1:
-                    # One weight for all channels: it leaves the sum over them, which then serves C and mix.
+                    # One weight for all channels: the sum over them without it serves both C and mix.
                     by_state = tl.sum(h * grad_mixed[None, :], 1)
                     tl.store(grad_C + sums_at, by_state * e, mask=state & live_state)
                     mixed_at = ((at + (i + j) * BANDS) * state_blocks + state_block) * channel_blocks + channel_block
@@ -438,6 +471,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
                     tl.store(grad_C + sums_at, by_state, mask=state & live_state)
                     product = grad_mixed * (tl.sum(h * c[:, None], 0) + weight * x)
                     tl.store(grad_mix + part_at, product, mask=channel & live)
+                # One step back: the gradient of the state, through the output and through the next state.
                 h = before[j]
                 decay, gain = decay_and_gain(step, rate, inverse, ZOH)
                 grad_h = carry + c[:, None] * grad[None, :]
@@ -470,7 +504,7 @@ def backward(u, delta, A, B, C, mix, skip, bias, lengths, checkpoints, grad_y, c
             xs, zs, bs, cs, es, gs = next_xs, next_zs, next_bs, next_cs, next_es, next_gs
         # The next tile overwrites the slots.
         tl.debug_barrier()
-    # Found anew, from what the loop left: kept through the loop, these addresses would be what spills.
+    # Recomputed from what the loop leaves: kept through the loop, these addresses would spill.
     place_of = (row * chunks + start // span) * BANDS + m
     tl.store(carries + place_of * (N * D) + own, carry, mask=real)
     if ZOH:

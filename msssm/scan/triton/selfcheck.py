@@ -1,8 +1,8 @@
-"""The check of the Triton kernels on the device at hand: are they right, and faster there than the torch form?
+"""The check of the Triton kernels on a device: are they right, and faster than plain torch?
 
-Each configuration runs one real shape, against the torch form in float64, and is timed; the fastest then runs small odd
-shapes in every dtype, against the sequential reference: outputs, last state, every gradient, and all of it once more,
-bit by bit. Most of the seconds that it takes go to compilation, which Triton keeps on disk.
+Each configuration runs one real shape, compared with plain torch in float64, and is timed. The fastest then runs small
+odd shapes in every dtype, compared with the sequential reference: outputs, last state, every gradient, and a second run
+bit by bit. Most of its seconds are compilation, which Triton caches on disk.
 """
 
 import time
@@ -20,8 +20,8 @@ from msssm.scan.lti import lti_scan
 from msssm.scan.selective import multiscale_scan
 from msssm.scan.triton.verdict import Kernels, Verdict
 
-# Largest errors, relative to the largest value, by the dtype in which a result is stored. Half precision may be off by
-# one unit in the last place.
+# Largest errors relative to the largest value, by the dtype in which a result is stored; in half precision, one unit in
+# the last place.
 OUTPUT = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 GRADIENT = OUTPUT | {torch.float32: 2e-4}
 
@@ -32,22 +32,23 @@ KINDS: dict[Kernels, tuple[str, str]] = {"selective": ("zoh", "euler"), "lti": (
 
 
 class Case(NamedTuple):
-    """One set of arguments."""
+    """One set of arguments of an operator."""
 
     shape: tuple[int, int, int, int, int, int]  # (B, L, M, D, N, H)
-    kind: str  # discretization of the selective scan, or numbers of the time-invariant one
+    kind: str  # discretization of the selective scan, or "real" or "complex" of the time-invariant one
     dtype: torch.dtype  # of the bands
-    others: torch.dtype  # of what else changes with time
+    others: torch.dtype  # of all else that varies with time
     options: bool  # skip, bias of the step sizes, lengths and initial state
 
     def __str__(self) -> str:
+        """Describes the case in a message."""
         dtypes = " with ".join(str(d).removeprefix("torch.") for d in dict.fromkeys((self.dtype, self.others)))
         sizes = ", ".join(f"{name} = {size}" for name, size in zip("BLMDNH", self.shape, strict=True))
         return f"{self.kind}, {dtypes}, {sizes}{', lengths and states' if self.options else ''}"
 
 
 def cases(kernels: Kernels) -> list[Case]:
-    """Lengths that are cut into chunks, and one that is not; blocks of channels and states that are not full."""
+    """Cases with lengths cut into chunks and one that is not, and blocks that channels or states do not fill."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     return [
         *(Case((3, 261, 2, 40, 5, 2), kind, dtype, dtype, True) for kind, dtype in product(KINDS[kernels], dtypes)),
@@ -57,18 +58,18 @@ def cases(kernels: Kernels) -> list[Case]:
 
 
 def race(kernels: Kernels) -> Case:
-    """The shape that is timed: a layer of medium size in its default options."""
+    """The case that is timed: a layer of medium size with default options."""
     return Case((8, 1024, 5, 128, 16, 1), KINDS[kernels][0], torch.float32, torch.float32, False)
 
 
 def examine(kernels: Kernels, device: torch.device) -> Verdict:
-    """Runs the whole check, some seconds.
+    """Runs the whole check, which takes some seconds.
 
-    It runs in a thread of its own: grad and inference mode, autocast, default device, transforms, tracing and streams
-    are a thread's, and a new one has none of them.
+    It runs in a new thread, which inherits neither grad or inference mode nor autocast, default device, transforms,
+    tracing or streams.
 
     Raises:
-        torch.OutOfMemoryError: no memory is left on the device.
+        torch.OutOfMemoryError: the device has no memory left.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(_examine, kernels, device).result()
@@ -80,7 +81,7 @@ def _examine(kernels: Kernels, device: torch.device) -> Verdict:
             return _race_and_check(kernels, device)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # of compilation, of a launch: whatever it is, plain torch runs
+        except Exception as error:  # of compilation or a launch: plain torch runs instead
             return Verdict(_summary(error))
 
 
@@ -99,7 +100,7 @@ def _race_and_check(kernels: Kernels, device: torch.device) -> Verdict:
             fault = disagreement(kernels, case, placed, truth)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # another configuration may need less of what this device lacks
+        except Exception as error:  # another configuration may need fewer resources
             fault = _summary(error)
         if fault is None:
             times[index] = milliseconds(lambda: evaluate(kernels, case, placed, "triton"), device, runs=5)
@@ -121,7 +122,7 @@ def _race_and_check(kernels: Kernels, device: torch.device) -> Verdict:
 
 
 def disagreement(kernels: Kernels, case: Case, placed: Arguments, truth: dict[str, Tensor]) -> str | None:
-    """Which result of the kernels is wrong, by how much and where; None if all are right and repeat bit by bit."""
+    """Describes which result of the kernels is wrong and by how much; None if all are right and repeat bit by bit."""
     first, again = (evaluate(kernels, case, placed, "triton") for _ in range(2))
     with torch.no_grad():
         inferred = dict(zip(RESULTS, scan(kernels, case, placed, "triton"), strict=True))
@@ -138,9 +139,9 @@ def disagreement(kernels: Kernels, case: Case, placed: Arguments, truth: dict[st
 
 
 def arguments(kernels: Kernels, case: Case) -> Arguments:
-    """Arguments of the operator by name, and the gradients `by_y` and `by_state` that its results get; on the CPU.
+    """Arguments of the operator by name, and the gradients `by_y` and `by_state` of its results, on the CPU.
 
-    What lies past a row's length is NaN.
+    Padding past a row's length is NaN.
     """
     batch, length, M, D, N, heads = case.shape
     generator = torch.Generator().manual_seed(0)
@@ -176,7 +177,7 @@ def arguments(kernels: Kernels, case: Case) -> Arguments:
 
 
 def place(given: Arguments, device: torch.device, *, wide: bool = False) -> Arguments:
-    """The arguments on a device, in float64 if `wide`, as leaves that get gradients."""
+    """Moves the arguments to a device, in float64 if `wide`, as leaves that require gradients."""
 
     def leaf(name: str, x: Tensor | None) -> Tensor | None:
         if x is None or name == "lengths":
@@ -188,7 +189,7 @@ def place(given: Arguments, device: torch.device, *, wide: bool = False) -> Argu
 
 
 def scan(kernels: Kernels, case: Case, placed: Arguments, backend: Backend) -> tuple[Tensor, Tensor]:
-    """y and the last state."""
+    """Runs the operator; returns y and the last state."""
     given = {name: x for name, x in placed.items() if not name.startswith("by_")}
     if kernels == "selective":
         given["discretization"] = case.kind  # type: ignore[assignment]
@@ -197,7 +198,7 @@ def scan(kernels: Kernels, case: Case, placed: Arguments, backend: Backend) -> t
 
 
 def evaluate(kernels: Kernels, case: Case, placed: Arguments, backend: Backend) -> dict[str, Tensor]:
-    """The results and the gradients of the arguments, by name."""
+    """Computes results and gradients of the arguments, by name."""
     results = scan(kernels, case, placed, backend)
     leaves = {f"gradient of {name}": x for name, x in placed.items() if x is not None and x.requires_grad}
     gradients = torch.autograd.grad(results, list(leaves.values()), (placed["by_y"], placed["by_state"]))
@@ -205,7 +206,7 @@ def evaluate(kernels: Kernels, case: Case, placed: Arguments, backend: Backend) 
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """max |actual - expected| / max |expected|, infinite where one is not finite."""
+    """Error max |actual - expected| / max |expected|; infinite if a value is not finite."""
     wide = torch.complex128 if expected.is_complex() else torch.float64
     expected = expected.to(wide)
     difference = (actual.to(expected) - expected).abs().max() / expected.abs().max()
@@ -213,7 +214,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def milliseconds(function: Callable[[], object], device: torch.device, runs: int) -> float:
-    """The fastest of some runs."""
+    """Time of the fastest of some runs."""
     times = []
     for _ in range(runs):
         if device.type == "cuda":
