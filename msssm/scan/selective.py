@@ -171,7 +171,7 @@ def _run(operands: Operands, discretization: str, backend: str) -> tuple[Tensor,
                 u, delta, A.to(dtype), B, C, mix, D, delta_bias, lengths, state, discretization
             )
         varying = (x.to(dtype) for x in (u, delta, A, B, C, mix))
-        wide = Operands(*varying, D, delta_weight, delta_bias, lengths, state)
+        wide = Operands(*varying, D, delta_weight, delta_bias, lengths, state)  # type: ignore[call-arg]
         if backend == "cpu":
             y, last = native.multiscale_scan(wide, discretization, (MIN_DELTA, MAX_DELTA))
         else:
@@ -201,7 +201,7 @@ def _plain(*arguments: Any) -> tuple[Tensor, ...]:
     delta = delta if delta_weight is None else full_rank(delta, delta_weight)
     wide = (x.to(A.dtype) for x in (u, delta, A.transpose(1, 2), B, C, mix))
     state = None if state is None else state.transpose(2, 3)
-    operands = Operands(*wide, D, None, delta_bias, lengths, state)
+    operands = Operands(*wide, D, None, delta_bias, lengths, state)  # type: ignore[call-arg]
     y, last = _in_torch(operands, "zoh" if zoh else "euler", reference.banded_scan)
     return y.to(u.dtype), last.transpose(2, 3)
 

@@ -71,10 +71,16 @@ def _lti(
 
 
 @_lti.register_fake
-def _lti_fake(u: Tensor, mix: Tensor, decay: Tensor, decay_im: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _lti_fake(
+    u: Tensor, mix: Tensor, decay: Tensor, decay_im: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _, channels = u.shape
     state = (batch, *decay.shape)
-    return u.new_empty(batch, length, channels), u.new_empty(state), u.new_empty(0 if decay_im is None else state)
+    return (
+        u.new_empty(batch, length, channels),
+        u.new_empty(state),
+        u.new_empty(state if decay_im is not None else (0,)),
+    )
 
 
 @torch.library.custom_op("msssm::lti_backward", mutates_args=(), device_types="cpu")
