@@ -43,6 +43,8 @@ FLOORS: dict[str, list[str]] = {
         "recipes",
         "run",
         "metrics",
+        "experiments.files",
+        "experiments.table",
         "reports.table",
         "reports",
         "callbacks",

@@ -85,7 +85,7 @@ def test_every_row_resolves_and_builds(name: str, built: _Builder, tmp_path: Pat
         counts[row] = sum(p.numel() for p in task.parameters())
     if name in NETWORKS and table.experiment != "paper":
         for row, count in counts.items():
-            assert count == pytest.approx(counts["msssm_s6"], rel=0.03), row
+            assert 0.97 < count / counts["msssm_s6"] < 1.03, row
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
