@@ -10,7 +10,7 @@ from tasks.process import settle
 
 USAGE = """usage: msssm COMMAND ...
 
-  fit, validate, test, predict   run a recipe: msssm fit --config configs/listops.yaml [--option value ...]
+  fit, validate, test, predict   run a recipe: msssm fit --config listops [--option value ...]
   experiment                     every row of a table, trained and tabulated: msssm experiment quick --tasks listops
   table                          gather complete runs into a table and plots: msssm table results/quick
   sweep                          options of a recipe, searched by Optuna: msssm sweep --config x.yaml --vary ...

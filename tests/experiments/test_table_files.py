@@ -48,6 +48,14 @@ def test_a_table_takes_base_rows_labels_and_numbers_from_others() -> None:
     assert quick.quoted == paper.quoted != {}
 
 
+def test_the_example_of_the_docs_is_a_table(tmp_path: Path) -> None:
+    [example] = re.findall(r"```yaml\n(.*?)```", Path("docs/experiments.md").read_text(), re.S)
+    (tmp_path / "listops.yaml").write_text(example)
+    table = read_table(tmp_path / "listops.yaml")
+    assert (list(table.rows), table.seeds, table.compare) == (["plain", "wide", "mine"], (0, 1), "plain")
+    assert table.recipe("wide")["model"]["init_args"]["backbone"]["init_args"]["d_model"] == 128
+
+
 def test_the_rows_of_ablations_over_another_base_have_its_own_budget() -> None:
     table = read_table(table_file("ablations/listops"))
     assert table.recipe("euler")["trainer"]["max_steps"] == 1200
