@@ -165,7 +165,7 @@ def test_no_import_runs_back_up(package: str) -> None:
 def test_there_is_no_circle() -> None:
     """Neither within a room nor through a function."""
     graph = {module: own(module) for module in SOURCES}
-    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    assert set(TopologicalSorter(graph).static_order()) >= SOURCES.keys()  # a CycleError names the circle
 
 
 def test_no_package_imports_what_stands_above_it() -> None:

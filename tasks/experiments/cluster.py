@@ -105,7 +105,8 @@ class RayPool:
     def stop(self) -> None:
         for task in self.tasks:
             self.ray.cancel(task)
-        self.ray.wait(list(self.tasks), num_returns=len(self.tasks)) if self.tasks else None
+        if self.tasks:
+            self.ray.wait(list(self.tasks), num_returns=len(self.tasks))
         self.ray.shutdown()
 
 

@@ -46,6 +46,7 @@ class Table:
         seeds: of a run that asks for no others.
         threads: of each training; None for all that there are.
         budget: options that shorten the training on the table's own base.
+        reduced: what is less than the paper's although the data are its own; beside every number of ours.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Table:
     seeds: tuple[int, ...] = (0,)
     threads: int | None = None
     budget: Tree = field(default_factory=dict)
+    reduced: str = ""
 
     @property
     def task(self) -> str:
@@ -79,7 +81,9 @@ class Table:
     def of(self, experiment: str) -> "Table":
         """The same rows over the base of the same task in another experiment, which has its own budget."""
         other = read_table(table_file(f"{experiment}/{self.task}"))
-        return replace(self, base=with_options(other.base, other.budget), budget={}, threads=other.threads)
+        return replace(
+            self, base=with_options(other.base, other.budget), budget={}, threads=other.threads, reduced=other.reduced
+        )
 
 
 def with_options(recipe: Tree, options: Mapping[str, Any]) -> Tree:
@@ -127,6 +131,7 @@ class _Reader:
         "compare": (str,),
         "seeds": (list,),
         "threads": (int,),
+        "reduced": (str,),
     }
     ROW: Mapping[str, tuple[type, ...]] = {"label": (str,), "paper": (int, float, dict), "options": (dict,)}
 
@@ -163,6 +168,7 @@ class _Reader:
             seeds=tuple(seeds),
             threads=threads,
             budget=content.get("budget", {}),
+            reduced=content.get("reduced", ""),
         )
 
     def _base(self, name: str) -> Tree:

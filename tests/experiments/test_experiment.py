@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import yaml
 
 from tasks.main import main
 from tests.support.recipes import write_recipe
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,7 @@ def test_a_stopped_experiment_resumes(folder: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     run = tmp_path / "runs/listops/whole/seed3"
-    deadline = time.monotonic() + 60
-    while not (run / "checkpoints/last.ckpt").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(run / "checkpoints/last.ckpt", process)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -13,6 +13,7 @@ import pytest
 from tasks.experiments.cluster import RayPool, SubmititPool
 from tasks.experiments.pool import LocalPool, Pool, drive
 from tasks.experiments.training import Training, last_lines
+from tests.support.waiting import wait_for
 
 # A training that ends at once, fails, writes a checkpoint at SIGTERM, or resumes from it; without seconds of imports.
 PROGRAM = """
@@ -44,13 +45,6 @@ class Program(Training):
 def program(folder: Path, what: str, **other: object) -> Program:
     (folder / what).mkdir(exist_ok=True)
     return Program(what, folder / what, (what,), **other)  # type: ignore[arg-type]
-
-
-def wait_for(path: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, path
-        time.sleep(0.01)
 
 
 def children(process: int) -> list[int]:

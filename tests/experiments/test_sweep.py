@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tasks.experiments.sweep.study import open_study
 from tasks.main import main
 from tests.support.recipes import write_recipe
 from tests.support.tolerances import allowed
+from tests.support.waiting import wait_for
 
 VARY = ["--vary", "model.lr=log:1e-3..1e-1", "--vary", "model.backbone.layer.levels=0..3"]
 
@@ -74,11 +74,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(whole: tuple[Path, Path], 
     recipe, expected = whole
     folder = tmp_path / "cut"
     process = _started(_arguments(recipe, folder, 2))
-    deadline = time.monotonic() + 60
-    while not (folder / "trial1/log.txt").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(folder / "trial1/log.txt", process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -113,6 +113,18 @@ def test_full_scale_is_labelled_so(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "reduced" not in (tmp_path / "table.md").read_text()
 
 
+def test_small_networks_on_whole_data_are_called_reduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = tmp_path / "mine"
+    tables.mkdir()
+    entries = "reference: paper/listops\nbase: listops\nreduced: width\nrows: {msssm_s6: {}}\n"
+    (tables / "listops.yaml").write_text(entries)
+    write_run(tmp_path, "msssm_s6", 0, 0.63, options=FULL)
+    main(["table", str(tmp_path), "--experiment", str(tables)])
+    text = capsys.readouterr().out
+    assert "ours: accuracy on LRA ListOps (reduced: width), %" in text
+    assert "The paper's column is of other networks: not comparable in value." in text
+
+
 def test_csv_has_the_provenance_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         energy = {"processor_joules": 1234.6} if seed else {}  # earlier runs have no such key

@@ -63,8 +63,9 @@ def remarks(section: Section) -> list[str]:
         f"Interval: 95 %, {section.subject.interval_over} where there is one seed (another seed may differ by more), "
         "over seeds (Student) where there are several."
     ]
-    if any(row.paper for row in section.rows) and not section.subject.full_scale(section.first):
-        lines[0] += " The paper's column is of other data: not comparable in value."
+    other = "data" if not section.subject.full_scale(section.first) else "networks" if section.reduced else ""
+    if other and any(row.paper for row in section.rows):
+        lines[0] += f" The paper's column is of other {other}: not comparable in value."
     if section.compare:
         lines.append(
             f"Minus {section.compare}: the row less the first one, paired over the same test samples (bootstrap), or "

@@ -42,6 +42,7 @@ class Section:
         missing: labels of the paper's rows that we train, but have not yet.
         quoted: (label, number) of the paper's rows that we do not train.
         compare: row that the others are shown as differences to; empty if there is none.
+        reduced: what is less than the paper's although the data are its own; empty if nothing is.
     """
 
     subject: Subject
@@ -49,6 +50,7 @@ class Section:
     missing: list[str]
     quoted: list[tuple[str, str]]
     compare: str
+    reduced: str = ""
 
     @property
     def first(self) -> Run:
@@ -57,7 +59,8 @@ class Section:
 
     @property
     def title(self) -> str:
-        return self.subject.data_name(self.first)
+        name = self.subject.data_name(self.first)
+        return f"{name} (reduced: {self.reduced})" if self.reduced else name
 
     @property
     def ranked(self) -> list[Row]:
@@ -86,4 +89,4 @@ def section(subject: Subject, runs: list[Run], table: Table | None) -> Section:
     ]
     missing = [e.label for name, e in entries.items() if not by_name[name] and (papers[name] or not compare)]
     quoted = [(label, subject.paper(runs[0], number)) for label, number in table.quoted.items()] if table else []
-    return Section(subject, rows, missing, quoted, compare)
+    return Section(subject, rows, missing, quoted, compare, table.reduced if table else "")
