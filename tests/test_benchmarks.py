@@ -200,6 +200,7 @@ def test_layer_and_its_scan_agree_with_the_reference(levels: int) -> None:
         assert set(row.times) == {FORWARD, BOTH}, row.note
 
 
+@pytest.mark.slow
 def test_model_agrees_with_the_reference() -> None:
     fast, slow = (evaluate(model.prepare(backend, CPU, torch.float64)[0]) for backend in ("torch", "reference"))
     assert max(errors(fast, slow)) < FLOAT64

@@ -69,6 +69,7 @@ def test_the_table_holds_the_validation_of_each_trial_best_first(whole: tuple[Pa
     assert f"msssm test --config {best}" in (folder / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_same_end(whole: tuple[Path, Path], tmp_path: Path) -> None:
     """Ctrl-C within a trial: its process is gone, its values are kept, and no finished trial is run again."""
     recipe, expected = whole

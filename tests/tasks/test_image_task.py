@@ -215,6 +215,7 @@ def test_averaged_weights_are_what_is_validated_tested_and_stored(
     assert printed == [pytest.approx(metrics["test"]["test/loss"], rel=FLOAT32)]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_with_averages_ends_as_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
