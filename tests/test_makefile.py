@@ -1,5 +1,6 @@
 """What the Makefile's targets write, git ignores; only `make publish` writes among what is tracked."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,11 @@ WRITES = r"(?:--run_dir|--results|--output|mkdir -p|msssm table|2>>|--target)[ =
 
 
 def make(*words: str, folder: Path = Path()) -> str:
-    return subprocess.run(["make", *words], check=True, capture_output=True, text=True, cwd=folder).stdout
+    """What make prints; the make that may run these tests hands it neither its flags nor its depth."""
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    command = ["make", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder, env=environment).stdout
 
 
 def results_folder(experiment: str, of: str | None) -> str:
