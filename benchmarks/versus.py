@@ -8,6 +8,7 @@ machine meets both. The best of all turns counts.
 """
 
 import argparse
+import inspect
 import os
 import subprocess
 import sys
@@ -93,6 +94,8 @@ def training_step(recipe: str) -> Callable[[], None]:
     content = yaml.safe_load(Path(recipe).read_text())
     data, backbone = content["data"]["init_args"], content["model"]["init_args"]["backbone"]["init_args"]
     layer = backbone.pop("layer")["init_args"]
+    if "recompute" not in inspect.signature(Backbone).parameters:  # an older checkout, which keeps everything
+        del backbone["recompute"]
     torch.manual_seed(0)
     body = Backbone(partial(MultiScaleSSM, **layer), **backbone)
     batch = data["batch_size"]
