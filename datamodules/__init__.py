@@ -1,4 +1,4 @@
-"""Data modules; they know nothing of models and tasks."""
+"""Data modules, independent of models and tasks."""
 
 from datamodules.batching import Batch
 from datamodules.cifar10 import SequentialCIFARDataModule

@@ -1,4 +1,4 @@
-"""What the data modules share: loaders of their splits, divided over the processes, and what is said of the data."""
+"""The base of all data modules: loaders of the splits, divided among processes, and a description of the data."""
 
 from typing import Any
 
@@ -15,24 +15,21 @@ SPLITS = ("train", "val", "test")
 
 
 class DataModule(LightningDataModule):
-    """Batches of the splits `train`, `val` and `test`, shared by all processes of a training.
+    """Batches of the splits `train`, `val` and `test`, divided among the processes of a training.
 
-    The order of training is a function of (shuffle_seed, epoch) for any number of processes and workers, and continues
-    exactly from a checkpoint; every sample is evaluated once, in the same order. A subclass says what the splits are
-    (`split`), and where it matters how long their samples are (`lengths`) and how training draws from them
-    (`training_sampler`).
+    The order of training is a function of (shuffle_seed, epoch) for any number of processes and workers, and resumes
+    exactly from a checkpoint; every sample is evaluated once, in the same order. A subclass defines `split` and, if
+    they differ, the samples' `lengths` and the `training_sampler`.
 
     Args:
         batch_size: training samples per step, over all processes.
         eval_batch_size: samples per step of validate, test and predict; default `batch_size`.
         num_workers: loader processes.
         shuffle_seed: the order of training batches is a function of it and of the epoch.
-
-    Raises:
-        ValueError: for sizes below 1.
     """
 
     def __init__(self, batch_size: int, eval_batch_size: int | None, num_workers: int, shuffle_seed: int) -> None:
+        """Checks the sizes. Raises ValueError for sizes below 1."""
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         if min(batch_size, eval_batch_size) < 1 or num_workers < 0:
@@ -44,7 +41,7 @@ class DataModule(LightningDataModule):
         self.num_workers, self.shuffle_seed = num_workers, shuffle_seed
 
     def split(self, name: str) -> Dataset[Any]:
-        """The data of a split: gives a whole batch for a list of indices.
+        """The data of a split, which returns a whole batch for a list of indices.
 
         Raises:
             RuntimeError: before `setup`.
@@ -52,7 +49,7 @@ class DataModule(LightningDataModule):
         raise NotImplementedError
 
     def lengths(self, split: str) -> npt.ArrayLike:
-        """(samples,) length of each sample of a split; here they are all alike."""
+        """Length of each sample of a split, (samples,); here all are equal."""
         return np.ones(len(self.split(split)))  # type: ignore[arg-type]
 
     def counts(self) -> dict[str, int]:
@@ -60,40 +57,43 @@ class DataModule(LightningDataModule):
         return {name: len(self.split(name)) for name in SPLITS}  # type: ignore[arg-type]
 
     def training_sampler(self, batch_size: int, rank: int, world_size: int) -> LengthBucketBatchSampler:
-        """The training batches of one of `world_size` processes, `batch_size` samples each."""
+        """Training batches of one of `world_size` processes, `batch_size` samples each."""
         return LengthBucketBatchSampler(
             self.lengths("train"), batch_size, seed=self.shuffle_seed, rank=rank, world_size=world_size
         )
 
     @property
     def digest(self) -> str:
-        """sha256 of what is learned from and evaluated on."""
+        """sha256 of all data that is trained and evaluated on."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """Counts and digest; with more of what makes the data in each data module."""
+        """Counts and digest; subclasses add how the data was made."""
         return {"counts": self.counts(), "digest": self.digest}
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        """This process's training batches."""
         rank, world_size = self.shard
         sampler = self.training_sampler(self.share_of_batch, rank, world_size)
         return ResumableLoader(self.split("train"), sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
+        """This process's share of the validation samples."""
         return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
+        """This process's share of the test samples."""
         return self.evaluation_loader("test")
 
     def evaluation_loader(self, split: str, *, sort: bool = True) -> DataLoader[Batch]:
-        """Every sample of a split once over all processes, by length or, without `sort`, in the split's own order."""
+        """Loads every sample of a split once over all processes, sorted by length or in the split's own order."""
         rank, world_size = self.shard
         sampler = EvaluationBatchSampler(
             self.lengths(split), self.eval_batch_size, rank=rank, world_size=world_size, sort=sort
         )
         return Loader(
             self.split(split),
-            batch_size=None,  # the sampler makes the batches
+            batch_size=None,  # the sampler yields batches
             sampler=sampler,
             persistent_workers=self.num_workers > 0,
             **worker_options(self.num_workers),
@@ -109,7 +109,7 @@ class DataModule(LightningDataModule):
         """Training samples per step of each process.
 
         Raises:
-            ValueError: if the batch cannot be shared evenly.
+            ValueError: the batch cannot be divided evenly.
         """
         _, world_size = self.shard
         if self.batch_size % world_size:
@@ -121,5 +121,5 @@ class DataModule(LightningDataModule):
 
 
 def not_set_up(what: str) -> RuntimeError:
-    """The error of a data module that is asked for data before it has any."""
+    """Error of a data module whose data is requested before `setup`."""
     return RuntimeError(f"asked for {what}, got none; call prepare_data() and setup() first")

@@ -1,4 +1,4 @@
-"""What every data module hands to a task (`Batch`), and batches of sequences of unequal length."""
+"""The batch of every data module, and samplers of batches of sequences of unequal length."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ class Batch(NamedTuple):
     Attributes:
         x: (B, L) int64 token ids, or (B, L, C) float32 signals.
         y: (B,) int64 classes, or (B, K) float32 multi-hot labels.
-        lengths: (B,) int64 number of valid positions; what lies behind is padding.
-        sample_index: (B,) int64 row of each sample in its split, where the data module tells it.
+        lengths: (B,) int64 number of valid positions; the rest is padding.
+        sample_index: (B,) int64 row of each sample in its split, if the data module provides it.
     """
 
     x: Tensor
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def collate_tokens(rows: Sequence[npt.NDArray[np.uint8]], labels: npt.ArrayLike, pad: int = 0) -> Batch:
-    """Pads rows of token ids on the right with `pad` to the longest of them."""
+    """Pads rows of token ids on the right with `pad`, to the length of the longest."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     x = np.full((len(rows), lengths.max()), pad, dtype=np.int64)
     for target, row in zip(x, rows, strict=True):
@@ -38,13 +38,14 @@ def collate_tokens(rows: Sequence[npt.NDArray[np.uint8]], labels: npt.ArrayLike,
 
 
 class _BatchSampler(DistributedSampler[list[int]]):
-    """Yields lists of indices; use it as `DataLoader(dataset, sampler=..., batch_size=None)`.
+    """Sampler of lists of indices, for `DataLoader(dataset, sampler=..., batch_size=None)`.
 
-    It shards over ranks by itself. Lightning recognises that by the base class and leaves it in place, and
-    it calls `set_epoch` on a `sampler` but not on a `batch_sampler`.
+    It shards over ranks itself. Its base class tells Lightning not to replace it, and Lightning calls `set_epoch` on a
+    `sampler` but not on a `batch_sampler`.
     """
 
     def __init__(self, lengths: npt.ArrayLike, batch_size: int, *, rank: int, world_size: int, **kwargs: Any) -> None:
+        """Checks the options, of which `kwargs` are those of `DistributedSampler`."""
         self.lengths = np.asarray(lengths)
         if self.lengths.ndim != 1 or batch_size < 1:
             raise InputError(
@@ -60,24 +61,20 @@ class _BatchSampler(DistributedSampler[list[int]]):
 class LengthBucketBatchSampler(_BatchSampler):
     """Training batches of similar length, in an order that is a pure function of (seed, epoch).
 
-    The shuffled samples are divided into pools of `pool_batches` batches; each pool is sorted by length and
-    cut into batches, and the batches are shuffled. A batch is shared evenly by all ranks, so it holds the
-    same samples whatever their number; the at most `world_size - 1` samples of an epoch that do not divide
-    evenly are left out.
+    The shuffled samples are divided into pools of `pool_batches` batches; each pool is sorted by length and cut into
+    batches, and the batches are shuffled. A batch is divided evenly among all ranks, so that it has the same samples
+    for every number of ranks; the up to `world_size - 1` samples of an epoch that do not divide evenly are left out.
 
     Args:
         lengths: (samples,) length of each sample.
         batch_size: samples per batch and rank.
         seed: of the order, together with the epoch.
-        shuffle: without it samples are pooled in their own order and batches stay sorted within a pool.
-        pool_batches: batches per pool: more means less padding and less random batches. Samples that fill
-            only one pool meet almost the same neighbours in every epoch.
+        shuffle: if False, samples are pooled in their own order and batches stay sorted within a pool.
+        pool_batches: batches per pool: more of them give less padding and less random batches. Samples that fill a
+            single pool have almost the same neighbours in every epoch.
         rank: of this process.
         world_size: number of processes.
-        drop_last: leave out the one batch that is smaller than the others.
-
-    Raises:
-        ValueError: if there is no batch for every rank.
+        drop_last: leave out the last batch if it is smaller than the others.
     """
 
     def __init__(
@@ -92,6 +89,7 @@ class LengthBucketBatchSampler(_BatchSampler):
         world_size: int = 1,
         drop_last: bool = False,
     ) -> None:
+        """Counts the batches. Raises ValueError if there is none for each rank."""
         super().__init__(
             lengths,
             batch_size,
@@ -113,19 +111,21 @@ class LengthBucketBatchSampler(_BatchSampler):
             )
 
     def __len__(self) -> int:
+        """Number of batches of an epoch."""
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Iterates over the batches of this epoch that are left."""
         yield from self._order()[self.done_before :]
 
     @property
     def done_before(self) -> int:
-        """Batches of the present epoch that are passed over because a run that is continued had them."""
+        """Batches of this epoch that are skipped, since they preceded the checkpoint."""
         epoch, done = self._resume
         return done if self.epoch == epoch else 0
 
     def resume(self, epoch: int, done: int) -> None:
-        """Continues a run: in `epoch` the first `done` batches of this rank are passed over. `len` stays."""
+        """Resumes a run: skips the first `done` batches of this rank in `epoch`. `len` stays the same."""
         self.set_epoch(epoch)
         self._resume = (epoch, done)
 
@@ -146,21 +146,18 @@ class LengthBucketBatchSampler(_BatchSampler):
 
 
 class EvaluationBatchSampler(_BatchSampler):
-    """Every sample exactly once over all ranks, always in the same order.
+    """Evaluation batches: every sample exactly once over all ranks, always in the same order.
 
-    A rank takes each `world_size`-th sample of the length-sorted order. All ranks make the same number of
-    batches, so that a collective operation per batch cannot hang; their sizes differ by at most one, and
-    the largest is `batch_size` (one more only where a rank has fewer samples than another has batches).
+    A rank takes every `world_size`-th sample of the length-sorted order. All ranks have the same number of batches, so
+    that a collective operation per batch cannot hang; their sizes differ by at most one, and the largest is
+    `batch_size` (one more only if a rank has fewer samples than another has batches).
 
     Args:
         lengths: (samples,) length of each sample.
         batch_size: largest batch.
         rank: of this process.
         world_size: number of processes.
-        sort: by length, for little padding; without it, the samples' own order.
-
-    Raises:
-        ValueError: if there are fewer samples than processes.
+        sort: by length, for little padding; if False, the samples keep their order.
     """
 
     def __init__(
@@ -172,6 +169,7 @@ class EvaluationBatchSampler(_BatchSampler):
         world_size: int = 1,
         sort: bool = True,
     ) -> None:
+        """Counts the batches. Raises ValueError if there are fewer samples than processes."""
         super().__init__(lengths, batch_size, rank=rank, world_size=world_size, shuffle=False)
         samples = len(self.lengths)
         if samples < world_size:
@@ -181,9 +179,11 @@ class EvaluationBatchSampler(_BatchSampler):
         self._batches = min(-(-largest_share // batch_size), smallest_share)
 
     def __len__(self) -> int:
+        """Number of batches."""
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Iterates over the batches."""
         order = np.argsort(self.lengths, kind="stable") if self.sort else np.arange(len(self.lengths))
         for batch in np.array_split(order[self.rank :: self.world_size], self._batches):
             yield batch.tolist()

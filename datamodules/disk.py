@@ -1,7 +1,9 @@
-"""Data sets on disk: names that stay inside, one writer at a time, and errors that say what to do."""
+"""Data sets on disk: safe names, one writer at a time, folders whole or absent, and errors that say what to do."""
 
 import errno
 import fcntl
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -10,9 +12,9 @@ from datamodules.errors import StorageError
 
 
 def leaves_its_folder(name: str) -> bool:
-    """Whether a path that a table, a list or an archive names lies outside the folder that it is taken from.
+    """Whether a path in a table, a list or an archive lies outside the folder that it is relative to.
 
-    The name is judged alone, not what the disk has there: a symbolic link is made by who owns the folder, and followed.
+    Only the name counts: a symbolic link on disk was made by the folder's owner, and is followed.
     """
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
@@ -20,7 +22,7 @@ def leaves_its_folder(name: str) -> bool:
 
 @contextmanager
 def locked(parent: Path) -> Iterator[None]:
-    """One process at a time makes something in `parent`; the others wait and take what it made."""
+    """Lets one process at a time write in `parent`; the others wait."""
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -28,13 +30,33 @@ def locked(parent: Path) -> Iterator[None]:
 
 
 @contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Yields a hidden folder to fill, then renames it to `folder`: readers see all of it or none.
+
+    An existing `folder` is replaced. After an error nothing is left; leftovers of a killed process are removed first.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for path in unfinished.iterdir():  # a rename may reach the disk before the contents do
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
 def remedies(name: str, parent: Path, mebibytes: int | None = None) -> Iterator[None]:
-    """Turns the errors of a full disk and of a forbidden one into what to do about them.
+    """Turns the errors of a full or read-only disk into advice.
 
     Args:
         name: of the data set whose conversion is written.
-        parent: where.
-        mebibytes: that it needs, where that is known.
+        parent: folder of the conversion.
+        mebibytes: that it needs, if known.
     """
     try:
         yield

@@ -1,19 +1,19 @@
-"""What is wrong with a data set on disk, one fault after the other or folder by folder."""
+"""Faults of a data set on disk, one by one or summed up by folder."""
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-FEW = 5  # faults of a kind in a folder, which are named one by one
+FEW = 5  # faults of one kind in a folder are listed one by one up to this number
 
 
 class Fault(NamedTuple):
     """One fault.
 
     Attributes:
-        folder: that it is in.
+        folder: where it is.
         text: the whole sentence, which begins with the file or folder.
-        missing: whether something is not there; else it is not what it should be.
+        missing: whether something is missing, rather than wrong.
     """
 
     folder: str
@@ -21,11 +21,12 @@ class Fault(NamedTuple):
     missing: bool = False
 
     def __str__(self) -> str:
+        """The whole sentence."""
         return self.text
 
 
 def summary(faults: Iterable[Fault]) -> list[str]:
-    """One line per fault, and where a folder has more than `FEW` of a kind, one line for all of these."""
+    """Lists faults line by line, but more than `FEW` of one kind in a folder as a single line."""
     listed = list(faults)
     counts = Counter((fault.folder, fault.missing) for fault in listed)
     lines, told = [], set()

@@ -1,4 +1,4 @@
-"""Loaders: one whose position is part of a checkpoint, and what every loader does about its worker processes."""
+"""Loaders: one whose position is part of a checkpoint, and the handling of worker processes in all of them."""
 
 import signal
 from collections.abc import Iterator
@@ -11,52 +11,52 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batching import Batch, LengthBucketBatchSampler
 from datamodules.errors import InputError, WorkerError, lost_worker
 
-# A worker that cannot hand a batch over, as when shared memory is full, is otherwise waited for without end.
+# Without a timeout, a loader waits forever for a worker that cannot pass on a batch, as when shared memory is full.
 WORKER_TIMEOUT = 300  # seconds
 OUTLIVES = 10  # seconds, after a SIGTERM
 
 
 def worker_options(num_workers: int) -> dict[str, Any]:
-    """What every loader is given besides its data."""
+    """Options of every loader, besides its data."""
     return {
         "num_workers": num_workers,
         "timeout": WORKER_TIMEOUT if num_workers else 0,
         "pin_memory": torch.cuda.is_available(),
-        # Its own: the seed that a DataLoader draws at each start must not shift the model's random numbers.
+        # A separate one: the seed that a DataLoader draws at each start must not shift the model's random numbers.
         "generator": torch.Generator(),
         "worker_init_fn": outlive_signals,
     }
 
 
 def outlive_signals(worker: int) -> None:
-    """Lets a worker process end a while after SIGTERM instead of at once.
+    """Lets a worker process end some seconds after SIGTERM instead of at once.
 
-    Schedulers signal all processes of a job, and the batch that the main process finishes needs its loader. Torch ends
-    a stuck worker by the same signal, so it does end.
+    Schedulers signal all processes of a job, but the main process needs its loader to finish the batch. Torch ends a
+    stuck worker by the same signal, so that the worker must end eventually.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.setitimer(signal.ITIMER_REAL, OUTLIVES) and None)
 
 
 class Loader(DataLoader[Any]):
-    """A `DataLoader` that says in one line when a worker process died, did not answer, or met bad input.
+    """`DataLoader` that reports in one line that a worker process died, did not answer, or met bad input.
 
     Raises:
-        WorkerError: for a worker that died or did not answer.
-        InputError: that a worker raised, without the worker's traceback.
+        WorkerError: a worker died or did not answer.
+        InputError: raised by a worker, without the worker's traceback.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Iterates over the batches."""
         with _told():
             yield from super().__iter__()
 
 
 class ResumableLoader(Loader):
-    """Training loader that continues exactly where a checkpoint was written, within an epoch or at its end.
+    """Training loader that resumes exactly where a checkpoint was written, within an epoch or at its end.
 
-    Lightning stores and restores its state because it has `state_dict` and `load_state_dict`. The order is
-    a function of (seed, epoch), so the state is a position: worker processes and their prefetching do not
-    enter.
+    Lightning stores and restores its state through `state_dict` and `load_state_dict`. The order is a function of
+    (seed, epoch), so that the state is a position, independent of worker processes and their prefetching.
 
     Args:
         dataset: returns a `Batch` for a list of indices.
@@ -65,6 +65,7 @@ class ResumableLoader(Loader):
     """
 
     def __init__(self, dataset: Dataset[Batch], sampler: LengthBucketBatchSampler, *, num_workers: int = 0) -> None:
+        """Starts at the beginning of epoch 0."""
         super().__init__(
             dataset,
             batch_size=None,
@@ -75,6 +76,7 @@ class ResumableLoader(Loader):
         self._position = (0, 0)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Iterates over the batches that are left in this epoch."""
         # A generator: the epoch is read at the first batch, since Lightning calls iter() before set_epoch().
         sampler = self._batches
         for done, batch in enumerate(super().__iter__(), start=sampler.done_before + 1):
@@ -82,10 +84,12 @@ class ResumableLoader(Loader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
+        """Position in the training: epoch, and batches done in it."""
         epoch, done = self._position
         return {"epoch": epoch, "done": done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Resumes at a position."""
         self._batches.resume(state["epoch"], state["done"])
 
     @property
@@ -99,7 +103,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        # A worker's error comes as a text: its traceback, and at the end the name of the class and the message.
+        # A worker's error arrives as text: its traceback, then the name of the class and the message.
         _, _, message = str(error).rpartition(f".{type(error).__name__}: ")
         raise type(error)(message.strip()) from error
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Small images held as bytes, handed out as sequences of pixels."""
+"""Small images as sequences of pixels, stored as bytes."""
 
 from hashlib import sha256
 from typing import Any
@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class PixelDataset(Dataset[Batch]):
-    """Whole batches of bytes: indexed by a list of indices, as the batch samplers yield them.
+    """Batches of bytes, indexed by a list of indices, as the batch samplers yield them.
 
     Args:
         pixels: (all images, L, C) uint8, possibly a memory map.
@@ -26,12 +26,15 @@ class PixelDataset(Dataset[Batch]):
     """
 
     def __init__(self, pixels: Bytes, labels: Bytes, rows: Ints) -> None:
+        """Stores the arrays."""
         self.pixels, self.labels, self.rows = pixels, labels, rows
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.rows)
 
     def __getitem__(self, indices: int | list[int]) -> Batch:
+        """The images of a list of indices, as bytes."""
         chosen = np.atleast_1d(indices)
         rows = self.rows[chosen]
         lengths = torch.full((len(rows),), self.pixels.shape[1], dtype=torch.int64)
@@ -40,43 +43,44 @@ class PixelDataset(Dataset[Batch]):
 
 
 class PixelDataModule(DataModule):
-    """What the data modules of small images share: loaders of bytes, made numbers on the device.
+    """Base of the data modules of small images: loaders of bytes, converted to floats on the device.
 
-    A loader hands out `Batch` with x (B, L, C) uint8. `on_after_batch_transfer`, which Lightning calls, makes x
-    float32 by `to_float`: a loader then moves a quarter of the bytes and computes nothing.
+    A loader returns `Batch` with x (B, L, C) uint8. `on_after_batch_transfer`, which Lightning calls, converts x to
+    float32 by `to_float`: the loader moves a quarter of the bytes and computes nothing.
 
     Args:
         batch_size: training images per step, over all processes.
         eval_batch_size: images per step of validate and test; default `batch_size`.
         num_workers: loader processes.
         shuffle_seed: the order of training batches is a function of it and of the epoch.
-
-    Raises:
-        ValueError: for sizes below 1.
     """
 
     num_classes = 10
 
     def __init__(self, batch_size: int, eval_batch_size: int | None, num_workers: int, shuffle_seed: int) -> None:
+        """Checks the sizes. Raises ValueError for sizes below 1."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         self._splits: dict[str, PixelDataset] = {}
 
     def load(self) -> dict[str, PixelDataset]:
-        """The splits `train`, `val`, `test`."""
+        """Loads the splits `train`, `val` and `test`."""
         raise NotImplementedError
 
     def to_float(self, x: Tensor) -> Tensor:
-        """(B, L, C) uint8 -> float32, normalised."""
+        """Converts (B, L, C) uint8 to normalised float32."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
+        """Loads the splits, once."""
         if not self._splits:
             self._splits = self.load()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Converts bytes to floats on the device."""
         return batch._replace(x=self.to_float(batch.x))
 
     def split(self, name: str) -> PixelDataset:
+        """The images of a split."""
         if name not in self._splits:
             raise not_set_up(f"the {name} data")
         return self._splits[name]
@@ -93,5 +97,5 @@ class PixelDataModule(DataModule):
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Counts, shape of an image's sequence, digest."""
+        """Counts, digest, length and classes."""
         return {**super().describe(), "length": self.split("train").pixels.shape[1], "classes": self.num_classes}

@@ -1,4 +1,4 @@
-"""One file over HTTP, going on where an earlier attempt stopped."""
+"""Download of one file over HTTP that resumes an earlier attempt."""
 
 import urllib.error
 import urllib.request
@@ -9,11 +9,11 @@ TIMEOUT = 60  # seconds
 
 
 def transfer(url: str, part: Path) -> None:
-    """Appends what is missing of `part`; a server that ignores the range sends everything.
+    """Appends the missing rest to `part`; a server that ignores the range sends the whole file again.
 
     Raises:
-        OSError: if there is no answer or no disk.
-        HTTPException: if the connection ends early; what came is kept.
+        OSError: the server does not answer, or the disk fails.
+        HTTPException: the connection ends early; the received part is kept.
     """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -28,5 +28,5 @@ def transfer(url: str, part: Path) -> None:
             if expected is not None and received != expected:
                 raise HTTPException(f"connection closed after {received} of {expected} bytes")
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the part is whole, or too long, which the digest tells
+        if error.code != 416:  # the part is complete, or too long, as the digest will show
             raise

@@ -60,7 +60,7 @@ class PatchEmbedding(nn.Module):
             return tokens
         if tokens.shape[1] != len(self.position):
             raise InputError(
-                f"the position embedding has {len(self.position)} patches (image_size={self.image_size}), "
+                f"the position embedding is of {len(self.position)} patches (image_size={self.image_size}), "
                 f"got {tokens.shape[1]}; resize the images, or train without position_embedding"
             )
         return tokens + self.position

@@ -1,4 +1,4 @@
-"""Paths as people write them, made into one form once."""
+"""Normalisation of paths that users write."""
 
 import os
 import re
@@ -8,10 +8,10 @@ from msssm.errors import InputError
 
 
 def local_path(text: str | Path) -> Path:
-    """The path that `text` names: `~` and `$NAME` are expanded, and `..` is followed through symbolic links.
+    """Expands `~` and `$NAME`, and resolves `..` through symbolic links.
 
     Raises:
-        InputError: it is empty, an address such as s3://bucket, or has a variable that is not set.
+        InputError: the path is empty, is an address such as s3://bucket, or has a variable that is not set.
     """
     given = str(text)
     if not given or "://" in given:

@@ -1,4 +1,4 @@
-"""CIFAR-10 as sequences of pixels: its published archives, one conversion, the data module."""
+"""CIFAR-10 as sequences of pixels: published archives or images, their conversion, the data module."""
 
 from datamodules.cifar10 import files
 from datamodules.cifar10.datamodule import SequentialCIFARDataModule

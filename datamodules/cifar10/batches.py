@@ -1,4 +1,4 @@
-"""CIFAR-10's batch files in both published versions, read without running anything that stands in them.
+"""CIFAR-10's batch files in both published versions, read without running any code in them.
 
 python version   data_batch_1..5, test_batch: a pickle by Python 2 of {b"data": (n, 3072) uint8, b"labels": list, ...}
 binary version   data_batch_1..5.bin, test_batch.bin: n rows of 1 byte label and 3072 bytes of pixels
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class _Record:
-    """Stands where a pickle names numpy: keeps what it is called with, and calls nothing."""
+    """Replacement for the globals in a pickle that name numpy: stores its arguments and calls nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -65,9 +65,9 @@ class _DType(_Record):
 
 
 def _highest_memo(content: bytes) -> int:
-    """The highest number under which a pickle keeps a value: the unpickler takes memory for all numbers up to it."""
+    """Highest memo index of a pickle: the unpickler allocates memory for all indices up to it."""
     highest = 0
-    with contextlib.suppress(ValueError):  # malformed, which the unpickler says better
+    with contextlib.suppress(ValueError):  # malformed: the unpickler's message is better
         for opcode, number, _ in pickletools.genops(content):
             if opcode.name in ("PUT", "LONG_BINPUT"):
                 highest = max(highest, int(str(number)))
@@ -75,7 +75,7 @@ def _highest_memo(content: bytes) -> int:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the three globals that CIFAR-10's pickles need, as records; every other one is refused."""
+    """Unpickler that maps the three globals of CIFAR-10's pickles to records, and refuses every other."""
 
     _ALLOWED = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _Array,
@@ -91,10 +91,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_batch(name: str, content: bytes) -> Batch:
-    """Images and labels of one file; the ending of its name tells the version.
+    """Reads images and labels of one file, whose version its suffix tells.
 
     Raises:
-        ValueError: if it is not a CIFAR-10 batch.
+        ValueError: it is not a CIFAR-10 batch.
     """
     try:
         batch = _read_binary(content) if name.endswith(".bin") else _read_pickle(content)

@@ -1,15 +1,11 @@
 """One conversion of CIFAR-10 to a memory map, after which loading is slicing.
 
-    <folder>/pixels.npy   (60000, 1024, 3) uint8 in raster order, the training images before the test images
-    <folder>/labels.npy   (60000,) uint8
-    <folder>/meta.json    number of training images, form and digest of the source, sha256 of pixels and labels
-
-It is made in a hidden folder and renamed, so it is whole or absent; what a killed process left is made anew.
+<folder>/pixels.npy   (60000, 1024, 3) uint8 in raster order, the training images before the test images
+<folder>/labels.npy   (60000,) uint8
+<folder>/meta.json    number of training images, format and digest of the source, sha256 of pixels and labels
 """
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,21 +15,21 @@ import numpy.typing as npt
 
 from datamodules.cifar10 import files, images
 from datamodules.cifar10.batches import CLASSES, SIDE, read_batch
-from datamodules.disk import locked, remedies
+from datamodules.disk import locked, remedies, written_whole
 from datamodules.errors import InputError, MissingFileError
 from datamodules.faults import Fault
 
-FORMAT_VERSION = 1  # part of the key: raise it when the same files give another map
-ROWS = 10_000  # of a batch file; there are five for training and one for the test
+FORMAT_VERSION = 1  # part of the key: raise it when the conversion of the same files changes
+ROWS = 10_000  # of a batch file; there are five for training and one for test
 BATCH_FILES = "batch files"
 _PREFIX = "converted-"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The memory-mapped images (N, 1024, 3) uint8, their classes (N,) uint8; the first `train` are the training set.
+    """Memory-mapped images (N, 1024, 3) uint8 and classes (N,) uint8; the first `train` are the training set.
 
-    `form` says what they came in: "batch files", "PNG", or "JPEG (lossy)".
+    `form` is the format of the source: "batch files", "PNG", or "JPEG (lossy)".
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -44,7 +40,7 @@ class Converted:
 
 
 def locate(source: Path, parent: Path) -> Path:
-    """The folder in `parent` for this source; where the source is gone, the only conversion that is there."""
+    """Folder in `parent` for this source; if the source is gone, that of the only conversion."""
     try:
         key = files.digest(files.find(source))
     except FileNotFoundError:
@@ -55,11 +51,11 @@ def locate(source: Path, parent: Path) -> Path:
 
 
 def load(folder: Path, *, verify: bool = False) -> Converted:
-    """Memory-maps a conversion; `verify` compares its sha256 too.
+    """Memory-maps a conversion; with `verify`, compares its sha256 too.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
     """
     if not folder.is_dir():
         raise MissingFileError(f"expected CIFAR-10's pixels in {folder}, got no such folder; call prepare_data() first")
@@ -73,32 +69,32 @@ def load(folder: Path, *, verify: bool = False) -> Converted:
             raise InputError("wrong sha256 of the contents")
         form = str(meta.get("form", BATCH_FILES))
         return Converted(pixels, labels, int(meta["train"]), str(meta["digest"]), form)
-    except Exception as error:  # whatever a damaged header makes numpy's parser raise
+    except Exception as error:  # numpy's parser raises almost anything on a damaged header
         raise InputError(f"{folder} is damaged ({error}); delete it, and it is made again") from error
 
 
 def convert(source: Path, parent: Path) -> Path:
-    """Makes the conversion in `parent` unless it is there; returns its folder.
+    """Converts the source into `parent` unless that has been done; returns the conversion's folder.
 
     Args:
-        source: archive or folder, as `files.find` takes it; only read.
-        parent: where the conversion's folder is made.
+        source: archive or folder, see `files.find`; only read.
+        parent: where the conversion's folder is created.
 
     Raises:
-        OSError: saying what to do, if `parent` cannot be written or has no room.
-        ValueError: if the source is not CIFAR-10, or a conversion is damaged.
+        OSError: `parent` cannot be written or the disk is full; says what to do.
+        ValueError: the source is not CIFAR-10, or a conversion is damaged.
     """
     folder = locate(source, parent)
     if not folder.is_dir():
         with remedies("CIFAR-10", parent, 180), locked(parent):
-            if not folder.is_dir():  # another process may have made it meanwhile
+            if not folder.is_dir():  # another process may have converted it meanwhile
                 _build(files.find(source), folder)
     load(folder)
     return folder
 
 
 def list_images(source: Path) -> images.Listing:
-    """The images of class folders, counted."""
+    """Lists the images of class folders, and checks their number."""
     return images.listing(source, 5 * ROWS // CLASSES, ROWS // CLASSES)
 
 
@@ -131,18 +127,12 @@ def _refuse(source: Path, faults: list[Fault]) -> None:
 
 def _build(source: Path, folder: Path) -> None:
     pixels, labels, form = _read_images(source) if files.holds_images(source) else _read_batches(source)
-    work = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    np.save(work / "pixels.npy", pixels)
-    np.save(work / "labels.npy", labels)
     about = {"train": len(labels) - ROWS, "form": form, "source": files.digest(source)}
-    meta = {**about, "digest": _digest(pixels, labels)}
-    (work / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-    for path in work.iterdir():  # a rename may reach the disk before the contents do
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    os.rename(work, folder)
+    with written_whole(folder) as work:
+        np.save(work / "pixels.npy", pixels)
+        np.save(work / "labels.npy", labels)
+        meta = {**about, "digest": _digest(pixels, labels)}
+        (work / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
 
 def _digest(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> str:

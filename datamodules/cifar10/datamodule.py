@@ -1,4 +1,4 @@
-"""Sequential CIFAR-10 for Lightning: images of 32 x 32 pixels as sequences of 1,024."""
+"""The data module of sequential CIFAR-10: images of 32 x 32 pixels as sequences of 1,024."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from datamodules.paths import local_path
 from datamodules.pixels import PixelDataModule, PixelDataset
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of pixels in 0..1
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what PIL calls L
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, PIL's mode L
 GREY_MEAN, GREY_STD = (122.6 / 255,), (61.0 / 255,)  # S4's
 SPLIT_SEED = 42
 
@@ -22,27 +22,25 @@ SPLIT_SEED = 42
 class SequentialCIFARDataModule(PixelDataModule):
     """CIFAR-10 (Krizhevsky 2009), 45,000 / 5,000 / 10,000 images, no augmentation.
 
-    Batches are `Batch(x (B, 1024, C), y (B,), lengths, sample)`, x float32 in raster order, normalised. The validation
-    images are the last tenth of torch's permutation of the training images with seed 42, as in S4 and its followers.
-    That is a permutation of their order: of class folders, which are read class by class and by file name, other images
-    are held out than of the batch files, so their validation figures are not comparable; their test figures are, unless
-    the images are JPEG, which is lossy (`describe()` says what they came in).
+    Batches are `Batch(x (B, 1024, C), y (B,), lengths, sample_index)`, x float32 in raster order, normalised. The
+    validation images are the last tenth of torch's permutation of the training images with seed 42, as in S4 and its
+    followers. Class folders are read class by class and by file name, so that this permutation holds out other images
+    than in the batch files: validation figures are not comparable. Test figures are, unless the images are JPEG, which
+    is lossy (`describe()` names their format).
 
     Args:
-        root: folder for data sets; CIFAR-10 is looked for in `<root>/cifar10`, and its conversion is kept there.
-        source: `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz`, a folder that holds one or its files, or one with
-            images as train/<class>/*.png and test/<class>/*.png (PNG or JPEG), if it is elsewhere; only read.
-        download: fetch the archive into `<root>/cifar10` if it is not there.
+        root: folder of data sets; CIFAR-10 is expected in `<root>/cifar10`, where its conversion is stored.
+        source: the data set, if it is elsewhere; only read. `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz`, a
+            folder with one of them or its files, or one with images (PNG or JPEG) as train/<class>/*.png and
+            test/<class>/*.png.
+        download: download the archive into `<root>/cifar10` if it is not there.
         greyscale: one channel instead of three: 0.299 R + 0.587 G + 0.114 B, not rounded, normalised by S4's mean
             122.6 / 255 and standard deviation 61 / 255.
-        permutation_seed: permute the pixels of all images alike (pCIFAR); by default the raster order.
+        permutation_seed: permute the pixels of all images alike (pCIFAR); None for raster order.
         batch_size: training images per step, over all processes.
         eval_batch_size: images per step of validate and test; default `batch_size`.
         num_workers: loader processes; the main process alone loads faster than any model trains.
         shuffle_seed: the order of training batches is a function of it and of the epoch.
-
-    Raises:
-        ValueError: for sizes below 1.
     """
 
     def __init__(
@@ -57,6 +55,7 @@ class SequentialCIFARDataModule(PixelDataModule):
         num_workers: int = 0,
         shuffle_seed: int = 0,
     ) -> None:
+        """Checks the options. Raises ValueError for sizes below 1 or a negative seed."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         self.folder = local_path(root) / "cifar10"
         self.source = self.folder if source is None else local_path(source)
@@ -76,16 +75,17 @@ class SequentialCIFARDataModule(PixelDataModule):
 
     @property
     def num_channels(self) -> int:
-        """C of x."""
+        """Number of channels C of x."""
         return 1 if self.greyscale else 3
 
     def prepare_data(self) -> None:
-        """Downloads if asked to, and converts unless that is done."""
+        """Downloads the archive if requested, and converts it if that has not been done."""
         if self.download:
             download(self.folder)
         convert.convert(self.source, self.folder)
 
     def load(self) -> dict[str, PixelDataset]:
+        """Memory-maps the conversion and holds out the validation images."""
         data = convert.load(convert.locate(self.source, self.folder))
         self._form = data.form
         generator = torch.Generator().manual_seed(SPLIT_SEED)
@@ -95,6 +95,7 @@ class SequentialCIFARDataModule(PixelDataModule):
         return {name: PixelDataset(data.pixels, data.labels, own) for name, own in rows.items()}
 
     def to_float(self, x: Tensor) -> Tensor:
+        """Converts pixels (B, 1024, 3) uint8 to float32 (B, 1024, C): permuted, grey if requested, normalised."""
         if self._mean.device != x.device:
             self._mean, self._std, self._luma = (t.to(x.device) for t in (self._mean, self._std, self._luma))
             self._order = None if self._order is None else self._order.to(x.device)
@@ -106,7 +107,7 @@ class SequentialCIFARDataModule(PixelDataModule):
         return (pixels - self._mean) / self._std
 
     def describe(self) -> dict[str, Any]:
-        """Counts, digest, the form that the images came in, and what is done to the pixels."""
+        """Counts, digest, format of the images, and preprocessing."""
         return {
             **super().describe(),
             "form": self._form,

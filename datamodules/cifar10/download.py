@@ -1,4 +1,4 @@
-"""CIFAR-10's python archive from several mirrors, resumed where it stopped, taken only with the published md5."""
+"""Resumable download of CIFAR-10's python archive from several mirrors, checked against the published md5."""
 
 import logging
 import os
@@ -25,12 +25,12 @@ RETRIES = 2  # of each mirror
 
 
 def download(folder: Path, mirrors: Sequence[str] = MIRRORS) -> Path:
-    """Fetches the archive into `folder` unless it is there and whole.
+    """Downloads the archive into `folder` unless a complete one is there.
 
-    A transfer that stopped goes on where it was, in another run and from another mirror too.
+    An interrupted transfer is resumed, also in another run or from another mirror.
 
     Raises:
-        OSError: saying what each mirror answered, if none gave the archive.
+        OSError: no mirror has the archive; says what each answered.
     """
     answers = []
     for url in mirrors:
@@ -43,19 +43,19 @@ def download(folder: Path, mirrors: Sequence[str] = MIRRORS) -> Path:
         except (requests.exceptions.RequestException, ValueError) as error:
             answers.append(f"{url}: {error}")
     raise StorageError(
-        f"could not fetch {NAME} from any mirror; run it again to go on, or name a local archive or folder as "
+        f"could not fetch {NAME} from any mirror; run it again to resume, or name a local archive or folder as "
         f"source. {'; '.join(answers)}"
     )
 
 
 def _resuming(part: Path) -> Any:
-    """A downloader for pooch that keeps what has come in `part`."""
+    """Downloader for pooch that keeps the received part of the file in `part`."""
 
     def fetch(url: str, target: str, _: object) -> None:
         try:
             transfer(url, part)
         except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
             raise requests.exceptions.ConnectionError(str(error) or type(error).__name__) from error  # pooch's retries
-        os.replace(part, target)  # pooch compares the digest, and deletes what has another one
+        os.replace(part, target)  # pooch compares the digest, and deletes a file with another one
 
     return fetch

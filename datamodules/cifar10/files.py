@@ -1,4 +1,4 @@
-"""Where CIFAR-10 lies: a published archive, a folder of its files, or folders of images. Nothing is ever unpacked."""
+"""CIFAR-10 on disk: a published archive, a folder of its files, or folders of images. Nothing is ever unpacked."""
 
 import tarfile
 import zlib
@@ -28,10 +28,10 @@ _LARGEST = 64 << 20  # bytes; a batch has 31 MB
 
 
 def find(source: Path) -> Path:
-    """The archive, the folder of batch files, or the folder of class folders of images that `source` is or holds.
+    """Locates the archive, folder of batch files, or folder of class folders that `source` is or contains.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: there is none.
     """
     if source.is_file():
         return source
@@ -51,15 +51,15 @@ def find(source: Path) -> Path:
 
 
 def holds_images(source: Path) -> bool:
-    """Whether what `find` found is class folders of images, not batches."""
+    """Whether a result of `find` is class folders of images rather than batches."""
     return source.is_dir() and not any((source / names[0]).is_file() for names in BATCHES)
 
 
 def digest(source: Path) -> str:
-    """md5 of an archive, sha256 of the files of a folder; of images, of their names, sizes and times of change.
+    """md5 of an archive, sha256 of a folder's files; for images, of their names, sizes and times.
 
     Raises:
-        ValueError: if the archive is not one that was published.
+        ValueError: the archive is not a published one.
     """
     if holds_images(source):
         return images.listing_digest(source)
@@ -79,11 +79,11 @@ def digest(source: Path) -> str:
 
 
 def read(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the six batch files, training before test.
+    """Reads name and content of the six batch files, training before test.
 
     Raises:
-        FileNotFoundError: if a folder lacks one.
-        ValueError: if an archive is damaged or lacks one.
+        FileNotFoundError: a folder lacks one.
+        ValueError: an archive is damaged or lacks one.
     """
     if source.is_dir():
         names = next(names for names in BATCHES if (source / names[0]).is_file())
@@ -107,7 +107,7 @@ def _read_archive(source: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(source, "r:gz") as archive:
             for member in archive:
-                tarfile.data_filter(member, "/nowhere")  # refuses what would leave the folder, and special files
+                tarfile.data_filter(member, "/nowhere")  # refuses paths outside the folder, and special files
                 name = PurePosixPath(member.name).name
                 if name in wanted and member.isfile() and member.size <= _LARGEST:
                     content = archive.extractfile(member)

@@ -1,7 +1,7 @@
 """CIFAR-10 as folders of images: <source>/{train,test}/<class>/<image>.png, PNG or JPEG.
 
-Images are taken class by class in the order of `CLASS_NAMES`, those of a class by the name of the file without its
-ending, so that the same images have the same order in either format. It is not the order of the batch files.
+Images are ordered by class as in `CLASS_NAMES`, and within a class by file name without suffix, so that the same images
+have the same order in either format. It is not the order of the batch files.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _NUMBERS = {name: number for number, name in enumerate(CLASS_NAMES)} | {"plane":
 
 
 class Listing(NamedTuple):
-    """Files of `train` and `test` with their classes, in their order, and what is wrong with the folders."""
+    """Files of `train` and `test` with their classes, in order, and the faults of the folders."""
 
     train: list[tuple[Path, int]]
     test: list[tuple[Path, int]]
@@ -36,7 +36,7 @@ class Listing(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Pixels (n, 1024, 3) uint8 and classes (n,) uint8, training images first, and the form that they came in."""
+    """Pixels (n, 1024, 3) uint8 and classes (n,) uint8, training images first, and the format of the files."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
@@ -44,9 +44,9 @@ class Images(NamedTuple):
 
 
 def find(source: Path) -> Path | None:
-    """The folder with train/ and test/ that `source` is, holds, or is a part of; None if there is none.
+    """Locates the folder with train/ and test/ that `source` is, contains, or belongs to.
 
-    Of several in a folder none is taken.
+    Returns None if there is none, or if `source` contains several.
     """
     if _is_root(source):
         return source
@@ -57,9 +57,9 @@ def find(source: Path) -> Path | None:
 
 
 def listing_digest(source: Path) -> str:
-    """sha256 of the names, sizes and times of change of all images: what a conversion is kept under.
+    """sha256 of the names, sizes and modification times of all images, the key of their conversion.
 
-    The pixels are not read for it; their digest is that of the conversion.
+    It reads no pixels, whose digest is that of the conversion.
     """
     digest = sha256()
     train, test, _ = listing(source, 0, 0)
@@ -70,12 +70,12 @@ def listing_digest(source: Path) -> str:
 
 
 def listing(source: Path, train: int, test: int) -> Listing:
-    """The images of a folder that `find` found.
+    """Lists the images of a folder that `find` returned.
 
     Args:
         source: the folder.
-        train: images that each class has for training; 0 if that is not to be compared.
-        test: likewise.
+        train: expected training images of each class; 0 skips the comparison.
+        test: expected test images of each class, likewise.
     """
     files: dict[str, list[tuple[Path, int]]] = {}
     faults: list[Fault] = []
@@ -115,7 +115,7 @@ def listing(source: Path, train: int, test: int) -> Listing:
 
 
 def read(source: Path, listed: Listing) -> tuple[Images, list[Fault]]:
-    """All images, black where there is a fault, and the faults."""
+    """Reads all images, black where there is a fault, and returns the faults."""
     files = listed.train + listed.test
     pixels = np.zeros((len(files), SIDE * SIDE, 3), dtype=np.uint8)
     faults: list[Fault] = []
@@ -133,8 +133,8 @@ def read(source: Path, listed: Listing) -> tuple[Images, list[Fault]]:
     labels = np.array([number for _, number in files], dtype=np.uint8)
     if jpegs:
         rank_zero_warn(
-            f"{source}: {jpegs:,} of {len(files):,} images are JPEG, which is lossy: their pixels are near those of "
-            "CIFAR-10, not the same, and so are results on them"
+            f"{source}: {jpegs:,} of {len(files):,} images are JPEG, which is lossy: their pixels are close to those "
+            "of CIFAR-10 but not the same, and so are results on them"
         )
     form = "PNG" if not jpegs else "JPEG (lossy)" if jpegs == len(files) else "PNG and JPEG (lossy)"
     return Images(pixels, labels, form), faults
@@ -148,7 +148,7 @@ def _read(path: Path) -> tuple[npt.NDArray[np.uint8] | None, str | None, str]:
                 reason = f"{width} x {height} pixels of mode {image.mode}, CIFAR-10 has {SIDE} x {SIDE} of mode RGB"
                 return None, image.format, reason
             return np.asarray(image).reshape(-1, 3), image.format, ""
-    except Exception as error:  # damaged files raise whatever Pillow's parsers run into
+    except Exception as error:  # Pillow's parsers raise almost anything on a damaged file
         return None, None, f"damaged ({type(error).__name__}: {error})"
 
 

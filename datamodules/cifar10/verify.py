@@ -1,4 +1,4 @@
-"""What is missing or corrupt in a CIFAR-10 on disk."""
+"""Search for missing or corrupt parts of a CIFAR-10 on disk."""
 
 from collections.abc import Iterable, Iterator
 from hashlib import md5
@@ -11,14 +11,14 @@ from datamodules.faults import Fault
 
 
 def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
-    """Every fault, and none for a whole data set.
+    """Finds all faults of a data set.
 
-    Compares the md5 of an archive, or of the files of a folder of the python version; reads every batch; of class
-    folders counts and reads every image; compares conversions with the sha256 that was taken when they were written.
+    Compares the md5 of an archive, or of a folder's files of the python version; reads every batch; counts and reads
+    every image of class folders; compares conversions with the sha256 stored when they were written.
 
     Args:
-        source: archive or folder of `files.find`; only read.
-        converted: folders that `convert.convert` made.
+        source: archive or folder, see `files.find`; only read.
+        converted: folders that `convert.convert` created.
     """
     faults: list[Fault] = []
     try:

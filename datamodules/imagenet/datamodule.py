@@ -1,4 +1,4 @@
-"""ImageNet for Lightning, through timm's readers and augmentation."""
+"""The ImageNet data module, with timm's readers and augmentation."""
 
 from functools import cached_property
 from hashlib import sha256
@@ -30,45 +30,42 @@ HOLDOUT_SEED = 42
 
 
 class ImageNetDataModule(DataModule):
-    """ImageNet-1K (Russakovsky et al. 2015), or any data set that timm's readers take.
+    """ImageNet-1K (Russakovsky et al. 2015), or any data set that timm's readers support.
 
-    Batches are `Batch(x (B, 3, H, W), y, lengths, sample)`: x float32, normalised by ImageNet's mean and standard
-    deviation; y (B,) classes, or (B, classes) soft labels of Mixup and CutMix, in training; lengths (B,) the pixels
-    H * W. Training crops at random and flips; evaluation crops the centre. Loaders hand out bytes; normalisation,
-    erasing and mixing are done on the device by `on_after_batch_transfer`, which Lightning calls.
+    Batches are `Batch(x (B, 3, H, W), y, lengths, sample_index)`: x float32, normalised by ImageNet's mean and standard
+    deviation; y (B,) classes or, in training with Mixup and CutMix, (B, classes) soft labels; lengths (B,) the number
+    of pixels H * W. Training crops at random and flips; evaluation crops the centre. Loaders return bytes;
+    `on_after_batch_transfer`, which Lightning calls, normalises, erases and mixes on the device.
 
-    With a folder, a tar or Hugging Face's parquet, order and augmentation are a function of (shuffle_seed, epoch), for
-    any number of workers; a run that is continued sees what it would have seen, and the batch of all processes together
-    is the same for any number of them; every image is evaluated exactly once. For WebDataset see `StreamLoader`,
-    `TrainingStream` and `ImageStream`; damaged images in its shards are left out by timm, which logs them.
+    For a folder, a tar or Hugging Face's parquet, order and augmentation are a function of (shuffle_seed, epoch) for
+    any number of workers; a resumed run continues with the same images, the batch of all processes together is the same
+    for any number of them, and every image is evaluated exactly once. For WebDataset see `StreamLoader`,
+    `TrainingStream` and `ImageStream`; timm leaves out damaged images in its shards, and logs them.
 
-    ImageNet's labelled test set is its validation set: that is what `test` reads. `holdout` keeps it for that alone.
+    `test` reads the validation split, which is ImageNet's labelled test set; `holdout` reserves it for that purpose.
 
     Args:
-        root: folder for data sets; this one is read from `<root>/imagenet`.
-        source: its folder, if it is elsewhere; only read. Holds train/ and val/ with a folder per class, as
+        root: folder of data sets; this one is read from `<root>/imagenet`.
+        source: its folder, if it is elsewhere; only read. It contains train/ and val/ with a folder per class, as
             torchvision.datasets.ImageNet unpacks the official archives, or train.tar and val.tar of them; for "wds/..."
             the shards, for "hfds/..." the cache.
-        dataset: timm's name, "wds/..." or "hfds/..."; by default a folder or tar.
+        dataset: timm's name, "wds/..." or "hfds/..."; "" for a folder or tar.
         train_split: timm's name of the training split.
         val_split: timm's name of the validation split.
-        num_classes: the number that is expected; WebDataset needs it, the others are compared with it.
-        holdout: validate on so many of the training images (chosen with seed 42), and test on the validation split.
+        num_classes: expected number of classes; required for WebDataset, compared with the data otherwise.
+        holdout: validate on this many of the training images (chosen with seed 42), and test on the validation split.
         image_size: H and W.
-        crop_pct: side of the central crop over the shorter side of the image.
+        crop_pct: side of the central crop relative to the shorter side of the image.
         rand_augment: RandAugment or another policy in timm's notation, such as "rand-m9-mstd0.5-inc1".
-        random_erasing: probability per image, with noise.
+        random_erasing: probability per image, filled with noise.
         mixup: alpha of Mixup.
-        cutmix: alpha of CutMix; with both, each batch takes one of them.
+        cutmix: alpha of CutMix; with both, each batch uses one of them.
         repeats: differently augmented copies of each image in a batch.
         batch_size: training images per step, over all processes.
         eval_batch_size: images per step of validate and test; default `batch_size`.
-        max_corrupt: go on with at most this many damaged files in a split, each process counting those that it met.
-        num_workers: loader processes, per process of the training.
+        max_corrupt: tolerate at most this many damaged files in a split, counted by each process for itself.
+        num_workers: loader processes of each training process.
         shuffle_seed: the order of training images and their augmentation are a function of it and of the epoch.
-
-    Raises:
-        ValueError: for options that do not fit.
     """
 
     def __init__(
@@ -93,6 +90,7 @@ class ImageNetDataModule(DataModule):
         num_workers: int = 8,
         shuffle_seed: int = 0,
     ) -> None:
+        """Checks the options. Raises ValueError for those that contradict each other or are out of range."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         stream = readers.is_stream(dataset)
         errors = [
@@ -123,7 +121,7 @@ class ImageNetDataModule(DataModule):
             raise InputError(f"Mixup and CutMix pair the images of a batch: batch_size must be even, got {batch_size}")
 
     def setup(self, stage: str) -> None:
-        """Lists the images, and compares the classes; nothing is decoded."""
+        """Lists the images and compares the classes; decodes nothing."""
         if self._files or readers.is_stream(self.dataset):
             return
         train = readers.open_map(self.dataset, self.source, self.train_split)
@@ -164,11 +162,13 @@ class ImageNetDataModule(DataModule):
         }
 
     def split(self, name: str) -> ImageFiles:
+        """The images of a split."""
         if name not in self._files:
             raise not_set_up(f"the {name} images")
         return self._files[name]
 
     def training_sampler(self, batch_size: int, rank: int, world_size: int) -> ImageSampler:
+        """Training batches of one process, with a seed for the augmentation of each image."""
         return ImageSampler(
             len(self.split("train")),
             batch_size,
@@ -179,6 +179,7 @@ class ImageNetDataModule(DataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        """This process's training batches."""
         if not readers.is_stream(self.dataset):
             return super().train_dataloader()
         reader = self._open_stream(self.train_split, self.share_of_batch, training=True)
@@ -186,6 +187,7 @@ class ImageNetDataModule(DataModule):
         return self._stream_loader(stream, self.share_of_batch)
 
     def evaluation_loader(self, split: str, *, sort: bool = True) -> DataLoader[Batch]:
+        """Loads every image of a split once over all processes; a stream is read in its own order."""
         if not readers.is_stream(self.dataset):
             return super().evaluation_loader(split, sort=sort)
         reader = self._open_stream(self.val_split, self.eval_batch_size, training=False)
@@ -193,10 +195,16 @@ class ImageNetDataModule(DataModule):
         return self._stream_loader(stream, self.eval_batch_size)
 
     def counts(self) -> dict[str, int]:
+        """Images of each split; nothing for a stream."""
         return {name: len(data) for name, data in self._files.items()}  # none of a stream
 
     @property
     def share_of_batch(self) -> int:
+        """Training images per step of each process.
+
+        Raises:
+            ValueError: the batch cannot be divided evenly, or into pairs for Mixup and CutMix.
+        """
         share = super().share_of_batch
         if self._mixes and share % 2:
             raise InputError(
@@ -206,10 +214,10 @@ class ImageNetDataModule(DataModule):
         return share
 
     def on_after_batch_transfer(self, batch: ImageBytes, dataloader_idx: int) -> Batch:
-        """Bytes to numbers; in training, erases and mixes.
+        """Converts bytes to normalised floats; in training, also erases and mixes.
 
         Raises:
-            ValueError: if more files are damaged than `max_corrupt` allows.
+            ValueError: more files are damaged than `max_corrupt` allows.
         """
         from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         from timm.data.mixup import Mixup
@@ -232,12 +240,12 @@ class ImageNetDataModule(DataModule):
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the classes and of the names and sizes of the files; their contents are not read."""
+        """sha256 of classes, file names and sizes; contents are not read."""
         listings = {readers.listing_digest(reader) for reader in self._readers.values()}
         return sha256("".join(sorted(listings)).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Counts, classes, digest, what is done to the images, and the damaged files that this process has met."""
+        """Counts, classes, digest, preprocessing, and the damaged files that this process has read."""
         return {
             **super().describe(),
             "classes": self.num_classes,
@@ -293,5 +301,5 @@ class ImageNetDataModule(DataModule):
             if (count := data.count_damaged) > self.max_corrupt:
                 raise InputError(
                     f"{count} damaged files among the {split} images met so far: {data.first_damage()}. Replace "
-                    f"them, or go on with what can be had of them: --data.max_corrupt {count}"
+                    f"them, or use what can be read of them: --data.max_corrupt {count}"
                 )

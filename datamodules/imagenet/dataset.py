@@ -21,13 +21,13 @@ _SEEDS = 2**31
 
 
 class ImageBytes(NamedTuple):
-    """One batch as a loader hands it out.
+    """One batch of a loader.
 
     Attributes:
         x: (B, 3, H, W) uint8.
         y: (B,) int64 classes.
         sample_index: (B,) int64 row of each image in its split.
-        seed: of what is still to be drawn for the batch; 0 for evaluation.
+        seed: of the random erasing and mixing that follow; 0 for evaluation.
     """
 
     x: Tensor
@@ -37,13 +37,13 @@ class ImageBytes(NamedTuple):
 
 
 class ImageFiles(Dataset[Any]):
-    """Whole batches: indexed by a list of `image + number of images * seed of its augmentation`.
+    """Batches of images, indexed by a list of `image + number of images * seed of its augmentation`.
 
     Args:
         reader: of `readers.open_map`.
         transform: (RGB image) -> (3, H, W) uint8.
-        classes: number of each class of the reader among those of the training data; by default the reader's own.
-        rows: images of the reader that belong to this split; by default all.
+        classes: for each class of the reader, its number in the training data; None for the same number.
+        rows: images of the reader that belong to this split; None for all.
     """
 
     def __init__(
@@ -54,30 +54,34 @@ class ImageFiles(Dataset[Any]):
         classes: npt.NDArray[np.int64] | None = None,
         rows: npt.NDArray[np.int64] | None = None,
     ) -> None:
+        """Selects the rows; reads nothing."""
         self.reader, self.transform, self.classes = reader, transform, classes
         self.rows = np.arange(len(reader)) if rows is None else rows
-        # Shared with the loader's processes, which find the damaged files.
+        # In shared memory, since the loader's processes find the damaged files.
         self._damaged = torch.zeros(len(self.rows), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.rows)
 
     def __getitem__(self, keys: int | list[int]) -> ImageBytes:
+        """Loads the images of a list of keys."""
         seeds, images = np.divmod(np.atleast_1d(keys), len(self))
         pairs = [self._load(int(image), int(seed)) for image, seed in zip(images, seeds, strict=True)]
         x, y = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
         return ImageBytes(x, y, torch.from_numpy(images), int(seeds[0]))
 
     def damaged(self) -> list[str]:
-        """Names of the damaged files that were met so far, by this process and its loader's."""
+        """Names of the damaged files that this process and its workers have read so far."""
         return [self.reader.filename(int(self.rows[image])) for image in self._damaged.nonzero()[:, 0]]
 
     @property
     def count_damaged(self) -> int:
+        """Number of damaged files so far."""
         return int(self._damaged.count_nonzero())
 
     def first_damage(self) -> str:
-        """The first damaged file, and what is wrong with it."""
+        """Name of the first damaged file, and its damage."""
         row = int(self.rows[int(self._damaged.nonzero()[0, 0])])
         return f"{self.reader.filename(row)}: {decode(self._read(row)[0])[1]}"
 
@@ -98,11 +102,11 @@ class ImageFiles(Dataset[Any]):
 
 
 class ImageSampler(LengthBucketBatchSampler):
-    """Training batches, each image with a seed for its augmentation: a pure function of (seed, epoch).
+    """Training batches, each image with a seed for its augmentation, as a pure function of (seed, epoch).
 
     The batch of all processes together is the same for every number of them. Images that do not fill a batch are left
-    out for that epoch. With `repeats` (repeated augmentation, Hoffer et al. 2020) a batch holds as many differently
-    augmented copies of each image, spread over the processes, and an epoch meets 1 / `repeats` of the images.
+    out of that epoch. With `repeats` (repeated augmentation, Hoffer et al. 2020), a batch has that many differently
+    augmented copies of each image, spread over the processes, and an epoch uses 1 / `repeats` of the images.
 
     Args:
         images: in the split.
@@ -116,6 +120,7 @@ class ImageSampler(LengthBucketBatchSampler):
     def __init__(
         self, images: int, batch_size: int, *, repeats: int = 1, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
+        """Counts the batches. Raises ValueError if there is none for each process."""
         super().__init__(np.ones(images), batch_size, seed=seed, rank=rank, world_size=world_size, drop_last=True)
         self.repeats = repeats
 
@@ -129,11 +134,11 @@ class ImageSampler(LengthBucketBatchSampler):
 
 
 class ImageStream(IterableDataset[Any]):
-    """Images of a stream for evaluation, every one once over all processes.
+    """Images of a stream for evaluation, each once over all processes.
 
-    Each process reads the whole stream, divided over its workers, and keeps each `world_size`-th image. It has no
-    length: how many batches the workers make is not known before. An image's row (`sample_index`) is its own for
-    one number of workers; with another number it has another.
+    Each process reads the whole stream, divided over its workers, and keeps every `world_size`-th image. It has no
+    length, since the number of batches of the workers is not known in advance. An image's row (`sample_index`) is
+    unique, but depends on the number of workers.
 
     Args:
         reader: of `readers.open_stream`.
@@ -143,10 +148,12 @@ class ImageStream(IterableDataset[Any]):
     """
 
     def __init__(self, reader: Any, transform: Transform, rank: int, world_size: int) -> None:
+        """Makes the reader return the whole stream to every process."""
         self.reader, self.transform, self.rank, self.world_size = reader, transform, rank, world_size
-        reader.dist_rank, reader.dist_num_replicas = 0, 1  # timm's own division repeats some images and misses others
+        reader.dist_rank, reader.dist_num_replicas = 0, 1  # timm's own division repeats some images and omits others
 
     def __iter__(self) -> Iterator[tuple[Tensor, int, int, int]]:
+        """Iterates over image, class, row and seed 0."""
         worker = get_worker_info()
         assert worker is not None  # StreamLoader has at least one
         for number, (picture, y) in enumerate(self.reader):
@@ -155,10 +162,10 @@ class ImageStream(IterableDataset[Any]):
 
 
 class TrainingStream(IterableDataset[Any]):
-    """Images of a stream for training; timm divides the shards over processes and workers.
+    """Images of a stream for training; timm divides the shards among processes and workers.
 
-    Every process makes the same number of batches. Shards that are not equally long, or do not divide evenly, make some
-    images come more than once in an epoch, and others not at all.
+    Every process has the same number of batches. If shards are unequal or do not divide evenly, some images occur more
+    than once in an epoch, and others not at all.
 
     Args:
         reader: of `readers.open_stream`.
@@ -168,12 +175,15 @@ class TrainingStream(IterableDataset[Any]):
     """
 
     def __init__(self, reader: Any, transform: Transform, seed: int, rank: int) -> None:
+        """Starts at epoch 0."""
         self.reader, self.transform, self.seed, self.rank, self.epoch = reader, transform, seed, rank, 0
 
     def __len__(self) -> int:
+        """Number of images of all processes, as timm counts them."""
         return len(self.reader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, int, int, int]]:
+        """Iterates over augmented image, class, row and seed."""
         worker = get_worker_info()
         assert worker is not None  # StreamLoader has at least one
         for number, (picture, y) in enumerate(self.reader):
@@ -186,15 +196,15 @@ class TrainingStream(IterableDataset[Any]):
 class StreamLoader(Loader):
     """Loader of a stream whose order is a function of (seed, epoch, processes, workers).
 
-    Its workers begin anew with each epoch, from a seed of that epoch. A run that is continued within an epoch meets
-    the epoch's first batches again; at its end it continues exactly.
+    Its workers start again in each epoch, from a seed of that epoch. A run resumed within an epoch repeats the epoch's
+    first batches; at the end of an epoch, it resumes exactly.
 
     Args:
         dataset: the stream.
         batch_size: of this process.
         num_workers: at least one is used.
         seed: of the order.
-        epoch: tells the present one.
+        epoch: returns the current epoch.
     """
 
     def __init__(
@@ -206,6 +216,7 @@ class StreamLoader(Loader):
         seed: int,
         epoch: Callable[[], int],
     ) -> None:
+        """Creates the loader and passes its number of workers to the reader."""
         super().__init__(
             dataset,
             batch_size=batch_size,
@@ -216,6 +227,7 @@ class StreamLoader(Loader):
         dataset.reader.set_loader_cfg(num_workers=self.num_workers)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Iterates over the batches of an epoch."""
         # A generator: the epoch is read at the first batch, since Lightning calls iter() early.
         epoch = self._epoch()
         stream = self.dataset

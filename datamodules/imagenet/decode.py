@@ -1,4 +1,4 @@
-"""Image files to RGB: every mode converted rightly, and damaged files as far as they go."""
+"""Image files to RGB: every mode converted correctly, and damaged files as far as they can be read."""
 
 import io
 import struct
@@ -25,12 +25,13 @@ _DAMAGE = (
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB. Sixteen bits of grey are scaled, 65535 to 255; `Image.convert` would clip them at 255.
+    """Converts any picture to 8-bit RGB.
 
-    CMYK, grey, palette and transparency are converted as Pillow does it; alpha is dropped.
+    Grey values of 16 bits are scaled, 65535 to 255; `Image.convert` would clip them at 255. CMYK, grey, palette and
+    transparency are converted as Pillow does; alpha is dropped.
 
     Raises:
-        ValueError: for pixels whose white is unknown: floats, or integers past 16 bits.
+        ValueError: the value of white is unknown: floats, or integers beyond 16 bits.
     """
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
@@ -43,9 +44,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(content: bytes) -> tuple[Image.Image, str | None]:
-    """The picture in a file, and None; of a damaged file what can be had, and what is wrong.
+    """Decodes a file; returns the picture and None, or of a damaged file what can be read and the reason.
 
-    What is missing of a truncated JPEG is grey; a file that is no picture at all gives one of ImageNet's mean colour.
+    The missing part of a truncated JPEG is grey; a file that is no picture gives ImageNet's mean colour.
     """
     try:
         return to_rgb(Image.open(io.BytesIO(content))), None

@@ -1,7 +1,7 @@
-"""timm's readers, opened with what they do not check checked.
+"""timm's readers, with the checks that they lack.
 
-A folder or a tar holds one folder of images per class: <source>/train/<class>/*.JPEG, or <source>/train.tar. What is
-hidden or left by a system (.ipynb_checkpoints, __MACOSX, ._x.jpg) is no class and no image.
+A folder or a tar contains one folder of images per class: <source>/train/<class>/*.JPEG, or <source>/train.tar. Files
+and folders that are hidden or left by a system (.ipynb_checkpoints, __MACOSX, ._x.jpg) are no images or classes.
 """
 
 import os
@@ -26,21 +26,21 @@ _UNPACK = (
 
 
 def is_stream(dataset: str) -> bool:
-    """Whether timm reads it in sequence, without access by index."""
+    """Whether timm reads the data set in sequence, without access by index."""
     return dataset.startswith("wds/")
 
 
 def open_map(dataset: str, source: Path, split: str) -> Any:
-    """A reader with access by index: `len(reader)`, `reader[i] -> (file, class)`, `reader.filename(i)`.
+    """Opens a reader with access by index: `len(reader)`, `reader[i] -> (file, class)`, `reader.filename(i)`.
 
     Args:
         dataset: "" for a folder or tar, or timm's name, such as "hfds/imagenet-1k".
-        source: where the split lies; for "hfds/..." the cache.
+        source: folder of the splits; for "hfds/..." the cache.
         split: its name.
 
     Raises:
-        FileNotFoundError: if the split is not there.
-        ValueError: if it holds no images.
+        FileNotFoundError: the split does not exist.
+        ValueError: it has no images.
     """
     from timm.data.readers.reader_factory import create_reader
 
@@ -50,7 +50,7 @@ def open_map(dataset: str, source: Path, split: str) -> Any:
     options: dict[str, Any] = {}
     if path.is_file():
         _check_end(path)
-        options["cache_tarinfo"] = False  # it would lie beside the tar
+        options["cache_tarinfo"] = False  # timm would write it beside the tar
     try:
         reader = create_reader("", root=str(path), **options)
     except (RuntimeError, ValueError, tarfile.TarError) as error:
@@ -70,18 +70,18 @@ def open_map(dataset: str, source: Path, split: str) -> Any:
 
 
 def open_stream(dataset: str, source: Path, split: str, *, batch_size: int, training: bool, seed: int) -> Any:
-    """timm's reader of WebDataset shards, which yields (image, class).
+    """Opens timm's reader of WebDataset shards, which yields (image, class).
 
     Args:
         dataset: "wds/...".
         source: folder of the shards and their _info.json.
         split: its name in _info.json, or shards and their samples: "train-{0000..1023}.tar|1281167".
         batch_size: of each process.
-        training: shuffle shards and samples, whole batches on each worker.
+        training: shuffle shards and samples, whole batches in each worker.
         seed: of the order of the shards, together with the epoch.
 
     Raises:
-        ValueError: if the shards cannot be opened, or webdataset is not installed.
+        ValueError: the shards cannot be opened, or webdataset is not installed.
     """
     from timm.data.readers.reader_factory import create_reader
 
@@ -111,7 +111,7 @@ def class_names(reader: Any) -> list[str]:
 
 
 def listing_digest(reader: Any) -> str:
-    """sha256 of classes, file names and sizes, or of what a data set without files has instead."""
+    """sha256 of classes, file names and sizes, or of the fingerprint of a data set without files."""
     digest = sha256("\n".join(class_names(reader)).encode())
     for line in _listing(reader):
         digest.update(f"{line}\n".encode())
@@ -130,13 +130,13 @@ def _listing(reader: Any) -> list[str]:
 
 
 def _shards(reader: Any) -> list[Path]:
-    """Of WebDataset; none of other readers."""
+    """Shards of a WebDataset; none for other readers."""
     names = getattr(getattr(reader, "split_info", None), "filenames", None) or ()
     return [Path(reader.root) / name for name in names]
 
 
 def _check_end(path: Path) -> None:
-    """A tar ends with 1,024 zero bytes. tarfile would take one that is cut short for one with fewer images."""
+    """Checks for the 1,024 zero bytes at a tar's end: tarfile reads a truncated tar as one with fewer images."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - 1024))
@@ -145,7 +145,7 @@ def _check_end(path: Path) -> None:
 
 
 def _leave_out(reader: Any, path: Path) -> None:
-    """Takes from timm's reader what is hidden or left by a system, and numbers the classes that are left anew."""
+    """Removes images that are hidden or left by a system from timm's reader, and numbers the remaining classes."""
     tar = hasattr(reader, "tar_state")
     if tar:
         names = [member.path for member, *_ in reader.samples]
@@ -187,7 +187,7 @@ def _no_images(path: Path) -> str:
 
 
 def _find(source: Path, split: str) -> Path:
-    # timm would take the whole source, training images included, where it does not find a split.
+    # If timm does not find a split, it reads the whole source, training images included.
     for name in _SYNONYMS.get(split, (split,)):
         for path in (source / name, source / f"{name}.tar"):
             if path.exists():

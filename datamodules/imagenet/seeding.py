@@ -1,4 +1,4 @@
-"""Random numbers of augmentation as a function of a seed, which leave those of the model alone."""
+"""Random numbers of augmentation as a function of a seed, without effect on those of the model."""
 
 import random
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ import torch
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, Python's, NumPy's and torch's global generators start from `seed`; afterwards they are as before.
+    """Seeds Python's, NumPy's and torch's global generators, and restores them afterwards.
 
-    timm's augmentation draws from all three. Where Lightning runs it in the main process, the dropout of the model must
-    not depend on it.
+    timm's augmentation draws from all three. If Lightning runs it in the main process, the model's dropout must not
+    depend on it.
 
     Args:
         seed: 0 .. 2^32 - 1.
-        device: whose generator is included; the CPU's always is.
+        device: whose generator is included, besides the CPU's.
     """
     python, numpy = random.getstate(), np.random.get_state()
     cuda = device if device is not None and device.type == "cuda" else None

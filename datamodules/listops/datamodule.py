@@ -1,4 +1,4 @@
-"""ListOps for Lightning: generated in Long Range Arena's distribution, or read from its official files."""
+"""The ListOps data module: generated in Long Range Arena's distribution, or read from its official files."""
 
 import json
 from hashlib import sha256
@@ -24,15 +24,18 @@ from datamodules.paths import local_path
 
 
 class ExpressionDataset(Dataset[Batch]):
-    """Whole batches of expressions: indexed by a list of indices, as the batch samplers yield them."""
+    """Batches of expressions, indexed by a list of indices, as the batch samplers yield them."""
 
     def __init__(self, expressions: Expressions) -> None:
+        """Wraps expressions."""
         self.expressions = expressions
 
     def __len__(self) -> int:
+        """Number of expressions."""
         return self.expressions.samples
 
     def __getitem__(self, indices: int | list[int]) -> Batch:
+        """Pads the expressions of a list of indices into a batch."""
         chosen = np.atleast_1d(indices)
         batch = collate_tokens([self.expressions.row(i) for i in chosen], self.expressions.labels[chosen], PAD)
         return batch._replace(sample_index=torch.from_numpy(chosen))
@@ -41,16 +44,16 @@ class ExpressionDataset(Dataset[Batch]):
 class ListOpsDataModule(DataModule):
     """ListOps (Nangia & Bowman 2018) as in Long Range Arena (Tay et al. 2021).
 
-    Batches are `Batch(x, y, lengths, sample)` with x (B, L) int64 token ids padded with 0, y (B,) int64 values 0..9.
+    Batches are `Batch(x, y, lengths, sample_index)`, x (B, L) int64 token ids padded with 0, y (B,) int64 values 0..9.
 
     Args:
-        root: folder for data sets; this one is kept in `<root>/listops`.
+        root: folder of data sets; this one is stored in `<root>/listops`.
         batch_size: training samples per step, over all processes.
         min_length: expressions are longer than this; length counts 2 per operator and 1 per digit.
         max_length: expressions are shorter than this.
         max_depth: of the trees.
         max_args: most arguments of an operator.
-        train_size: generated training samples; val and test do not depend on it.
+        train_size: generated training samples; does not affect val and test.
         val_size: generated validation samples.
         test_size: generated test samples.
         data_seed: of the generated data.
@@ -59,9 +62,6 @@ class ListOpsDataModule(DataModule):
         predict_file: text file for predict, one expression per line, with or without parentheses.
         shuffle_seed: the order of training batches is a function of it and of the epoch.
         eval_batch_size: samples per step of validate, test and predict; default `batch_size`.
-
-    Raises:
-        ValueError: for sizes below 1 or lengths that no tree can have.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class ListOpsDataModule(DataModule):
         shuffle_seed: int = 0,
         eval_batch_size: int | None = None,
     ) -> None:
+        """Checks the options. Raises ValueError for sizes below 1, or lengths that no tree can have."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         self.parameters = TreeParameters(min_length, max_length, max_depth, max_args)
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
@@ -94,7 +95,7 @@ class ListOpsDataModule(DataModule):
         self._meta: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
-        """Builds the data set on disk unless it is there; nothing is needed to predict."""
+        """Builds the data set on disk if it is not there; predicting needs none."""
         if self._predicting:
             return
         about = self._about()
@@ -109,13 +110,15 @@ class ListOpsDataModule(DataModule):
             self._splits.update(splits)
 
     def split(self, name: str) -> ExpressionDataset:
+        """The expressions of a split."""
         return ExpressionDataset(self._split(name))
 
     def lengths(self, split: str) -> npt.ArrayLike:
+        """Number of tokens of each expression of a split."""
         return self._split(split).lengths
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """In the order of `predict_file`."""
+        """The expressions of `predict_file`, in its order."""
         return self.evaluation_loader("predict", sort=False)
 
     @property
@@ -125,7 +128,7 @@ class ListOpsDataModule(DataModule):
         return str(self._meta["digest"])
 
     def describe(self) -> dict[str, Any]:
-        """Counts, lengths, digest, and the accuracy of knowing nothing but the root operator."""
+        """Counts, mean lengths, digest, and the accuracy that the root operator alone gives."""
         train, test = self._split("train"), self._split("test")
         return {
             **super().describe(),
@@ -156,7 +159,7 @@ class ListOpsDataModule(DataModule):
         total = sum(self.sizes.values())
         data = generate_arrays(total, seed=self.data_seed, **vars(self.parameters), progress=True)
         splits, start = {}, 0
-        for split in ("test", "val", "train"):  # train last: its size then leaves the others as they are
+        for split in ("test", "val", "train"):  # train last, so that its size does not affect the others
             splits[split] = data.rows(start, start + self.sizes[split])
             start += self.sizes[split]
         return splits

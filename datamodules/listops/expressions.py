@@ -1,4 +1,4 @@
-"""ListOps expressions: vocabulary, tokens, and the plain evaluation that everything else is checked against.
+"""ListOps expressions: vocabulary, tokens, and the plain evaluation that tests compare all else with.
 
 An expression is a digit or `[OP argument argument ... ]` with OP one of MIN, MAX, MED (median, truncated to
 an integer) and SM (sum modulo 10): Nangia & Bowman 2018 (arXiv 1804.06028); Tay et al. 2021, Long Range
@@ -36,10 +36,10 @@ _WRITTEN = str.maketrans({"(": " ", ")": " ", "]": " ] "})
 
 
 class Expressions(NamedTuple):
-    """Many expressions in three flat arrays, without a Python object per sample.
+    """Expressions in three flat arrays, without a Python object per sample.
 
     Attributes:
-        tokens: (total,) uint8 ids of all expressions, one after the other.
+        tokens: (total,) uint8 ids of all expressions, concatenated.
         offsets: (samples + 1,) int64; expression i is `tokens[offsets[i]:offsets[i + 1]]`.
         labels: (samples,) uint8 values 0..9.
     """
@@ -50,23 +50,26 @@ class Expressions(NamedTuple):
 
     @property
     def samples(self) -> int:
+        """Number of expressions."""
         return len(self.labels)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each expression, (samples,)."""
         return np.diff(self.offsets)
 
     def row(self, index: int) -> npt.NDArray[np.uint8]:
+        """Token ids of one expression."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def rows(self, start: int, stop: int) -> "Expressions":
-        """The expressions start..stop-1 as views."""
+        """Views the expressions start..stop-1."""
         first, last = self.offsets[start], self.offsets[stop]
         return Expressions(self.tokens[first:last], self.offsets[start : stop + 1] - first, self.labels[start:stop])
 
 
 def join(rows: Sequence[npt.NDArray[np.uint8]], labels: Iterable[int]) -> Expressions:
-    """Expressions from one array of ids and one label per expression."""
+    """Joins one array of ids and one label per expression."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     tokens = np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint8)
@@ -74,10 +77,10 @@ def join(rows: Sequence[npt.NDArray[np.uint8]], labels: Iterable[int]) -> Expres
 
 
 def tokenize(expression: str) -> list[str]:
-    """Tokens of a written expression; parentheses are dropped, the space before `]` may be missing.
+    """Splits a written expression into tokens; parentheses are dropped, the space before `]` may be missing.
 
     Raises:
-        ValueError: for a token that is no operator, digit or `]`, or an expression without tokens.
+        ValueError: a token is no operator, digit or `]`, or there are none.
     """
     tokens = expression.translate(_WRITTEN).split()
     if not tokens:
@@ -91,33 +94,33 @@ def tokenize(expression: str) -> list[str]:
 
 
 def encode(tokens: Iterable[str]) -> npt.NDArray[np.uint8]:
-    """Token ids, (L,) uint8."""
+    """Converts tokens to ids, (L,) uint8."""
     return np.array([TOKEN_IDS[token] for token in tokens], dtype=np.uint8)
 
 
 def decode(ids: npt.NDArray[np.uint8]) -> list[str]:
-    """Tokens of ids, the inverse of `encode`."""
+    """Converts ids to tokens, the inverse of `encode`."""
     names: list[str] = _NAMES[ids].tolist()
     return names
 
 
 def length(tokens: Iterable[str]) -> int:
-    """Length as the generator counts it: 2 per operator (it has a `]`), 1 per digit."""
+    """Length by the generator's count: 2 per operator (with its `]`), 1 per digit."""
     return sum(2 if token in OPERATORS else token != CLOSE for token in tokens)
 
 
 def evaluate(tokens: Iterable[str]) -> int:
-    """Value 0..9 of one expression.
+    """Evaluates one expression to 0..9.
 
     Raises:
-        ValueError: for an unknown token, an operator without arguments, `]` without an operator, tokens
-            behind the end of the expression, or an operator that is never closed.
+        ValueError: a token is unknown, an operator has no arguments or is never closed, `]` closes nothing, or tokens
+            follow the end of the expression.
     """
     operators: list[str] = []
     arguments: list[list[int]] = [[]]
     for position, token in enumerate(tokens, start=1):
         if not operators and arguments[0]:
-            raise InputError(f"expected one expression, got {token!r} behind its end as token {position}")
+            raise InputError(f"expected one expression, got {token!r} after its end as token {position}")
         if token in OPERATORS:
             operators.append(token)
             arguments.append([])

@@ -1,12 +1,11 @@
 """Random ListOps expressions in the distribution of Long Range Arena, a few thousand trees at a time.
 
-Tay et al. 2021 (arXiv 2011.04006) draw a tree recursively and keep it if its length is in range. Here a
-batch of trees grows level by level; only the shape is drawn at first, because the length depends on nothing
-else. The accepted trees then get their digits and operators, values and sizes from the leaves up, and
-positions from the root down.
+Tay et al. 2021 (arXiv 2011.04006) draw a tree recursively and keep it if its length is in range. Here a batch of trees
+grows level by level; first, only the shape is drawn, on which alone the length depends. The accepted trees then get
+their digits and operators, values and sizes from the leaves up, and positions from the root down.
 
-The choices are integer arithmetic on the raw words of PCG64, whose stream numpy keeps fixed (that of
-`numpy.random.Generator` it does not): the same seed gives the same data on every platform and numpy version.
+All choices are integer arithmetic on the raw words of PCG64, whose stream numpy keeps fixed, unlike that of
+`numpy.random.Generator`: the same seed gives the same data on every platform and numpy version.
 """
 
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from tqdm.auto import tqdm
 from datamodules.errors import InputError
 from datamodules.listops.expressions import CLOSE, DIGITS, OPERATORS, TOKEN_IDS, Expressions, decode
 
-GENERATOR_VERSION = 1  # part of every cache key: raise it when the same seed gives other data
+GENERATOR_VERSION = 1  # part of every cache key: raise it when the data of a seed changes
 
-_NODES_PER_BATCH = 2**23  # at most, and 0.2 of it at LRA's parameters
+_NODES_PER_BATCH = 2**23  # at most; a fifth of it with LRA's parameters
 _PATIENCE = 2**20  # trees in a row without a new expression before giving up
 _MIN, _MAX, _MED, _SM = range(4)
 _FIRST_OPERATOR, _FIRST_DIGIT = TOKEN_IDS[next(iter(OPERATORS))], TOKEN_IDS[DIGITS[0]]
@@ -33,11 +32,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TreeParameters:
-    """Which trees: root operator at depth 1, digits at `max_depth`, min_length < length < max_length.
-
-    Raises:
-        ValueError: for values that no tree can satisfy.
-    """
+    """Parameters of trees: root operator at depth 1, digits at `max_depth`, min_length < length < max_length."""
 
     min_length: int = 500
     max_length: int = 2000
@@ -45,6 +40,7 @@ class TreeParameters:
     max_args: int = 10
 
     def __post_init__(self) -> None:
+        """Raises ValueError for values that no tree can satisfy."""
         if self.max_depth < 2 or self.max_args < 2:
             raise InputError(
                 f"asked for trees of max_depth={self.max_depth}, max_args={self.max_args}; "
@@ -62,7 +58,7 @@ class TreeParameters:
 
     @property
     def trees_per_batch(self) -> int:
-        """Bounds the memory. Fixed by the parameters alone: the data must not depend on `count`."""
+        """Trees drawn at a time, which bounds the memory. Independent of `count`, so that the data is, too."""
         return max(16, min(4096, _NODES_PER_BATCH // self.max_length))
 
 
@@ -73,27 +69,27 @@ class _Draws:
         self._words = np.random.PCG64(seed)
 
     def below(self, bound: int, count: int) -> Ints:
-        """Uniform on 0..bound-1 from 32 bits each; the relative bias is below bound / 2**32."""
+        """Draws uniformly from 0..bound-1, from 32 bits each; the relative bias is below bound / 2**32."""
         halves = self._words.random_raw((count + 1) // 2).astype("<u8").view("<u4")[:count]
         return ((halves.astype(np.uint64) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
 
     def quarter(self, count: int) -> Bools:
-        """True with probability exactly 1/4, from 8 bits each."""
+        """Draws True with probability exactly 1/4, from 8 bits each."""
         octets = self._words.random_raw((count + 7) // 8).astype("<u8").view(np.uint8)[:count]
         return octets < 64
 
 
 @dataclass
 class _Level:
-    """The nodes of one depth, in order of trees and, within a tree, from left to right."""
+    """Nodes of one depth, ordered by tree and, within a tree, from left to right."""
 
     tree: npt.NDArray[np.int32]  # (nodes,) index of the tree in its batch
     is_operator: Bools  # (nodes,)
-    arguments: Ints  # (operators,) number of children, which follow each other in the next level
+    arguments: Ints  # (operators,) number of children, which are consecutive in the next level
 
 
 def _grow(draws: _Draws, parameters: TreeParameters) -> tuple[list[_Level], Ints]:
-    """Shapes of one batch of trees and their lengths; a tree is abandoned once it is too long."""
+    """Draws the shapes and lengths of one batch of trees; a tree that becomes too long is abandoned."""
     trees = parameters.trees_per_batch
     lengths = np.ones(trees, dtype=np.int64)
     levels = []
@@ -119,7 +115,7 @@ def _select(level: _Level, accepted: Bools) -> _Level:
 
 
 def _apply(operators: Ints, arguments: Ints, children: Ints) -> Ints:
-    """Values of operators whose children follow each other: MIN, MAX, MED are order statistics, SM a sum."""
+    """Evaluates operators with consecutive children: MIN, MAX and MED are order statistics, SM is a sum."""
     count = len(operators)
     owner = np.repeat(np.arange(count), arguments)
     histogram = np.bincount(owner * 10 + children, minlength=count * 10).reshape(count, 10)
@@ -131,7 +127,7 @@ def _apply(operators: Ints, arguments: Ints, children: Ints) -> Ints:
 
 
 def _write(draws: _Draws, levels: list[_Level], lengths: Ints) -> Expressions:
-    """Draws digits and operators, evaluates the trees, and lays their tokens out."""
+    """Draws digits and operators, evaluates the trees, and places their tokens."""
     marks: list[npt.NDArray[np.uint8]] = []
     sizes: list[Ints] = []
     values = size = np.zeros(0, dtype=np.int64)
@@ -154,7 +150,7 @@ def _write(draws: _Draws, levels: list[_Level], lengths: Ints) -> Expressions:
         sizes.insert(0, size)
 
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = np.full(offsets[-1], TOKEN_IDS[CLOSE], dtype=np.uint8)  # what no node claims is a `]`
+    tokens = np.full(offsets[-1], TOKEN_IDS[CLOSE], dtype=np.uint8)  # every position without a node is a `]`
     position = offsets[:-1]
     for depth, level in enumerate(levels):
         tokens[position] = marks[depth]
@@ -167,14 +163,14 @@ def _write(draws: _Draws, levels: list[_Level], lengths: Ints) -> Expressions:
 
 
 def _draw_batch(draws: _Draws, parameters: TreeParameters) -> Expressions:
-    """The accepted ones among `parameters.trees_per_batch` trees; duplicates are possible."""
+    """Draws `parameters.trees_per_batch` trees and returns the accepted ones, possibly with duplicates."""
     levels, lengths = _grow(draws, parameters)
     accepted = (lengths > parameters.min_length) & (lengths < parameters.max_length)
     return _write(draws, [_select(level, accepted) for level in levels], lengths[accepted])
 
 
 def _distinct(batch: Expressions, seen: set[bytes]) -> Expressions:
-    """The expressions not yet in `seen`, which is updated."""
+    """Selects the expressions that are not yet in `seen`, and adds them to it."""
     new = np.zeros(batch.samples, dtype=np.bool_)
     for index in range(batch.samples):
         key = blake2b(batch.row(index).tobytes(), digest_size=16).digest()
@@ -195,9 +191,9 @@ def generate_arrays(
     max_args: int = 10,
     progress: bool = False,
 ) -> Expressions:
-    """`count` distinct random expressions as flat arrays.
+    """Generates `count` distinct random expressions as flat arrays.
 
-    The first n of a longer request with the same seed and parameters are the same n.
+    A longer request with the same seed and parameters begins with the same expressions.
 
     Args:
         count: number of expressions.
@@ -210,7 +206,7 @@ def generate_arrays(
         progress: show a bar if it takes more than a few seconds.
 
     Raises:
-        ValueError: for parameters that no tree, or fewer than `count` distinct expressions, can satisfy.
+        ValueError: no tree, or fewer than `count` distinct expressions, can satisfy the parameters.
     """
     if count < 0 or seed < 0:
         raise InputError(
@@ -251,7 +247,7 @@ def generate(
     max_depth: int = 10,
     max_args: int = 10,
 ) -> list[tuple[str, int]]:
-    """`count` distinct pairs of an expression such as `[MAX 2 9 [MIN 4 7 ] 0 ]` and its value.
+    """Generates `count` distinct pairs of an expression such as `[MAX 2 9 [MIN 4 7 ] 0 ]` and its value.
 
     Arguments, errors and the prefix property are those of `generate_arrays`.
     """

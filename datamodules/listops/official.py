@@ -1,7 +1,7 @@
-"""Long Range Arena's own ListOps files, read as they are and checked row by row.
+"""Long Range Arena's official ListOps files, checked row by row.
 
-The release (Tay et al. 2021) has `basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv` with the columns
-Source and Target; Source is written in nested pairs, `( ( ( [MAX 2 ) 9 ) ] )`.
+The release (Tay et al. 2021) has `basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv` with the columns Source and
+Target; Source is written in nested pairs, `( ( ( [MAX 2 ) 9 ) ] )`.
 """
 
 from hashlib import file_digest, sha256
@@ -19,10 +19,10 @@ _HEADER = "Source\tTarget"
 
 
 def paths(folder: str | Path) -> dict[str, Path]:
-    """The file of each split.
+    """Locates the file of each split.
 
     Raises:
-        FileNotFoundError: naming the files that are not there.
+        FileNotFoundError: naming the missing files.
     """
     found = {split: Path(folder) / f"basic_{split}.tsv" for split in SPLITS}
     missing = [path.name for path in found.values() if not path.is_file()]
@@ -35,7 +35,7 @@ def paths(folder: str | Path) -> dict[str, Path]:
 
 
 def source_digest(folder: str | Path) -> str:
-    """sha256 over those of the three files."""
+    """sha256 over the digests of the three files."""
     digest = sha256()
     for path in paths(folder).values():
         with path.open("rb") as file:
@@ -44,17 +44,17 @@ def source_digest(folder: str | Path) -> str:
 
 
 def read_all(folder: str | Path) -> dict[str, Expressions]:
-    """All splits.
+    """Reads all splits.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: naming file, line and remedy, at the first row that does not hold.
+        FileNotFoundError: a file is missing.
+        ValueError: a row is wrong; names the first by file and line, with the remedy.
     """
     return {split: read_split(path) for split, path in paths(folder).items()}
 
 
 def read_split(path: Path) -> Expressions:
-    """One file. Raises as `read_all`."""
+    """Reads one file. Raises as `read_all`."""
     rows: list[npt.NDArray[np.uint8]] = []
     labels: list[int] = []
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""Expressions that a user brings to predict."""
+"""A user's expressions for predict."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from datamodules.listops.expressions import Expressions, encode, evaluate, join,
 
 
 def read_expressions(file: str | Path | None) -> Expressions:
-    """Expressions of a text file, one per line, blank lines skipped; the labels are their values.
+    """Reads a text file of expressions, one per line, without blank lines; the labels are their values.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if no file is given, a line is no expression, or there is none at all.
+        FileNotFoundError: there is no such file.
+        ValueError: no file is given, a line is no expression, or there is no line.
     """
     if file is None:
         raise InputError("asked to predict, got predict_file=None; name a text file with one expression per line")

@@ -1,4 +1,4 @@
-"""What is worth knowing of a data set before training on it."""
+"""Statistics of a data set to know before training on it."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -9,7 +9,7 @@ from datamodules.listops.expressions import Expressions, num_classes, vocab_size
 
 
 def root_operator_accuracy(train: Expressions, test: Expressions) -> float:
-    """Test accuracy of the most frequent training label per root operator: no nesting needed."""
+    """Test accuracy of the most frequent training label of each root operator, which ignores all nesting."""
     counts = np.zeros((vocab_size, num_classes), dtype=np.int64)
     np.add.at(counts, (train.tokens[train.offsets[:-1]], train.labels), 1)
     answers = counts.argmax(axis=1)

@@ -1,4 +1,4 @@
-"""Sampling rates: what can be one, and what a column of times or row numbers says about it."""
+"""Sampling rates: which are possible, and which one a column of times or row numbers implies."""
 
 import re
 from typing import NamedTuple
@@ -32,21 +32,21 @@ _ROWS = re.compile(
 
 
 class Axis(NamedTuple):
-    """A column that is no lead: the rate that it gives in Hz (None: row numbers, or times too coarse for it)."""
+    """Column that is no lead: its meaning, and its rate in Hz, None for row numbers or times too coarse for one."""
 
     rate: float | None
     meaning: str
 
 
 def checked_rate(rate: float | None, source: str = "") -> float:
-    """A sampling rate that an ECG can have.
+    """Checks that a sampling rate is possible for an ECG, and returns it.
 
     Args:
-        rate: Hz, or None where there is none.
-        source: of it, if it is not the option.
+        rate: Hz, or None if there is none.
+        source: of the rate, unless it is the option.
 
     Raises:
-        CorruptRecordError: it is none, or is a period or in another unit.
+        CorruptRecordError: there is none, or it is a period or in another unit.
     """
     if rate is not None and SLOWEST <= rate <= FASTEST:
         return float(rate)
@@ -70,10 +70,10 @@ def checked_rate(rate: float | None, source: str = "") -> float:
 
 
 def one_rate(given: float | None, found: float | None, source: str) -> float:
-    """The rate that was given, or else the one that the file says, of `source`; both if they agree.
+    """Returns the given rate, or else the file's, of `source`; checks that both agree.
 
     Raises:
-        CorruptRecordError: they differ, there is none, or it is none that an ECG can have.
+        CorruptRecordError: they differ, there is none, or it is impossible for an ECG.
     """
     if given is None:
         return checked_rate(found, source if found is not None else "")
@@ -87,16 +87,16 @@ def one_rate(given: float | None, found: float | None, source: str) -> float:
 
 
 def read_axis(name: str | None, values: "pd.Series[float]") -> Axis | None:
-    """What a column of times or row numbers says; None of any other column.
+    """Interprets a column of times or row numbers; returns None for any other column.
 
-    It is known by its name, or by its values: no ECG rises in equal steps.
+    It is recognised by its name, or by its values: no ECG rises in equal steps.
 
     Args:
-        name: of the column, if there is one; not that of a lead.
-        values: of it, numbers or texts.
+        name: of the column, if it has one; not that of a lead.
+        values: numbers or texts.
 
     Raises:
-        CorruptRecordError: a column of times that does not go on in equal steps.
+        CorruptRecordError: the steps of a column of times are unequal.
     """
     words = (name or "").strip().strip("\"'").lower()
     unit, bare = _unit(words)
@@ -142,7 +142,7 @@ def _rate(elapsed: npt.NDArray[np.float64], step: float, unit: str | None, calle
 
 
 def _unit(words: str) -> tuple[str | None, str]:
-    """Unit of time in a name and the name without it: `time_ms`, `t [s]`, `Elapsed time (us)`, `seconds`."""
+    """Splits a name into unit of time and rest: `time_ms`, `t [s]`, `Elapsed time (us)`, `seconds`."""
     words = words.replace("\u00b5", "u").replace("\u03bc", "u")
     if words in _UNIT:
         return _UNIT[words], words
@@ -154,7 +154,7 @@ def _unit(words: str) -> tuple[str | None, str]:
 
 
 def _steady(elapsed: npt.NDArray[np.float64], step: float) -> bool:
-    """Whether times go on in equal steps, up to the rounding that they were written with."""
+    """Whether times advance in equal steps, up to the rounding of their text."""
     steps = np.diff(elapsed)
     if step <= 0 or (steps < 0).any():
         return False
@@ -172,7 +172,7 @@ def _uneven(called: str, elapsed: npt.NDArray[np.float64]) -> str:
 
 
 def _clock(values: "pd.Series[float]") -> npt.NDArray[np.float64] | None:
-    """Seconds of texts such as 0:00.002, 12:30:00.002, 2024-01-31T12:30:00.002 or [12:30:00.000 31/01/2024]."""
+    """Converts texts to seconds: 0:00.002, 12:30:00.002, 2024-01-31T12:30:00.002, [12:30:00.000 31/01/2024]."""
     texts = values.astype(str).str.strip().str.strip("\"'[]")
     first = texts.iloc[0]
     try:

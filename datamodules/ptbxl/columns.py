@@ -1,4 +1,4 @@
-"""The leads of a file of any kind, by name, in mV, at one rate."""
+"""The leads of a file of any format, by name, in mV, at one rate."""
 
 import zipfile
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Samples:
-    """What a file holds.
+    """Contents of a file.
 
     Attributes:
         rate: Hz.
-        leads: (L,) mV of each of `LEADS` that it has, NaN where a sample is missing.
-        names: of its columns or signals that are samples, as written.
-        notes: what was read otherwise than it stands there, or left aside.
+        leads: (L,) mV of each of `LEADS` in the file, NaN for missing samples.
+        names: of its columns or signals with samples, as written.
+        notes: what was interpreted or left out.
     """
 
     rate: float
@@ -47,9 +47,9 @@ def read_samples(path: Path, given_rate: float | None, given_leads: Sequence[str
     """Reads a WFDB record, a table or an array.
 
     Args:
-        path: of it, by whose ending it is known.
-        given_rate: Hz, of a file that does not say.
-        given_leads: names of its columns, of a file that does not name them.
+        path: whose suffix tells the format.
+        given_rate: Hz, for a file that does not state it.
+        given_leads: names of the columns, for a file that does not name them.
 
     Raises:
         CorruptRecordError: with the reason.
@@ -62,9 +62,9 @@ def read_samples(path: Path, given_rate: float | None, given_leads: Sequence[str
 
 
 def read_array(path: Path) -> Table:
-    """A .npy of (L, leads) or (leads, L); a .npz of one such array, or of (L,) arrays under the names of leads.
+    """Reads a .npy of (L, leads) or (leads, L); a .npz of one such array, or of (L,) arrays named after leads.
 
-    A .npz may also name its rate (`fs`, `sampling_rate`, ...), `leads` and `units`.
+    A .npz may also contain its rate (`fs`, `sampling_rate`, ...), `leads` and `units`.
 
     Raises:
         CorruptRecordError: it is no such array.
@@ -109,7 +109,7 @@ def read_array(path: Path) -> Table:
 
 
 def _texts(array: npt.NDArray[Any]) -> list[str]:
-    """Of an array of texts or, as HDF5 and MATLAB have them, of bytes."""
+    """Texts of an array of strings or, as in HDF5 and MATLAB, of bytes."""
     return [text.decode("latin-1") if isinstance(text, bytes) else str(text) for text in array.ravel()]
 
 
@@ -191,7 +191,7 @@ def _brought_to(samples: Floats, ratio: Fraction) -> Floats:
 
 
 def _names(written: Sequence[str] | None, given: Sequence[str] | None, count: int) -> list[tuple[ColumnName, str]]:
-    """What each column of samples is, by its own name or the one that was given, and that name."""
+    """Lead of each column of samples, by its own or its given name, and that name."""
     own = [read_name(name) for name in written or []]
     if given is None:
         if written is None:

@@ -1,12 +1,12 @@
-"""One conversion of PTB-XL's records to a memory map, after which loading never touches WFDB.
+"""Conversion of PTB-XL's records to a memory map, after which loading never touches WFDB.
 
     <folder>/signals.npy       (records, L, 12) int16, 1000 units per mV, in the order of ptbxl_database.csv and `LEADS`
-    <folder>/quarantine.json   records that could not be taken, with the reason; their rows are zero
-    <folder>/journal.jsonl     one line per chunk of rows: its sha256 and what was found in its records
+    <folder>/quarantine.json   records that could not be read, with the reason; their rows are zero
+    <folder>/journal.jsonl     one line per chunk of rows: its sha256 and the findings in its records
     <folder>/meta.json         counts and the digest of the signals
 
-It is made in a hidden folder and renamed, so it is whole or absent. A conversion that was stopped, or killed, goes on
-after the last chunk whose journal line and sha256 hold.
+It is created in a hidden folder and renamed, so that it is complete or absent. A conversion that was stopped or killed
+resumes after the last chunk whose journal line and sha256 are right.
 """
 
 import json
@@ -27,14 +27,14 @@ from datamodules.errors import InputError, MissingFileError
 from datamodules.ptbxl import files
 from datamodules.ptbxl.record import LEADS, SECONDS, CorruptRecordError, Signal, read_record
 
-FORMAT_VERSION = 1  # part of the key: raise it when the same files give another map
+FORMAT_VERSION = 1  # part of the key: raise it when the conversion of the same files changes
 CHUNK = 128  # records
 THREADS = 8  # reading waits for the disk more than it computes
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: the memory-mapped `signals` (records, L, 12) int16, and what was found in them."""
+    """Finished conversion: memory-mapped `signals` (records, L, 12) int16, and the findings in them."""
 
     folder: Path
     signals: Signal
@@ -43,7 +43,7 @@ class Converted:
 
 
 def location(source: Path, parent: Path, sampling_rate: int) -> Path:
-    """The folder in `parent` for these tables and this sampling rate."""
+    """Folder in `parent` for these tables and this sampling rate."""
     key = sha256(f"{FORMAT_VERSION} {sampling_rate} ".encode())
     for name in (files.DATABASE, files.DIGESTS):
         if (source / name).is_file():
@@ -55,8 +55,8 @@ def load(folder: Path) -> Converted:
     """Memory-maps a finished conversion.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
     """
     if not folder.is_dir():
         raise MissingFileError(f"expected PTB-XL's signals in {folder}, got no such folder; call prepare_data() first")
@@ -66,31 +66,31 @@ def load(folder: Path) -> Converted:
         signals = np.load(folder / "signals.npy", mmap_mode="r", allow_pickle=False)
         if list(signals.shape) != meta["shape"] or signals.dtype != np.int16:
             raise InputError(f"signals.npy is {signals.dtype} of shape {signals.shape}")
-    except Exception as error:  # whatever a damaged header makes numpy's parser raise
+    except Exception as error:  # numpy's parser raises almost anything on a damaged header
         raise InputError(f"{folder} is damaged ({error}); delete it, and it is converted again") from error
     return Converted(folder, signals, quarantine, meta)
 
 
 def damaged_chunks(folder: Path) -> list[int]:
-    """Chunks of a finished conversion whose samples are not those that were written."""
+    """Chunks of a finished conversion whose samples differ from what was written."""
     signals, journal = load(folder).signals, _read_journal(folder)
     chunks = range(-(-len(signals) // CHUNK))
     return [chunk for chunk in chunks if chunk not in journal or _digest(signals, chunk) != journal[chunk]["sha256"]]
 
 
 def convert(source: Path, parent: Path, sampling_rate: int, table: pd.DataFrame) -> Converted:
-    """Converts the records of `table` unless that is done; looks again at those in quarantine.
+    """Converts the records of `table` unless that has been done; tries those in quarantine again.
 
     Args:
         source: folder of the data set; only read.
-        parent: where the conversion's folder is made.
+        parent: where the conversion's folder is created.
         sampling_rate: 100 or 500 Hz.
         table: of `files.read_database`.
 
     Raises:
-        FileNotFoundError: if the source has no records of this sampling rate at all.
-        OSError: saying what to do, if `parent` cannot be written or has no room.
-        ValueError: if a finished conversion is damaged.
+        FileNotFoundError: the source has no records of this sampling rate.
+        OSError: `parent` cannot be written or the disk is full; says what to do.
+        ValueError: a finished conversion is damaged.
     """
     folder = location(source, parent, sampling_rate)
     if folder.is_dir() and not load(folder).quarantine:
@@ -186,10 +186,10 @@ def _read_chunk(source: Path, names: list[str], chunk: int, sampling_rate: int) 
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> int:
-    """Makes signals.npy at its full size, unless it is there, so that a full disk shows before hours of work.
+    """Creates signals.npy in full size, if it is not there, so that a full disk is noticed before hours of work.
 
     Returns:
-        Where the samples start.
+        Offset of the samples.
     """
     header = {"descr": "<i2", "fortran_order": False, "shape": shape}
     with path.open("r+b" if path.exists() else "w+b") as file:
@@ -201,7 +201,7 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _write_at(descriptor: int, rows: Signal, offset: int) -> None:
-    # Not through a memory map: on a full disk that ends in a bus error instead of an exception.
+    # Not through a memory map, which on a full disk ends in a bus error instead of an exception.
     content = memoryview(rows.tobytes())
     while content:
         written = os.pwrite(descriptor, content, offset)
@@ -209,7 +209,7 @@ def _write_at(descriptor: int, rows: Signal, offset: int) -> None:
 
 
 def _trusted(work: Path) -> dict[int, dict[str, Any]]:
-    """The chunks that a stopped conversion has finished."""
+    """Chunks that an interrupted conversion has finished."""
     signals = np.load(work / "signals.npy", mmap_mode="r", allow_pickle=False)
     return {chunk: entry for chunk, entry in _read_journal(work).items() if _digest(signals, chunk) == entry["sha256"]}
 
@@ -244,7 +244,7 @@ def _healed(converted: Converted, source: Path, sampling_rate: int) -> set[int]:
 
 
 def _reopen(folder: Path, work: Path, chunks: set[int]) -> None:
-    """Turns a finished conversion into an unfinished one that lacks `chunks`."""
+    """Turns a finished conversion into an unfinished one without `chunks`."""
     kept = [entry for chunk, entry in _read_journal(folder).items() if chunk not in chunks]
     os.rename(folder, work)
     unfinished = work / ".journal.unfinished"

@@ -68,13 +68,16 @@ class ECGDataset(Dataset[Any]):
         window: int,
         starts: list[int],
     ) -> None:
+        """Stores the arrays."""
         self.signals, self.rows, self.labels = signals, rows, labels
         self.mean, self.std, self.window, self.starts = mean, std, window, starts
 
     def __len__(self) -> int:
+        """Number of records."""
         return len(self.rows)
 
     def __getitem__(self, indices: int | list[int]) -> ECGBatch:
+        """Standardised windows of the records of a list of keys."""
         offsets, records = np.divmod(np.atleast_1d(indices), len(self))
         x = np.empty((len(records) * len(self.starts), self.window, self.signals.shape[2]), dtype=np.float32)
         windows = [
@@ -107,6 +110,7 @@ class CropSampler(LengthBucketBatchSampler):
     def __init__(
         self, samples: int, batch_size: int, offsets: int, *, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
+        """Counts the batches. Raises ValueError if there is none for each rank."""
         super().__init__(np.ones(samples), batch_size, seed=seed, rank=rank, world_size=world_size)
         self.offsets = offsets
 
@@ -139,9 +143,6 @@ class PTBXLDataModule(DataModule):
         max_corrupt: go on with at most this many records in quarantine.
         num_workers: loader processes.
         shuffle_seed: the order of training batches and the crops are a function of it and of the epoch.
-
-    Raises:
-        ValueError: for options that do not fit.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class PTBXLDataModule(DataModule):
         num_workers: int = 0,
         shuffle_seed: int = 0,
     ) -> None:
+        """Checks the options. Raises ValueError for those that contradict each other or are out of range."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
         if label_set not in LABEL_SETS or sampling_rate not in files.FILENAME:
             raise InputError(
@@ -197,7 +199,7 @@ class PTBXLDataModule(DataModule):
         self._restored: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
-        """Downloads, unpacks or generates if asked to, and converts unless that is done."""
+        """Downloads, unpacks or generates the data if requested, and converts it if that has not been done."""
         self._generate()
         if self.download is not None:
             download(self.folder, self.sampling_rate, self.download)
@@ -234,6 +236,7 @@ class PTBXLDataModule(DataModule):
             self.load_state_dict(self._restored)
 
     def state_dict(self) -> dict[str, Any]:
+        """Mean, standard deviation, classes and sampling rate, for the checkpoint."""
         return {
             "mean": self.mean,
             "std": self.std,
@@ -259,6 +262,7 @@ class PTBXLDataModule(DataModule):
         self.mean, self.std = state["mean"], state["std"]
 
     def split(self, name: str) -> ECGDataset:
+        """The records of a split: whole or, in training, for crops."""
         signals, rows = self._need().signals, self._rows[name]
         return ECGDataset(
             signals,
@@ -271,6 +275,7 @@ class PTBXLDataModule(DataModule):
         )
 
     def training_sampler(self, batch_size: int, rank: int, world_size: int) -> CropSampler:
+        """Training batches of one process, with a random crop of each record."""
         offsets = SECONDS * self.sampling_rate - self.window + 1
         records = len(self.split("train"))
         return CropSampler(records, batch_size, offsets, seed=self.shuffle_seed, rank=rank, world_size=world_size)

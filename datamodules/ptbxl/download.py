@@ -1,7 +1,7 @@
-"""PTB-XL from PhysioNet, file by file: parallel, resumed where it stopped, every file compared with its SHA-256.
+"""Download of PTB-XL from PhysioNet: in parallel, resumable, every file compared with its SHA-256.
 
-The `physionet` package does the same one file at a time, but it cannot be installed beside the versions of
-constraints.txt: it needs boto3, and with it python-dateutil < 3.
+The `physionet` package does the same one file at a time, but conflicts with the versions in constraints.txt: it needs
+boto3, which needs python-dateutil < 3.
 """
 
 import errno
@@ -28,7 +28,7 @@ _PAUSE = 1.0  # seconds; times 2, 4, 8, 16 between tries
 
 
 def download(folder: Path, sampling_rate: int, version: str = "1.0.3", url: str = URL) -> None:
-    """Fetches tables and the records of one sampling rate into `folder`; what is there and whole is kept.
+    """Downloads tables and the records of one sampling rate into `folder`; complete files are kept.
 
     Args:
         folder: of the data set.
@@ -37,8 +37,8 @@ def download(folder: Path, sampling_rate: int, version: str = "1.0.3", url: str 
         url: of its files, with `{version}`.
 
     Raises:
-        OSError: naming a file that could not be had in five tries, or has another SHA-256 than the release's list.
-        ValueError: for an unknown version.
+        OSError: a file could not be downloaded in five tries, or its SHA-256 is not the release's.
+        ValueError: the version is unknown.
     """
     if version not in VERSIONS:
         raise InputError(f"asked to download PTB-XL {version!r}; choose one of {', '.join(VERSIONS)}")
@@ -66,7 +66,7 @@ def _fetch(url: str, target: Path, digest: str | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     if digest is None:
-        part.unlink(missing_ok=True)  # nothing to tell a stale part by
+        part.unlink(missing_ok=True)  # without a digest, a stale part cannot be recognised
     reason = ""
     for attempt in range(TRIES):
         if attempt:
@@ -84,7 +84,7 @@ def _fetch(url: str, target: Path, digest: str | None) -> None:
         part.unlink()
         reason = "its SHA-256 is not that of SHA256SUMS.txt"
     raise StorageError(
-        f"could not download {url} in {TRIES} tries: {reason}; run it again to go on, or name a folder as source"
+        f"could not download {url} in {TRIES} tries: {reason}; run it again to resume, or name a folder as source"
     )
 
 

@@ -1,4 +1,4 @@
-"""PTB-XL's files as PhysioNet publishes them (v1.0.1 and v1.0.3): where they are, and its two tables.
+"""PTB-XL's files as PhysioNet publishes them (v1.0.1 and v1.0.3): their location, and the two tables.
 
 ptbxl_database.csv   scp_statements.csv   SHA256SUMS.txt
 records100/00000/00001_lr.{hea,dat}       records500/00000/00001_hr.{hea,dat}
@@ -23,10 +23,10 @@ _NEEDED = ("ecg_id", "patient_id", "scp_codes", "strat_fold", *FILENAME.values()
 
 
 def find(folder: Path) -> Path:
-    """The folder that holds ptbxl_database.csv: `folder` or a folder in it, as archives unpack to.
+    """Locates the folder with ptbxl_database.csv: `folder`, or one in it, as archives unpack to.
 
     Raises:
-        FileNotFoundError: if there is none, or a choice of several.
+        FileNotFoundError: there is none, or several.
     """
     found = [path.parent for path in (folder / DATABASE, *sorted(folder.glob(f"[!.]*/{DATABASE}"))) if path.is_file()]
     if len(found) == 1 or (found and found[0] == folder):
@@ -39,11 +39,11 @@ def find(folder: Path) -> Path:
 
 
 def unpack(archive: Path, folder: Path, sampling_rate: int) -> None:
-    """Unpacks tables and records of one sampling rate; what is there with the right size is kept.
+    """Unpacks tables and records of one sampling rate; files of the right size are kept.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a whole zip, or does not hold PTB-XL.
+        FileNotFoundError: there is no such archive.
+        ValueError: it is no complete zip, or does not contain PTB-XL.
     """
     if not archive.is_file():
         raise MissingFileError(f"asked for PTB-XL from {archive}, got no such file; name a folder or a zip as source")
@@ -76,11 +76,11 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Pa
 
 
 def read_database(folder: Path) -> pd.DataFrame:
-    """ptbxl_database.csv, indexed by ecg_id, with scp_codes as dictionaries and patient_id as integers.
+    """Reads ptbxl_database.csv, indexed by ecg_id, scp_codes as dictionaries and patient_id as integers.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: naming column or record, if it is not PTB-XL's table.
+        FileNotFoundError: it does not exist.
+        ValueError: it is not PTB-XL's table; names column or record.
     """
     table = _read(folder / DATABASE)
     if missing := [column for column in _NEEDED if column not in table.columns]:
@@ -104,11 +104,11 @@ def read_database(folder: Path) -> pd.DataFrame:
 
 
 def read_statements(folder: Path) -> pd.DataFrame:
-    """scp_statements.csv, indexed by code.
+    """Reads scp_statements.csv, indexed by code.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is empty.
+        FileNotFoundError: it does not exist.
+        ValueError: it is empty.
     """
     table = _read(folder / STATEMENTS)
     if table.empty:
@@ -117,7 +117,7 @@ def read_statements(folder: Path) -> pd.DataFrame:
 
 
 def read_digests(folder: Path) -> dict[str, str]:
-    """SHA256SUMS.txt: path -> sha256; empty where the file is not there."""
+    """Reads SHA256SUMS.txt: path -> sha256; empty if the file does not exist."""
     path = folder / DIGESTS
     if not path.is_file():
         return {}

@@ -1,8 +1,8 @@
-"""From the SCP-ECG codes of a record to the classes of a label set. Pure functions.
+"""Classes of a label set from the SCP-ECG codes of a record, by pure functions.
 
 PTB-XL (Wagner et al. 2020, Scientific Data 7:154) gives each record a dictionary of statement codes with a likelihood;
-`scp_statements.csv` says which of the 71 codes are diagnostic (44, in 23 subclasses and 5 superclasses), form (19) and
-rhythm (12) statements. Four codes are diagnostic and form at once.
+`scp_statements.csv` lists which of the 71 codes are diagnostic (44, in 23 subclasses and 5 superclasses), form (19) and
+rhythm (12) statements. Four codes are both diagnostic and form.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ _COLUMNS = ("diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subc
 
 
 def class_names(label_set: str, statements: pd.DataFrame) -> list[str]:
-    """The classes of a label set in the order of the columns of `multi_hot`: sorted by name.
+    """Names of a label set's classes, sorted: the columns of `multi_hot`.
 
     Raises:
-        ValueError: for an unknown label set, or a table without the columns of scp_statements.csv.
+        ValueError: the label set is unknown, or the table lacks columns of scp_statements.csv.
     """
     return sorted(set(_class_of(label_set, statements).values()))
 
@@ -36,12 +36,12 @@ def aggregate_labels(
         scp_codes: code -> likelihood in percent, as in the column `scp_codes` of ptbxl_database.csv.
         label_set: "all", "diagnostic", "subdiagnostic", "superdiagnostic", "form" or "rhythm".
         statements: scp_statements.csv, indexed by code.
-        likelihood: a diagnostic statement counts from this likelihood on; None counts every listed code, as the
-            published protocol (Strodthoff et al. 2021, IEEE JBHI 25:1519) does. Other statements have no likelihood:
-            theirs is always 0, and they always count.
+        likelihood: smallest likelihood of a diagnostic statement that counts; None counts every listed code, as in the
+            published protocol (Strodthoff et al. 2021, IEEE JBHI 25:1519). Other statements have no likelihood, written
+            as 0, and always count.
 
     Raises:
-        ValueError: for an unknown label set, a code that `statements` does not have, or a table without its columns.
+        ValueError: the label set is unknown, `statements` lacks a code, or the table lacks its columns.
     """
     return _aggregate(
         scp_codes, _class_of(label_set, statements), _diagnostic(statements), set(statements.index), likelihood
@@ -51,7 +51,7 @@ def aggregate_labels(
 def multi_hot(
     records: Sequence[Mapping[str, float]], label_set: str, statements: pd.DataFrame, likelihood: float | None = None
 ) -> npt.NDArray[np.float32]:
-    """(records, classes) with 1 where a record has the class; arguments and errors as `aggregate_labels`."""
+    """Labels (records, classes), 1 where a record has the class; arguments and errors as `aggregate_labels`."""
     class_of, diagnostic, known = _class_of(label_set, statements), _diagnostic(statements), set(statements.index)
     column = {name: index for index, name in enumerate(class_names(label_set, statements))}
     labels = np.zeros((len(records), len(column)), dtype=np.float32)

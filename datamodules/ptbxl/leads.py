@@ -1,4 +1,4 @@
-"""Names of leads and units as files have them: `Lead I`, `I (mV)`, `ECG_V1`, `aVR`, `-aVR`, `MLII`, `DII`, `µV`."""
+"""Names of leads and units in files: `Lead I`, `I (mV)`, `ECG_V1`, `aVR`, `-aVR`, `MLII`, `DII`, `µV`."""
 
 import re
 import unicodedata
@@ -12,9 +12,9 @@ _UNITS = {
     "mv": 1.0, "millivolt": 1.0, "millivolts": 1.0,
     "v": 1e3, "volt": 1e3, "volts": 1e3,
 }  # fmt: skip
-# Of samples that only a gain, which no table has, makes voltages.
+# Units of samples that need a gain, which no table has, to become voltages.
 _COUNTS = {"adc", "adu", "count", "counts", "digit", "digits", "lsb", "nu", "raw", "arb", "au", "a.u."}
-# Others, of which no factor is known: `kV`, `10 uV`, `uV/bit`, `pT`; not what else stands in brackets, `(left)`.
+# Other units, without a known factor: `kV`, `10 uV`, `uV/bit`, `pT`; but no other text in brackets, such as `(left)`.
 _OTHER = re.compile(r"(\d[\d.,]*\s*[*x]?\s*)?([afpnumcdkM]?V|volts?)(\s*/\s*\w+)?|[fpnum]T|[kM]?Ohm|mmHg|bpm")
 _BRACKETED = re.compile(r"(?P<name>.*?)\s*[(\[{](?P<unit>[^()\[\]{}]*)[)\]}]\s*")
 _AFTER_SLASH = re.compile(r"(?P<name>.+?)\s*[/,]\s*(?P<unit>[a-z.]+)", re.IGNORECASE)
@@ -29,13 +29,13 @@ _MODIFIED = {"MLI": "I", "MLII": "II", "MLIII": "III"}  # limb leads whose elect
 
 
 class ColumnName(NamedTuple):
-    """What the name of a column says.
+    """Interpretation of a column's name.
 
     Attributes:
         lead: one of `LEADS`, or None.
         unit: as written, or None.
-        sign: -1 of a lead that was recorded upside down, `-aVR`.
-        modified: a lead with other electrodes, that is read as `lead`.
+        sign: -1 for a lead that was recorded upside down, `-aVR`.
+        modified: whether it is a lead with other electrodes, which is read as `lead`.
     """
 
     lead: str | None
@@ -45,18 +45,18 @@ class ColumnName(NamedTuple):
 
 
 def millivolts(unit: str) -> float | None:
-    """mV in one of a unit; None of what is no voltage."""
+    """Number of mV in one of a unit, or None for a unit that is no voltage."""
     return _UNITS.get(_plain(unit).lower().rstrip("."))
 
 
 def is_unit(text: str) -> bool:
-    """Whether a cell of a table holds nothing but a unit of samples."""
+    """Whether a cell of a table is nothing but a unit of samples."""
     plain = _plain(text)
     return millivolts(plain) is not None or plain.lower() in _COUNTS or _OTHER.fullmatch(plain) is not None
 
 
 def read_name(text: str) -> ColumnName:
-    """The lead and the unit that a column's name stands for."""
+    """Reads lead and unit from a column's name."""
     name, unit = _plain(text), None
     for form in (_BRACKETED, _AFTER_SLASH, _AT_END):
         if (match := form.fullmatch(name)) and (form is _BRACKETED or is_unit(match["unit"])):
@@ -67,7 +67,7 @@ def read_name(text: str) -> ColumnName:
 
 
 def _plain(text: str) -> str:
-    """Compatibility forms made one (roman numerals, micro signs), quotes and blanks around it taken off."""
+    """Normalises compatibility forms (roman numerals, micro signs), and strips quotes and blanks."""
     plain = unicodedata.normalize("NFKC", text).replace("\u03bc", "u").replace("\u2212", "-")
     return plain.strip().strip("\"'`").strip()
 

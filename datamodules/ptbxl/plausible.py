@@ -1,7 +1,7 @@
-"""Whether a lead can be an ECG in mV: its amplitude, and stretches in which nothing was measured.
+"""Plausibility of a lead as an ECG in mV: its amplitude, and stretches without a measurement.
 
-An electrocardiograph has to take +-5 mV and may add noise of 30 microvolts (ANSI/AAMI EC11, 3.2.1 and 3.2.13; IEC
-60601-2-25 likewise): what goes further in most of its samples, or stays below, is no lead of one in mV.
+An electrocardiograph must record +-5 mV and may add noise of 30 microvolts (ANSI/AAMI EC11, 3.2.1 and 3.2.13; IEC
+60601-2-25 likewise): a lead that exceeds this range in most of its samples, or stays below the noise, is not in mV.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 SMALLEST, LARGEST = 0.03, 10.0  # mV: from the 0.5th to the 99.5th percentile
 _FARTHEST = 5.0  # mV: of the median from 0
-_IMPOSSIBLE = 30.0  # mV, either of them: noise takes some leads of published ECGs to 15
+_IMPOSSIBLE = 30.0  # mV, of range or median: noise takes some leads of published ECGs to 15
 _ECG = (0.2, 10.0)  # mV: range of a typical lead, by which a wrong unit is recognised
 _CLIPPED = 0.04  # s at the same extreme value; the tops of waves are shorter
 _FAR = 0.5  # mV: of that value from the median, so that a flat baseline is not one
@@ -24,13 +24,13 @@ Floats = npt.NDArray[np.float64]
 
 
 class Judgement(NamedTuple):
-    """Of all leads.
+    """Judgement of all leads.
 
     Attributes:
-        faults: of each lead that cannot be one in mV, the reason.
-        too_large: whether any of them goes further than noise explains.
-        cause: the likely one, and what to do.
-        remarks: what is odd about leads that can be ECGs.
+        faults: reason of each lead that cannot be an ECG in mV.
+        too_large: whether any of them exceeds what noise explains.
+        cause: the likely cause, and what to do.
+        remarks: oddities of leads that can be ECGs.
     """
 
     faults: dict[str, str]
@@ -40,7 +40,7 @@ class Judgement(NamedTuple):
 
 
 def judge(leads: Sequence[str], values: Floats, rate: float) -> Judgement:
-    """Judges each lead by its values (L, leads) in mV at `rate` Hz, NaN where a sample is missing; none is all NaN."""
+    """Judges each lead by its values (L, leads) in mV at `rate` Hz, NaN for missing samples; none is all NaN."""
     low, middle, high = np.nanpercentile(values, [0.5, 50, 99.5], axis=0)
     ranges = high - low
     faults: dict[str, str] = {}
@@ -74,7 +74,7 @@ def judge(leads: Sequence[str], values: Floats, rate: float) -> Judgement:
 
 
 def gap(lead: str, missing: npt.NDArray[np.bool_], rate: float) -> str:
-    """Of a lead with missing samples: how many, and the longest stretch of them."""
+    """Describes the missing samples of a lead: their number, and the longest stretch."""
     start, length = _longest(missing)
     return f"{lead} ({missing.sum()}, at most {length / rate:.2f} s from {start / rate:.2f} s)"
 
@@ -106,7 +106,7 @@ def _cause(values: Floats, ranges: Floats, middle: Floats) -> str:
 
 
 def _alike(leads: Sequence[str], values: Floats) -> list[list[str]]:
-    """Groups of leads with the same samples; constant ones are named as such."""
+    """Groups of leads with equal samples, except constant ones."""
     groups: dict[bytes, list[str]] = {}
     for lead, trace in zip(leads, np.ascontiguousarray(values.T), strict=True):
         if np.nanmax(trace) > np.nanmin(trace):
@@ -122,7 +122,7 @@ def _standardised(values: Floats) -> bool:
 
 
 def _normalised(values: Floats) -> bool:
-    """Whether each lead was divided by its range, or its largest value; of unlike leads, these are never alike."""
+    """Whether each lead was divided by its range or largest value; in measured leads these are never equal."""
     low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
     largest = np.maximum(-low, high)
     ranged = np.ptp(low) <= _EQUAL * high.max() and np.ptp(high) <= _EQUAL * high.max()
@@ -147,7 +147,7 @@ def _stretches(leads: Sequence[str], values: Floats, middle: Floats, rate: float
 
 
 def _longest(flags: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """Start and length of the longest run of true."""
+    """Start and length of the longest run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     if not len(edges):
         return 0, 0

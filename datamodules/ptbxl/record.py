@@ -1,4 +1,4 @@
-"""One WFDB record as 12 leads of int16 in microvolts, checked against its header."""
+"""A WFDB record as 12 leads of int16 in microvolts, checked against its header."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from datamodules.ptbxl.wfdb_record import read as _read_with_wfdb
 LEADS = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
 UNITS_PER_MILLIVOLT = 1000
 SECONDS = 10
-MISSING = -32768  # WFDB's mark of a sample that was not measured, in format 16
+MISSING = -32768  # WFDB's mark of a missing sample in format 16
 _LIMIT = 32767
 
 _RECORD_LINE = re.compile(r"(\S+) (\d+) (\d+) (\d+)")
@@ -28,8 +28,14 @@ Signal = npt.NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Record:
-    """A record that was read: `signal` (L, 12) int16, 1000 units per mV, -32768 where a sample is missing, in the
-    order of `LEADS`; and the leads that have missing samples, are constant, or reach the limit of 16 bits."""
+    """Record that was read.
+
+    Attributes:
+        signal: (L, 12) int16, 1000 units per mV, in the order of `LEADS`; -32768 for a missing sample.
+        missing: leads with missing samples.
+        flat: leads that are constant.
+        saturated: leads that reach the limit of 16 bits.
+    """
 
     signal: Signal
     missing: list[str]
@@ -38,10 +44,10 @@ class Record:
 
 
 def read_record(root: Path, name: str, sampling_rate: int) -> Record:
-    """Reads and checks `<root>/<name>.{hea,dat}`, of 10 seconds.
+    """Reads and checks the 10-second record `<root>/<name>.{hea,dat}`.
 
-    Leads are brought into the order of `LEADS`. Each lead's sum is compared with the header's checksum, modulo 65536,
-    where the header has one: wfdb itself reads corrupted samples without a word.
+    Leads are put into the order of `LEADS`. Each lead's sum is compared with the header's checksum, modulo 65536, if
+    there is one: wfdb itself reads corrupt samples without notice.
 
     Raises:
         CorruptRecordError: with the reason.
@@ -87,13 +93,13 @@ def read_channels(path: Path) -> list[Channel]:
 
 
 def check_sums(channels: Sequence[Channel]) -> None:
-    """Raises CorruptRecordError naming the leads whose checksum is wrong."""
+    """Raises CorruptRecordError that names the leads with a wrong checksum."""
     if wrong := [channel.name.upper() for channel in channels if channel.damaged]:
         raise CorruptRecordError(f"wrong checksum of lead {', '.join(wrong)}")
 
 
 def _microvolts(channels: Sequence[Channel]) -> Signal:
-    """(L, leads) int16 of channels in mV."""
+    """Stacks channels in mV to (L, leads) int16."""
     samples = np.stack([channel.samples for channel in channels], axis=1)
     if samples.dtype == np.int16:
         return samples.astype(np.int16, copy=False)
@@ -102,9 +108,9 @@ def _microvolts(channels: Sequence[Channel]) -> Signal:
 
 
 def _read_plain(path: Path) -> list[Channel] | None:
-    """A record written exactly as PTB-XL's are; None for any other, which is left to wfdb.
+    """Reads a record written exactly as PTB-XL's are; returns None for any other, which is left to wfdb.
 
-    wfdb spends 2 ms on such a header, a hundred times what the samples take.
+    wfdb spends 2 ms on such a header, a hundred times the time of the samples.
     """
     try:
         first, *lines = path.with_name(path.name + ".hea").read_text("ascii").split("\n")

@@ -1,4 +1,4 @@
-"""An ECG that a user brings, made into what a model of PTB-XL takes: 12 leads in mV, in PTB-XL's order and rate."""
+"""A user's ECG in the form that a model of PTB-XL takes: 12 leads in mV, in PTB-XL's order and rate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,15 +31,15 @@ _DERIVED = {"III": (-1.0, 1.0), "AVR": (-0.5, -0.5), "AVL": (1.0, -0.5), "AVF": 
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording as a model takes it.
+    """Recording in the form that a model takes.
 
     Attributes:
         name: of the record.
-        signal: (L, 12) mV in the order of `LEADS`, 0 where a sample or a lead is missing.
-        missing: (L, 12), true there.
+        signal: (L, 12) mV in the order of `LEADS`, 0 for missing samples and leads.
+        missing: (L, 12), True there.
         sampling_rate: Hz, of `signal`.
         original_rate: Hz, of the file.
-        notes: what was done to it, or is odd about it.
+        notes: what was changed, or is odd.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Recording:
 
 
 def find_recordings(path: Path) -> list[Path]:
-    """The recordings that a path stands for: one, a WFDB record with or without .hea, or a folder's.
+    """Locates the recordings of a path: a file, a WFDB record with or without .hea, or all in a folder.
 
-    Of a folder, .txt files are taken only where there is no other kind; segments of a WFDB record are part of it.
+    In a folder, .txt files count only if there is no other format; segments of a WFDB record are part of it.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: there is none.
     """
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if _ending(file) and file.is_file())
@@ -80,7 +80,7 @@ def find_recordings(path: Path) -> list[Path]:
 
 
 def _ending(path: Path) -> str:
-    """One of `ENDINGS`, or ""."""
+    """Which of `ENDINGS` a path has, or ""."""
     name = path.name.lower()
     return next((ending for ending in ENDINGS if name.endswith(ending)), "")
 
@@ -94,23 +94,23 @@ def read_recording(
     fill_missing: FillMissing = "no",
     implausible: Implausible = "refuse",
 ) -> Recording:
-    """Reads one recording, brings its leads into order and resamples it (polyphase, with a filter against aliasing).
+    """Reads one recording, orders its leads and resamples it (polyphase, with a filter against aliasing).
 
     Args:
         path: a WFDB header (its checksums are compared); a table with a column or a row per lead in any usual dialect
             (`datamodules.ptbxl.table`); a .npy of shape (L, leads) or (leads, L), or a .npz of one such array or of
-            one per lead. mV where no unit is named. Columns of times or row numbers are recognised.
+            one per lead. Without a unit, mV. Columns of times or row numbers are recognised.
         sampling_rate: Hz, of the model.
-        given_rate: Hz, of a file that does not say.
-        given_leads: names of the columns in their order, of a file that does not name them; any that is no lead, such
-            as `x`, skips a column.
-        fill_missing: what to do about missing leads and samples: "no" raises; "derive" takes limb leads from I and II;
-            "zero" does that too, and fills what is still missing as in training: with the mean.
-        implausible: what to do if half of the leads or more are flat or too small for an ECG in mV, or one is too
-            large: "refuse" raises; "accept" takes them as they are, and notes it.
+        given_rate: Hz, for a file that does not state it.
+        given_leads: names of the columns in order, for a file that does not name them; any other name than a lead's,
+            such as `x`, skips a column.
+        fill_missing: handling of missing leads and samples: "no" raises; "derive" computes limb leads from I and II;
+            "zero" does so too, and fills the rest with the mean, as in training.
+        implausible: handling of recordings in which half of the leads or more are flat or too small for an ECG in mV,
+            or one is too large: "refuse" raises; "accept" reads them unchanged, with a note.
 
     Raises:
-        ValueError: naming the recording and what is wrong with it.
+        ValueError: naming the recording and its fault.
     """
     try:
         samples = read_samples(path, given_rate, given_leads)
@@ -136,7 +136,7 @@ def read_recording(
 
 
 def _in_order(samples: Samples, fill: FillMissing) -> tuple[Floats, list[str]]:
-    """(L, 12) in the order of `LEADS`, NaN where nothing is known, and what was filled in."""
+    """Orders samples to (L, 12) as `LEADS`, NaN for unknown ones; also returns what was filled in."""
     columns = {lead: trace for lead, trace in samples.leads.items() if not np.isnan(trace).all()}
     absent = [lead for lead in LEADS if lead not in columns]
     derived = [lead for lead in absent if lead in _DERIVED and {"I", "II"} <= columns.keys()] if fill != "no" else []
@@ -167,10 +167,10 @@ def _check(values: Floats, rate: float, fill: FillMissing) -> None:
 
 
 def _check_plausible(values: Floats, rate: float, implausible: Implausible) -> list[str]:
-    """What is odd about the leads that are there.
+    """Remarks on the leads of a recording.
 
     Raises:
-        CorruptRecordError: half of them or more cannot be leads of an ECG in mV, or one is too large.
+        CorruptRecordError: at least half of them cannot be an ECG in mV, or one is too large.
     """
     known: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).all(axis=0))
     leads = [lead for lead, here in zip(LEADS, known, strict=True) if here]

@@ -71,7 +71,7 @@ _COLUMNS = (
 
 
 def scp_statements() -> pd.DataFrame:
-    """71 rows, the index is the code; the columns of scp_statements.csv, 1 or NaN in diagnostic, form and rhythm."""
+    """The 71 rows of scp_statements.csv, indexed by code, with 1 or NaN in diagnostic, form and rhythm."""
     rows: dict[str, dict[str, str | float]] = {}
     for superclass, subclasses in _DIAGNOSTIC.items():
         for subclass, codes in subclasses.items():

@@ -6,7 +6,7 @@ therefore obey Einthoven and Goldberger: III = II - I, aVR = -(I + II)/2, aVL = 
 neurokit2's `ecg_simulate(method="multileads")` was measured for this and not taken: 0.47 s per record, and its limb
 leads break III = II - I by more than 1 mV.
 
-Every record is one rhythm times one finding, in equal shares within each fold:
+Every record combines one rhythm with one finding, in equal shares within each fold:
 
     SR 60-95 beats/min, SBRAD 38-50, STACH 110-140; SARRH breathing rhythm; AFIB irregular, no P, fibrillatory waves;
     BIGU every second beat a PVC
@@ -35,8 +35,8 @@ from datamodules.ptbxl import files
 from datamodules.ptbxl.record import LEADS, SECONDS, UNITS_PER_MILLIVOLT
 from datamodules.ptbxl.statements import scp_statements
 
-GENERATOR_VERSION = 2  # raise it when the same seed gives other data
-MIN_RECORDS = 200  # every rhythm and every finding is then in every fold
+GENERATOR_VERSION = 2  # raise it when the data of a seed changes
+MIN_RECORDS = 200  # enough for every rhythm and every finding in every fold
 
 Floats = npt.NDArray[np.float64]
 Wave = tuple[float, float, tuple[float, float, float]]  # centre and width (s), amplitude (mV) to the left, down, back
@@ -68,7 +68,7 @@ _PVC: list[Wave] = [(0.02, 0.04, (-0.9, 1.1, 0.7)), (0.30, 0.06, (0.45, -0.5, -0
 
 @dataclass(frozen=True)
 class _Finding:
-    """How a heart differs from a healthy one, and the SCP codes that say so."""
+    """Difference of a heart from a healthy one, and its SCP codes."""
 
     codes: dict[str, float]
     qrs: list[Wave] = field(default_factory=lambda: _QRS)
@@ -95,12 +95,12 @@ _RATES = {"SBRAD": (38, 50), "STACH": (110, 140), "AFIB": (65, 120)}
 
 
 def simulate(rhythm: str, finding: int, rng: np.random.Generator, sampling_rate: int = 100) -> npt.NDArray[np.int16]:
-    """One record, (10 * sampling_rate, 12) int16 in microvolts, leads as `LEADS`.
+    """Simulates one record, (10 * sampling_rate, 12) int16 in microvolts, leads as `LEADS`.
 
     Args:
         rhythm: one of SR, SBRAD, STACH, SARRH, AFIB, BIGU.
         finding: 0..9, in the order of the module's list.
-        rng: of everything that varies; at another sampling rate the same generator gives the same heart.
+        rng: of all random choices; at another sampling rate, an equal generator gives the same heart.
         sampling_rate: in Hz.
     """
     what = _FINDINGS[finding]
@@ -130,7 +130,7 @@ def simulate(rhythm: str, finding: int, rng: np.random.Generator, sampling_rate:
 
 
 def _beats(rhythm: str, rng: np.random.Generator) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Times of the beats, from before the record to behind it, and which of them are PVCs."""
+    """Draws the times of the beats, from before the record until after it, and which are PVCs."""
     mean = 60 / rng.uniform(*_RATES.get(rhythm, (60, 95)))
     count = 4 + int(1.6 * SECONDS / mean)
     intervals = mean * (1 + 0.02 * rng.standard_normal(count))
@@ -142,7 +142,7 @@ def _beats(rhythm: str, rng: np.random.Generator) -> tuple[Floats, npt.NDArray[n
     elif rhythm == "BIGU":
         is_pvc[1::2] = True
         intervals[0::2] *= 0.62  # early
-        intervals[1::2] *= 1.38  # and the pause behind it
+        intervals[1::2] *= 1.38  # and the pause after it
     return -mean * rng.uniform(1, 2) + np.cumsum(intervals) - intervals[0], is_pvc
 
 
@@ -171,15 +171,15 @@ def generate(
     """Writes `count` records, their tables, SHA256SUMS.txt and the marker SYNTHETIC into `<root>/ptbxl`.
 
     Args:
-        root: as the data module's; the data set must not be there yet.
+        root: as the data module's; the data set must not exist yet.
         count: records, at least 200.
         seed: the same seed gives the same files.
-        sampling_rates: of 100 and 500; ptbxl_database.csv names the files of both.
+        sampling_rates: 100, 500 or both; ptbxl_database.csv names the files of both.
         progress: show a bar.
 
     Raises:
-        ValueError: for fewer records, another sampling rate, or a negative seed.
-        InputError: if `<root>/ptbxl` holds a data set.
+        ValueError: there are too few records, the sampling rate is another, the seed is negative, or `<root>/ptbxl`
+            contains a data set.
     """
     if seed < 0:
         raise InputError(f"asked for synthetic records of seed {seed}; give at least 0")
@@ -216,7 +216,7 @@ def generate(
 
 
 def _plan(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, dict[int, tuple[str, int]]]:
-    """ptbxl_database.csv, and rhythm and finding of each record."""
+    """Draws ptbxl_database.csv, and rhythm and finding of each record."""
     patients: list[int] = []
     while len(patients) < count:
         patient = patients[-1] + 1 if patients else 1
@@ -238,7 +238,7 @@ def _plan(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, dict[int,
 
 
 def _row(patient: int, codes: dict[str, float], fold: int, place: str, rng: np.random.Generator) -> dict[str, Any]:
-    """One row with all columns of ptbxl_database.csv; what has no meaning for a generated record is empty."""
+    """One row with all columns of ptbxl_database.csv; those without meaning for a generated record are empty."""
     return {
         "patient_id": float(patient),
         "age": float(rng.integers(20, 90)),

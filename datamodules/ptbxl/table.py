@@ -1,4 +1,4 @@
-"""A text table of samples in the dialects that devices and programs write, as columns of numbers.
+"""Text tables of samples in the dialects of devices and programs, as columns of numbers.
 
 Commas, semicolons, tabs, bars or blanks between the columns; decimal points or commas; UTF-8, UTF-16 or Latin-1; lines
 before the header (`# sampling_rate: 500`, `Sample Rate,512 hertz`), a row of units, names with units; a lead per column
@@ -21,7 +21,7 @@ from datamodules.ptbxl.wfdb_record import CorruptRecordError
 
 _MOST_BYTES = 2**30
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas", r"\s+": "blanks"}
-_PROBED = 20  # lines, by which the dialect is told
+_PROBED = 20  # lines from which the dialect is found
 _SHARE = 0.75  # of the columns that are numbers, where some hold marks or labels
 _MOST_LEADS = 40  # rows of a table that has a lead in each
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "-", "--", "."}
@@ -43,11 +43,11 @@ class Table(NamedTuple):
 
     Attributes:
         frame: (L, columns); numbers, or texts in a column of times.
-        names: of the columns, in which units may stand; None where the table names none.
-        rate: Hz, of the lines before the header, or None.
+        names: of the columns, possibly with units; None if the table has none.
+        rate: Hz, from the lines before the header, or None.
         source: of the rate.
-        unit: of the lines before the header, for columns that name none, or None.
-        notes: how it was read, where that is not plain.
+        unit: from the lines before the header, for columns without their own, or None.
+        notes: on unusual layouts.
     """
 
     frame: pd.DataFrame
@@ -64,7 +64,7 @@ class _Dialect(NamedTuple):
     quote: str
 
     def cells(self, line: str) -> list[str]:
-        """Of one line, without what a separator at its ends adds."""
+        """Splits a line, without the empty cell that a separator at its start adds."""
         if self.separator == r"\s+":
             found = line.split()
         else:
@@ -77,11 +77,11 @@ class _Dialect(NamedTuple):
         return cell.lower() in _MISSING or form.fullmatch(cell) is not None
 
     def row(self, line: str, share: float = 1.0) -> int:
-        """Columns of a line of numbers; 0 of any other line. The first may be a time or a name.
+        """Number of columns of a line of numbers, 0 for any other line; the first may be a time or a name.
 
         Args:
             line: of the table.
-            share: of the other columns, that must be numbers.
+            share: of the other columns that must be numbers.
         """
         cells = _trimmed(self.cells(line))
         numbers = cells[1:] if len(cells) > 1 else cells
@@ -89,10 +89,10 @@ class _Dialect(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Reads a table whose rows are samples and whose columns are leads, times or row numbers, or the other way round.
+    """Reads a table whose rows are samples and whose columns are leads, times or row numbers, or its transpose.
 
     Raises:
-        CorruptRecordError: what was seen, where, and what was expected.
+        CorruptRecordError: with what was found, where, and what was expected.
     """
     lines = [(i, line) for i, line in enumerate(_text(path).splitlines(), start=1) if line.strip(' \t,;|"')]
     remarks = [line for _, line in lines if line.lstrip().startswith(_COMMENT)]
@@ -128,7 +128,7 @@ def read_table(path: Path) -> Table:
 
 
 def _trimmed(cells: list[str]) -> list[str]:
-    """Without empty ones at the end."""
+    """Drops empty cells at the end."""
     return cells[: max((i for i, cell in enumerate(cells, start=1) if cell), default=0)]
 
 
@@ -166,7 +166,7 @@ def _text(path: Path) -> str:
 
 
 def _dialect(lines: Sequence[str]) -> _Dialect:
-    """By the last lines, which no header disturbs, without the very last, which may be cut off."""
+    """Finds the dialect from the last lines, below any header, except the very last, which may be truncated."""
     probed = lines[-_PROBED - 1 : -1] or lines
     probed = probed if len(lines) > 3 else lines[-1:]
     quote = "'" if any(line.lstrip().startswith("'") for line in lines[:_PROBED]) else '"'
@@ -188,7 +188,7 @@ def _dialect(lines: Sequence[str]) -> _Dialect:
 
 
 def _check_commas(dialect: _Dialect, lines: Sequence[str]) -> None:
-    """Refuses numbers such as 1,234, of which nothing says whether they are 1.234 or 1234."""
+    """Refuses numbers such as 1,234, which may be 1.234 or 1234."""
     cells = [cell for line in lines for cell in dialect.cells(line)[1:] if "," in cell]
     if dialect.decimal == "." and cells and not any("." in cell for cell in cells):
         raise CorruptRecordError(
@@ -200,7 +200,7 @@ def _check_commas(dialect: _Dialect, lines: Sequence[str]) -> None:
 def _header(
     dialect: _Dialect, before: Sequence[str], width: int, remarks: Sequence[str]
 ) -> tuple[list[str] | None, list[str] | None, list[str]]:
-    """Names and units of the columns, and what stands above them."""
+    """Names and units of the columns, and the lines above them."""
     rows = [dialect.cells(line) for line in before]
     units = None
     if rows and _are_units(rows[-1]):
@@ -220,7 +220,7 @@ def _header(
 
 
 def _of_width(cells: list[str], width: int) -> list[str] | None:
-    """Cells of a header above rows of `width`; a missing name of the first column, as R writes it, is added."""
+    """Cells of a header for rows of `width`; adds the first column's name, which R leaves out."""
     while len(cells) > width and not cells[-1]:
         cells = cells[:-1]
     if len(cells) == width - 1 and width > 2:
@@ -234,7 +234,7 @@ def _are_units(cells: Sequence[str]) -> bool:
 
 
 def _counts_up(cells: Sequence[str]) -> bool:
-    """Whether a row is 0, 1, 2, ... (or 1, 2, 3, ...), the first perhaps without a number."""
+    """Whether a row is 0, 1, 2, ... or 1, 2, 3, ..., possibly after an empty cell."""
     numbers = [cell.strip("\"'") for cell in cells]
     numbers = numbers[1:] if numbers and not numbers[0] else numbers
     return len(numbers) > 2 and any(numbers == [str(i + first) for i in range(len(numbers))] for first in (0, 1))
@@ -259,7 +259,7 @@ def _numbers(dialect: _Dialect, body: Sequence[tuple[int, str]], width: int) -> 
         raise CorruptRecordError(f"is not a table of numbers: {error}") from error
     if dialect.separator == "|" and body[0][1].lstrip().startswith("|"):
         frame = frame.iloc[:, 1:]
-    # pandas fills the end of a row that is cut off.
+    # pandas fills up truncated rows.
     if frame.shape[1] < width or frame.iloc[:, width - 1].isna().any():
         _find_fault(dialect, body, width)
     frame = frame.iloc[:, :width].set_axis(range(width), axis=1)
@@ -274,7 +274,7 @@ def _numbers(dialect: _Dialect, body: Sequence[tuple[int, str]], width: int) -> 
 
 
 def _find_fault(dialect: _Dialect, body: Sequence[tuple[int, str]], width: int) -> None:
-    """Names the first line that has not `width` columns; missing values at its end leave it as long as the others."""
+    """Names the first line without `width` columns; missing values at its end count as columns."""
     for i, line in body:
         cells = dialect.cells(line)
         if len(cells) < width or any(cells[width:]):

@@ -1,4 +1,4 @@
-"""What is missing or corrupt in a PTB-XL folder."""
+"""Search for missing or corrupt parts of a PTB-XL folder."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +16,14 @@ from datamodules.ptbxl.record import CorruptRecordError, read_record
 
 
 def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
-    """Every fault, and none for a whole data set.
+    """Finds all faults of a data set.
 
-    Compares every file with SHA256SUMS.txt, reads the tables and every record (of the sampling rates that are there)
-    with its checksums, and compares conversions with the digests that were taken when they were written.
+    Compares every file with SHA256SUMS.txt, reads the tables and every record of the sampling rates that are there with
+    its checksums, and compares conversions with the digests stored when they were written.
 
     Args:
         source: folder of the data set; only read.
-        converted: folders that `convert.convert` made.
+        converted: folders that `convert.convert` created.
     """
     faults: list[Fault] = []
     rates = [rate for rate in files.FILENAME if (source / f"records{rate}").is_dir()]

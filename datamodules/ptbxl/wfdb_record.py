@@ -1,4 +1,4 @@
-"""Any WFDB record as its signals, each at its own rate: several samples per frame, skews, several segments.
+"""WFDB records of any kind as signals, each at its own rate: several samples per frame, skews, several segments.
 
 The format: https://physionet.org/physiotools/wag/header-5.htm; the samples are decoded by the wfdb package.
 """
@@ -16,30 +16,30 @@ import wfdb
 
 from datamodules.errors import InputError
 
-GAP = "~"  # a segment, or a file, that is not there
-_MOST_SAMPLES = 2**27  # of all signals of a record of several segments, whose gaps cost nothing to announce
-# What the wfdb package takes as a name; published headers have more, e.g. `E00001.mat 12 500 5000` of a record E00001.
+GAP = "~"  # a missing segment or file
+_MOST_SAMPLES = 2**27  # of all signals of a record of several segments: a header can announce gaps of any length
+# Names that the wfdb package accepts; published headers have others, e.g. `E00001.mat 12 500 5000` of record E00001.
 _RECORD_NAME = re.compile(r"[-\w]+(/\d+)?", re.ASCII)
 _FILE_NAME = re.compile(r"~?[-\w]*\.?\w*", re.ASCII)
-_MICRO = str.maketrans({"\u00b5": "u", "\u03bc": "u", "\ufeff": None})  # wfdb drops the sign, and takes volts
+_MICRO = str.maketrans({"\u00b5": "u", "\u03bc": "u", "\ufeff": None})  # wfdb drops the sign and assumes volts
 
 Floats = npt.NDArray[np.float64]
 
 
 class CorruptRecordError(InputError):
-    """A record that is not what its header, or the data set, says; the message is the reason alone."""
+    """Record that contradicts its header or the data set; the message is the reason alone."""
 
 
 class Channel(NamedTuple):
     """One signal of a WFDB record.
 
     Attributes:
-        name: as the header has it, or "".
-        rate: Hz, samples per frame included.
-        unit: as the header has it.
-        samples: (L,) int16 microvolts, -32768 where there is none, of a record as PTB-XL writes it; of any other,
-            float64 in `unit`, NaN where there is none.
-        damaged: whether the sum of its samples is not the header's checksum, modulo 65536.
+        name: as in the header, or "".
+        rate: Hz, including several samples per frame.
+        unit: as in the header.
+        samples: (L,) int16 microvolts, -32768 for missing ones, of a record in PTB-XL's format; of any other, float64
+            in `unit`, NaN for missing ones.
+        damaged: whether the sum of its samples differs from the header's checksum, modulo 65536.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Channel(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """The record line, and the lines of the signals or of the segments, in words; comments are left out."""
+    """Record line, and lines of the signals or segments, split into words, without comments."""
 
     record: list[str]
     lines: list[list[str]]
@@ -61,9 +61,9 @@ class _Header(NamedTuple):
 
 
 def segments(path: Path) -> list[str]:
-    """Names of the records that `<path>.hea` consists of; none where it is a record of one segment, or no header.
+    """Names of the records that `<path>.hea` consists of; none for a record of one segment, or no header.
 
-    Of a header that only describes the layout of such a record, its own name.
+    For a header that only describes the layout of such a record, its own name.
     """
     try:
         header = _read_header(path)
@@ -75,7 +75,7 @@ def segments(path: Path) -> list[str]:
 
 
 def read(path: Path) -> list[Channel]:
-    """The signals of the record `<path>.hea`.
+    """Reads the signals of the record `<path>.hea`.
 
     Raises:
         CorruptRecordError: with the reason.
@@ -85,7 +85,7 @@ def read(path: Path) -> list[Channel]:
 
 
 def _read_header(path: Path) -> _Header:
-    """What wfdb passes over, or answers with an error from deep inside, is judged here."""
+    """Checks what wfdb ignores, or answers with an obscure error."""
     name = f"{path.name}.hea"
     text = _text(path)
     record, *lines = [line.split() for line in text.splitlines() if line.strip() and line.strip()[0] != "#"] or [[]]
@@ -125,18 +125,18 @@ def _read_signals(path: Path, header: _Header) -> list[Channel]:
             raise CorruptRecordError(f"{line[0]} is missing; it holds the samples, copy it beside {path.name}.hea")
         if len(line) < 3 or not re.match(r"[\d.]*[1-9]", line[2]):  # wfdb takes 200 units per mV instead of 0
             raise CorruptRecordError(f"{path.name}.hea has a lead without a positive ADC gain")
-    # One sample per frame is asked for as a matrix: of format 61, wfdb gives nothing else.
+    # Records of one sample per frame are read as a matrix: for format 61, wfdb supports nothing else.
     single = not any(re.match(r"\d+x0*([2-9]|1\d)", line[1]) for line in header.lines)
     try:
         with _readable(path, header) as readable:
-            # As they lie in the file: only so do the checksums hold.
+            # Unscaled and unshifted, as the checksums expect.
             record = wfdb.rdrecord(str(readable), physical=False, smooth_frames=single, ignore_skew=True)
         digital = list(record.d_signal.T if single else record.e_d_signal)
         physical = list(record.dac().T if single else record.dac(expanded=True))
         names, units = [name or "" for name in record.sig_name], [str(unit) for unit in record.units]
         frames, skews = [n or 1 for n in record.samps_per_frame], [skew or 0 for skew in record.skew]
         checksums, rate = list(record.checksum), float(record.fs)
-    except Exception as error:  # wfdb meets broken headers with whatever its parsing runs into
+    except Exception as error:  # wfdb raises almost anything on a broken header
         raise CorruptRecordError(f"cannot be read: {str(error) or type(error).__name__}") from error
     wrong = [
         checksum is not None and (int(signal.sum(dtype=np.int64)) - checksum) % 65536 != 0
@@ -149,13 +149,13 @@ def _read_signals(path: Path, header: _Header) -> list[Channel]:
 
 
 def _earlier(samples: Floats, skew: int) -> Floats:
-    """A signal that lies `skew` samples late in its file, brought to its time."""
+    """Moves a signal that is `skew` samples late in its file to its time."""
     return np.append(samples[skew:], np.full(min(skew, len(samples)), np.nan)) if skew else samples
 
 
 @contextmanager
 def _readable(path: Path, header: _Header) -> Iterator[Path]:
-    """The record under names and in the letters that the wfdb package takes."""
+    """Yields the record under names and in an encoding that the wfdb package accepts."""
     files = [line[0] for line in header.lines]
     usual = _RECORD_NAME.fullmatch(header.record[0]) and all(map(_FILE_NAME.fullmatch, files))
     if usual and path.with_name(f"{path.name}.hea").read_bytes().isascii():
@@ -171,7 +171,7 @@ def _readable(path: Path, header: _Header) -> Iterator[Path]:
 
 
 def _read_segments(path: Path, header: _Header) -> list[Channel]:
-    """Segments one after the other; a signal is NaN where a segment lacks it. Gains may differ from one to another."""
+    """Joins segments; a signal is NaN where a segment lacks it. Gains may differ between segments."""
     parts: list[tuple[int, dict[str, Channel]]] = []
     units: dict[str, str] = {}
     rates: dict[str, float] = {}

@@ -104,7 +104,7 @@ def test_what_is_there_and_whole_is_not_fetched_again(server: _Server, tmp_path:
 
 def test_another_run_goes_on_where_one_stopped(server: _Server, tmp_path: Path) -> None:
     server.faults = {"a": ["cut"] + ["503"] * RETRIES, "b": ["503"] * 3}
-    with pytest.raises(OSError, match="run it again to go on"):
+    with pytest.raises(OSError, match="run it again to resume"):
         download(tmp_path, server.mirrors)
     assert not (tmp_path / NAME).exists()
     server.requests.clear()

@@ -62,9 +62,9 @@ def test_depth_is_not_limited_by_python_recursion() -> None:
         ("[AVG 2 1 ]", r"expected one of \[MIN \[MAX \[MED \[SM \] or a digit 0-9, got '\[AVG' as token 1"),
         ("( )", "got nothing"),
         ("[MAX 2 [MIN 3 4 ]", "expected 1 more ']', got the end"),
-        ("2 ]", "got ']' behind its end as token 2"),
+        ("2 ]", "got ']' after its end as token 2"),
         ("] 2", "expected an operator before ']'"),
-        ("[MAX 2 3 ] 4", "got '4' behind its end as token 5"),
+        ("[MAX 2 3 ] 4", "got '4' after its end as token 5"),
         ("[MAX 1 [MIN ] ]", r"got '\[MIN' closed without any at token 4"),
     ],
 )
