@@ -12,7 +12,7 @@ from msssm.untouched import untouched
 
 
 class Block(SequenceLayer):
-    """MultiresNet's block (Shi et al. 2023), which the published settings belong to.
+    """Residual block of MultiresNet (Shi et al. 2023), to which the published settings belong.
 
         post-norm:  y = norm(x + dropout(f(x)))        pre-norm:  y = x + dropout(f(norm(x)))
         f = sequence layer -> GELU -> linear D -> 2D -> GLU,   or the sequence layer alone (glu=False)
@@ -21,9 +21,9 @@ class Block(SequenceLayer):
         layer: the sequence layer; its width is the block's.
         norm: "batch" or "layer".
         prenorm: normalise before the layer instead of after the residual sum.
-        glu: mix channels after the layer; Mamba's own block does it inside.
+        glu: mix channels after the layer; Mamba's own block does so inside.
         dropout: probability that a whole channel of a row is dropped.
-        recompute: keep for the backward only what `msssm.recompute` does, where the layer is `recomputable`.
+        recompute: recompute in the backward what `msssm.recompute` does not keep, if the layer is `recomputable`.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Block(SequenceLayer):
         dropout: float = 0.0,
         recompute: bool = True,
     ) -> None:
+        """Builds norm and gated linear unit. Raises ValueError for an option out of its range."""
         super().__init__(layer.d_model)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be in [0, 1), got {dropout}")
@@ -46,11 +47,11 @@ class Block(SequenceLayer):
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: State | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, State]:
-        """x (B, L, D) -> y (B, L, D), and the layer's state if asked; lengths (B,)."""
+        """Maps x (B, L, D) to y (B, L, D), with `return_state` also the layer's state; lengths (B,)."""
         lengths = self.check_input(x, lengths)
         inner = self.norm(x, lengths) if self.prenorm else x
         arguments = x, inner, lengths, state, return_state
-        # The norm stays outside: a batch must enter the running statistics once.
+        # The norm stays outside: a batch must enter the running statistics only once.
         if self.recompute and self.layer.recomputable and recomputable(self.layer, *filter(None, [self.glu])):
             y, new_state = recomputed(self._residual, *arguments)
         else:
@@ -59,7 +60,7 @@ class Block(SequenceLayer):
         return (y, new_state) if return_state else y
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One time step: x (B, D) -> y (B, D) and the new state."""
+        """Runs one time step: x (B, D) to y (B, D) and the new state."""
         if not untouched(self, Block):
             return super().step(x, state)
         x = x.unsqueeze(1)
@@ -71,13 +72,13 @@ class Block(SequenceLayer):
     def _residual(
         self, x: Tensor, inner: Tensor, lengths: Tensor | None, state: State | None, return_state: bool
     ) -> tuple[Tensor, State | None]:
-        """x + dropout(f(inner)), (B, L, D), and the layer's state if asked."""
+        """Computes x + dropout(f(inner)), (B, L, D), and the layer's state if asked."""
         result = self.layer(inner, lengths, state, return_state)
         inner, new_state = result if return_state else (result, None)
         return x + self._mixed(inner), new_state
 
     def _mixed(self, inner: Tensor) -> Tensor:
-        """What follows the layer: its output (B, L, D) with the channels mixed, and some of them dropped."""
+        """Mixes the channels of the layer's output (B, L, D), and applies dropout."""
         if self.glu is not None:
             inner = F.glu(self.glu(F.gelu(inner)), dim=-1)
         if self.training and self.dropout:
@@ -85,4 +86,5 @@ class Block(SequenceLayer):
         return inner
 
     def initial_state(self, batch_size: int) -> State:
+        """State of the layer before the first step."""
         return self.layer.initial_state(batch_size)

@@ -58,9 +58,6 @@ class MultiScaleDecomposition(nn.Module):
             "haar" (K >= 2) or "db2" (K >= 4), older taps zero.
         shared: one pair of filters for all levels, as MultiresNet.
         backend: "cpu" (native, float32), "torch", or "auto", as in `msssm.scan.multiscale_scan`.
-
-    Raises:
-        ValueError: levels < 0, or a kernel too short for its filters.
     """
 
     def __init__(
@@ -72,6 +69,7 @@ class MultiScaleDecomposition(nn.Module):
         shared: bool = False,
         backend: Backend = "auto",
     ) -> None:
+        """Draws the filters. Raises ValueError for levels < 0, or a kernel too short for its filters."""
         super().__init__()
         if levels < 0:
             raise InputError(f"levels must be at least 0, got {levels}")
@@ -88,7 +86,7 @@ class MultiScaleDecomposition(nn.Module):
         state: tuple[Tensor, ...] | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """x (B, L, D) -> bands (B, L, S + 2, D), and the history of each level if asked; lengths (B,)."""
+        """Maps x (B, L, D) to bands (B, L, S + 2, D), with `return_state` also each level's history; lengths (B,)."""
         lengths = true_lengths(lengths, x)
         low, high = self.step_parameters()
         if state is not None:
@@ -108,7 +106,7 @@ class MultiScaleDecomposition(nn.Module):
         return low, high
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Zeros: for each level s the last (K - 1) 2^(s-1) values of a^{s-1}, (B, (K - 1) 2^(s-1), D)."""
+        """Zeros: for each level s, the last (K - 1) 2^(s-1) values of a^{s-1}, (B, (K - 1) 2^(s-1), D)."""
         return tuple(
             self.low.new_zeros(batch_size, (self.kernel_size - 1) * 2**level, self.d_model)
             for level in range(self.levels)
@@ -133,7 +131,7 @@ def _in_torch(
 def _plain(
     x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The results of the native operator, whose histories lie one behind the other."""
+    """Plain form of the native operator, whose histories are concatenated."""
     levels, taps, channels = low.shape
     rows = [(taps - 1) * 2**level for level in range(levels)]
     past = x.new_zeros(len(x), sum(rows), channels) if history is None else history
@@ -142,7 +140,7 @@ def _plain(
 
 
 def check_history(state: tuple[Tensor, ...], silence: tuple[Tensor, ...], x: Tensor) -> None:
-    """Raises InputError unless the histories are floating, of the shapes of those of silence, and beside x."""
+    """Raises InputError unless the histories are floating point, on the device of x, and of the shapes of `silence`."""
     if [history.shape for history in state] != [history.shape for history in silence]:
         raise InputError(
             f"the state must be histories of shapes {[tuple(history.shape) for history in silence]}, "
@@ -156,8 +154,8 @@ def check_history(state: tuple[Tensor, ...], silence: tuple[Tensor, ...], x: Ten
 class ConvolutionBands(nn.Module):
     """S + 2 bands without scales: the input, and S + 1 short causal depthwise convolutions of it, K taps each.
 
-    What MS-SSM is without its cascade (MS-SSM, table 5, "plain Conv1d"; that these are depthwise, and as many as there
-    are bands, is our reading). Same protocol as `MultiScaleDecomposition`.
+    MS-SSM without its cascade (MS-SSM, table 5, "plain Conv1d"; it is our reading that they are depthwise, and as many
+    as the bands). Same protocol as `MultiScaleDecomposition`.
 
     Args:
         d_model: D, channels.
@@ -166,6 +164,7 @@ class ConvolutionBands(nn.Module):
     """
 
     def __init__(self, d_model: int, levels: int, kernel_size: int) -> None:
+        """Draws the filters. Raises ValueError for an option out of its range."""
         super().__init__()
         self.levels = levels
         self.taps = nn.Parameter(_initial_filters(levels + 1, kernel_size, d_model, "uniform")[0])
@@ -177,7 +176,7 @@ class ConvolutionBands(nn.Module):
         state: tuple[Tensor, ...] | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """x (B, L, D) -> bands (B, L, S + 2, D), and the last K - 1 inputs if asked; lengths (B,)."""
+        """Maps x (B, L, D) to bands (B, L, S + 2, D), with `return_state` also the last K - 1 inputs; lengths (B,)."""
         lengths = true_lengths(lengths, x)
         if state is not None:
             check_history(state, self.initial_state(len(x)), x)
@@ -195,7 +194,7 @@ class ConvolutionBands(nn.Module):
 
 
 def _initial_filters(levels: int, kernel_size: int, d_model: int, filter_init: FilterInit) -> tuple[Tensor, Tensor]:
-    """Low-pass and high-pass taps, each (levels, K, D)."""
+    """Initial low-pass and high-pass taps, each (levels, K, D)."""
     shape = (levels, kernel_size, d_model)
     if filter_init == "uniform":
         scale = kernel_size**-0.5

@@ -10,13 +10,13 @@ from msssm.transforms import beyond_first, transformed
 
 
 def true_lengths(lengths: Any, x: Tensor) -> Tensor | None:
-    """The lengths (B,) of the rows of x (B, L, ...) as everything behind this reads them: int64, contiguous, beside x.
+    """Checks the lengths (B,) of the rows of x (B, L, ...), and returns them as int64, contiguous, on the device of x.
 
-    Whole numbers of any dtype, layout and device will do. Where the values cannot be read, in compiled code, under a
-    transform or on a GPU (which it would stall), those outside of 0..L become 0 or L.
+    Integers of any dtype, layout and device are accepted. If the values cannot be read, as in compiled code, under a
+    transform, or on a GPU, which it would synchronise, they are clamped to 0..L.
 
     Raises:
-        InputError: another shape, no whole numbers, or values outside of 0..L.
+        InputError: they have another shape, are no integers, or lie outside of 0..L.
     """
     if lengths is None:
         return None
@@ -37,12 +37,12 @@ def true_lengths(lengths: Any, x: Tensor) -> Tensor | None:
 
 
 def position_mask(lengths: Tensor, length: int) -> Tensor:
-    """True where a position lies within its row. lengths (B,) -> (B, L) bool."""
+    """Mask (B, L) of the positions within the lengths (B,)."""
     return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def mask_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x (B, L, ...) with whatever lies past a row's length, NaN included, replaced by 0."""
+    """Replaces padding past each row's length in x (B, L, ...), NaN included, by 0."""
     if lengths is None:
         return x
     mask = position_mask(lengths, x.shape[1]).view(*x.shape[:2], *(1,) * (x.ndim - 2))
@@ -76,14 +76,14 @@ def _masked(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Mean over the true positions of each row. x (B, L, D), lengths (B,) -> (B, D); a row of length 0 gives 0."""
+    """Mean over the true positions of each row, x (B, L, D), lengths (B,) -> (B, D); 0 for a row of length 0."""
     if lengths is None:
         return x.mean(1) if x.shape[1] else x.sum(1)
     return mask_padding(x, lengths).sum(1) / lengths.clamp(min=1).unsqueeze(1)
 
 
 def last_position(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """The last true position of each row. x (B, L, D), lengths (B,) -> (B, D); a row of length 0 gives 0."""
+    """Last true position of each row, x (B, L, D), lengths (B,) -> (B, D); 0 for a row of length 0."""
     if x.shape[1] == 0:
         return x.sum(1)
     if lengths is None:

@@ -1,7 +1,7 @@
-"""What a block keeps for its backward: its input and the results of its scans. The rest is computed again there.
+"""Recomputation in the backward of a block, which only keeps its input and the results of its scans.
 
-Bands, projections and step sizes are cheap and (B, L, M, ...); the results of a scan are costly, (B, L, D) and sparse
-states. So memory hardly depends on the number of levels, and no scan runs twice.
+Bands, projections and step sizes are cheap to compute but large, (B, L, M, ...); the results of a scan are expensive
+but small, (B, L, D) and sparse states. Memory therefore hardly depends on the number of levels, and no scan runs twice.
 """
 
 from collections.abc import Callable
@@ -21,24 +21,24 @@ P = ParamSpec("P")
 Results = tuple[Tensor, ...]
 Run = Callable[[], Results]
 
-# How a `kept` scan comes by its results.
+# Runs a `kept` scan, or replays its results.
 _keeper: ContextVar[Callable[[Run], Results]] = ContextVar("keeper", default=lambda run: run())
 # The operators whose results compiled code keeps.
 _SCANS = ("msssm::selective", "msssm::lti", "msssm::triton_selective", "msssm::triton_lti")
 
 
 def recomputed(run: Callable[..., Any], *args: Any) -> Any:
-    """run(*args); its backward keeps `args` and what `kept` scans return inside, and runs the rest again.
+    """Computes run(*args), whose backward keeps `args` and the results of `kept` scans, and runs the rest again.
 
-    Outputs and gradients are those of run(*args) to the bit, dropout and autocast included, however often a graph is
-    walked. Side effects of `run` come twice.
+    Outputs and gradients equal those of run(*args) bit by bit, including dropout and autocast, however often a graph is
+    traversed. Side effects of `run` occur twice.
     """
     contexts = _compiled_contexts if torch.compiler.is_compiling() else _contexts
     return checkpoint(run, *args, use_reentrant=False, context_fn=contexts)
 
 
 def kept(scan: Callable[P, Results]) -> Callable[P, Results]:
-    """A scan that runs once: in a second computation by `recomputed`, it returns what it did in the first."""
+    """Makes a scan return its first results when `recomputed` runs it again."""
 
     @wraps(scan)
     def run(*args: P.args, **kwargs: P.kwargs) -> Results:
@@ -50,10 +50,10 @@ def kept(scan: Callable[P, Results]) -> Callable[P, Results]:
 
 
 def recomputable(*modules: nn.Module) -> bool:
-    """Whether a second call of the modules, in the backward, is possible and goes unnoticed.
+    """Whether the backward can call the modules a second time without a difference.
 
-    It is not under transforms of `torch.func`, which refuse it. Hooks would see it, buffers may be counts or averages
-    of the calls (spectral norm, observers), and compiled parts may overwrite what is kept.
+    Transforms of `torch.func` refuse it, hooks would notice it, buffers may count or average the calls (spectral norm,
+    observers), and compiled parts may overwrite what is kept.
     """
     if not torch.is_grad_enabled() or transformed() or _has_any_global_hook():
         return False
@@ -65,7 +65,7 @@ def recomputable(*modules: nn.Module) -> bool:
 
 
 class _Keeping(AbstractContextManager[None]):
-    """Sets where `kept` scans take their results from. Entered again by a second backward through the same graph."""
+    """Sets where `kept` scans take their results from. A second backward through the same graph enters it again."""
 
     def __init__(self, keeper: Callable[[], Callable[[Run], Results]]) -> None:
         self.keeper = keeper
@@ -79,7 +79,7 @@ class _Keeping(AbstractContextManager[None]):
 
 
 def _contexts() -> tuple[_Keeping, _Keeping]:
-    """Of the first and of the second computation."""
+    """Contexts of the first and of the second computation."""
     results: list[Results] = []
 
     def note(run: Run) -> Results:

@@ -24,6 +24,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    """Imports a public class at its first use."""
     # Lightning takes seconds to import, and `msssm --help` does without.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,6 +41,7 @@ class SequenceTask(lightning.LightningModule):
     stops_at_bad_loss = True  # `SkipBadBatches` goes on instead
 
     def __init__(self, lr: float, weight_decay: float, ssm_lr: float | None, warmup_epochs: float) -> None:
+        """Checks the options. Raises ValueError for one out of its range."""
         super().__init__()
         for name, value, wanted, good in (
             ("lr", lr, "positive", lr > 0),
@@ -56,10 +57,11 @@ class SequenceTask(lightning.LightningModule):
         self.test_predictions = Predictions()
 
     def validation_metrics(self) -> dict[str, str]:
-        """What a validation logs for a run to be selected by, and which of its values is the best: "min" or "max"."""
+        """Names of the metrics that a validation logs, each with its best value, "min" or "max"."""
         return {}
 
     def configure_optimizers(self) -> Any:
+        """AdamW, with its schedule per step."""
         optimizer = torch.optim.AdamW(param_groups(self, self.lr, self.weight_decay, self.ssm_lr))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -73,10 +75,10 @@ class SequenceTask(lightning.LightningModule):
         return warmup_cosine(step, self.warmup_epochs * per_epoch, self.trainer.estimated_stepping_batches)
 
     def check_loss(self, loss: Tensor, *inputs: Tensor) -> None:
-        """Ends the training at a loss that is not finite, with what `nan_guard` finds of the forward on `inputs`.
+        """Ends the training at a loss that is not finite, with what `nan_guard` finds in the forward on `inputs`.
 
         Raises:
-            ValueError: naming step, and layer, band and position where the network itself fails.
+            ValueError: naming the step and, if the network itself fails, layer, band and position.
         """
         if not self.stops_at_bad_loss or torch.isfinite(loss):
             return
@@ -96,10 +98,12 @@ class SequenceTask(lightning.LightningModule):
         self.train_loss.update(loss.detach(), samples)
 
     def on_train_epoch_end(self) -> None:
+        """Logs the mean training loss of the epoch."""
         # As an object, and here: its state is in a checkpoint, and one written at the end of an epoch is before this.
         self.log("train/loss_epoch", self.train_loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the processes' states. Raises InputError if a weight is not finite."""
         bad = [name for name, value in checkpoint["state_dict"].items() if not torch.isfinite(value).all()]
         if bad:
             raise InputError(
@@ -109,6 +113,7 @@ class SequenceTask(lightning.LightningModule):
         checkpoint["rank_states"] = gather_states(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that the weights fit, and keeps the processes' states for `on_train_start`."""
         source = self.trainer.ckpt_path if self._trainer is not None else None
         check_weights(self, checkpoint, source or "the checkpoint")
         self._rank_states = checkpoint.get("rank_states", [])
@@ -120,30 +125,34 @@ class SequenceTask(lightning.LightningModule):
             checkpoint["current_model_state"] = checkpoint["state_dict"]
 
     def on_train_start(self) -> None:
+        """Restores the random numbers and training metrics of a resumed run."""
         # A resumed run draws the same dropout masks as an uninterrupted one, and averages over the whole epoch.
         if len(self._rank_states) == self.trainer.world_size:
             restore_state(self, self._rank_states[self.global_rank])
         self._rank_states = []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the norm of the gradients before clipping, at the steps that the logger keeps."""
         # Before clipping, and only where the logger will keep it.
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def describe_predictions(self, outputs: list[Tensor]) -> list[str]:
-        """One line per predicted sample, from what `predict_step` returned for each batch."""
+        """Formats one line per predicted sample, from the results of `predict_step` for all batches."""
         raise NotImplementedError
 
     def on_test_start(self) -> None:
+        """Empties the predictions."""
         self.test_predictions.reset()
 
     def on_test_epoch_end(self) -> None:
+        """Gathers the predictions of all processes."""
         if self.test_predictions.update_called:
             self.test_predictions.compute()  # on every rank: it gathers
 
     def report(self, datamodule: lightning.LightningDataModule, run_dir: Path) -> dict[str, Any]:
-        """What a run records of its test beyond the logged metrics: "report" in metrics.json, and files in `run_dir`.
+        """Returns the "report" of metrics.json, beyond the logged metrics, and writes files into `run_dir`.
 
         Called once after the test of a training, on the first rank alone, with `test_predictions` gathered.
         """

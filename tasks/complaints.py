@@ -21,10 +21,10 @@ _DOORS = {
 
 
 def complaint(error: BaseException) -> str | None:
-    """The message of an error about the input; None for anything else, a bug included.
+    """Message of an error about the input, or None for any other error, including bugs.
 
-    About the input are the errors that our code raises as such, those of a disk that refuses a file, and what
-    Lightning raises about the options that it was given; the outermost of a chain counts.
+    Errors about the input are those that our code raises as such, a disk's refusal of a file, and Lightning's errors
+    about its options; the outermost of a chain counts.
     """
     # Whoever raised one of these has loaded its module; an error must not cost the seconds of importing torch.
     modules = [sys.modules.get(name) for name in ("msssm.errors", "datamodules.errors")]
@@ -44,7 +44,7 @@ def complaint(error: BaseException) -> str | None:
 
 
 def _by_lightning(error: BaseException) -> bool:
-    """Whether Lightning raised it on purpose, with no code of ours at work: about an option."""
+    """Whether Lightning raised it deliberately, outside of our code: it is about an option."""
     return (
         isinstance(error, Exception)
         and not isinstance(error, AssertionError)
@@ -55,7 +55,7 @@ def _by_lightning(error: BaseException) -> bool:
 
 
 def on_purpose(error: BaseException) -> bool:
-    """Whether a `raise` raised it, and not Python or a library of C at what cannot be done."""
+    """Whether a `raise` statement raised it, rather than Python or a C library."""
     [*_, inside] = _frames(error)
     return dis.opname[inside.tb_frame.f_code.co_code[inside.tb_lasti]] == "RAISE_VARARGS"
 
@@ -67,7 +67,7 @@ def raised_in(error: BaseException, package: str) -> bool:
 
 
 def enters_our_code(error: BaseException | None) -> bool:
-    """Whether code of ours was at work when it, or what it came from, was raised; all but what hands options on."""
+    """Whether our code, except for that which passes options on, ran when the error or its cause was raised."""
     while error is not None:
         if any(_file(frame).startswith(_OURS) and _file(frame) not in _DOORS for frame in _frames(error)):
             return True

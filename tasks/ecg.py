@@ -32,9 +32,6 @@ class ECGTask(SequenceTask):
         ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.
         warmup_epochs: length of the linear warm-up, in epochs.
         aggregation: "mean" or "max" of the probabilities of a record's windows, where the data are cropped.
-
-    Raises:
-        ValueError: an option out of its range; all of them at once.
     """
 
     def __init__(
@@ -47,6 +44,7 @@ class ECGTask(SequenceTask):
         warmup_epochs: float = 5.0,
         aggregation: Literal["mean", "max"] = "mean",
     ) -> None:
+        """Builds the classifier. Raises ValueError for options out of their range."""
         super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
         if label_set not in LABEL_SETS or aggregation not in ("mean", "max"):
             raise InputError(
@@ -63,7 +61,7 @@ class ECGTask(SequenceTask):
         """Takes the names of the classes from the data.
 
         Raises:
-            ValueError: if they are not the label set's.
+            ValueError: they are not those of the label set.
         """
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, PTBXLDataModule):
@@ -76,23 +74,27 @@ class ECGTask(SequenceTask):
             self.classes = datamodule.classes
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x (B, L, 12) standardised leads, lengths (B,) -> logits (B, K)."""
+        """Maps standardised leads x (B, L, 12), lengths (B,), to logits (B, K)."""
         return self.model(x, lengths)
 
     def training_step(self, batch: ECGBatch, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch, and logs it."""
         loss, _ = self._step(batch, "train")
         self.check_loss(loss, batch.x, batch.lengths)
         self.log_train_loss(loss, len(batch.y))
         return loss
 
     def validation_metrics(self) -> dict[str, str]:
+        """Metrics of a validation, each with its best value."""
         return {"val/loss": "min", "val/auroc": "max", "val/auroc_classes": "max", "val/f_max": "max"}
 
     def validation_step(self, batch: ECGBatch, batch_idx: int) -> None:
+        """Logs the loss, and collects the logits."""
         _, logits = self._step(batch, "val")
         self.val_predictions.update(batch.sample_index, batch.y, logits)
 
     def test_step(self, batch: ECGBatch, batch_idx: int) -> None:
+        """Logs the loss, and collects the logits."""
         _, logits = self._step(batch, "test")
         self.test_predictions.update(batch.sample_index, batch.y, logits)
 
@@ -106,12 +108,15 @@ class ECGTask(SequenceTask):
         return loss, logits
 
     def on_validation_epoch_start(self) -> None:
+        """Empties the predictions."""
         self.val_predictions.reset()
 
     def on_validation_epoch_end(self) -> None:
+        """Logs the scores over all records."""
         self._log_scores("val", self.val_predictions)
 
     def on_test_epoch_end(self) -> None:
+        """Logs the scores over all records."""
         super().on_test_epoch_end()
         self._log_scores("test", self.test_predictions)
 
@@ -127,12 +132,13 @@ class ECGTask(SequenceTask):
             self.log(f"{stage}/{name}", float(value), prog_bar=name == "auroc", rank_zero_only=False)
 
     def configure_callbacks(self) -> list[Callback]:
+        """Adds the ECG dashboard."""
         from tasks.callbacks.ecg_dashboard import ECGDashboard
 
         return [ECGDashboard()]
 
     def report(self, datamodule: LightningDataModule, run_dir: Path) -> dict[str, Any]:
-        """Test scores with 95 % bootstrap intervals over records and over patients; keeps predictions.npz."""
+        """Computes test scores with 95 % bootstrap intervals over records and patients, and writes predictions.npz."""
         assert isinstance(datamodule, PTBXLDataModule)
         records = datamodule.records("test")
         sample, target, logits = (tensor.cpu().numpy() for tensor in self.test_predictions.compute())
@@ -165,9 +171,9 @@ class ECGTask(SequenceTask):
 
 
 def aggregate(logits: Tensor, how: str) -> Tensor:
-    """Logits of a record from those of its windows: of their largest ("max") or mean ("mean") probability.
+    """Combines the logits (B, W, K) of windows to those of records, (B, K).
 
-    logits (B, W, K) -> (B, K).
+    The result is the logit of the largest ("max") or mean ("mean") probability.
     """
     if how == "max" or logits.shape[1] == 1:
         return logits.amax(1)

@@ -48,9 +48,6 @@ class ImageTask(SequenceTask):
         warmup_epochs: length of the linear warm-up, in epochs.
         base_batch_size: the batch that the learning rates are for: they grow in proportion to the samples of one
             optimiser step (Goyal et al. 2017). Absent, they are taken as they are.
-
-    Raises:
-        ValueError: an option out of its range; data or a checkpoint with another number of classes.
     """
 
     def __init__(
@@ -70,6 +67,7 @@ class ImageTask(SequenceTask):
         warmup_epochs: float = 1.0,
         base_batch_size: int | None = None,
     ) -> None:
+        """Builds the classifier. Raises ValueError for options out of their range."""
         super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
@@ -98,10 +96,11 @@ class ImageTask(SequenceTask):
         self._images, self._seconds, self._since = 0, 0.0, 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W), or pixels (B, H W, C) in raster order -> logits (B, num_classes)."""
+        """Maps images x (B, C, H, W), or pixels (B, H W, C) in raster order, to logits (B, num_classes)."""
         return self.model(x)
 
     def setup(self, stage: str) -> None:
+        """Raises ValueError unless the data have as many classes."""
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if classes not in (None, self.num_classes):
             raise InputError(
@@ -110,6 +109,7 @@ class ImageTask(SequenceTask):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError unless the checkpoint has as many classes."""
         head = checkpoint.get("state_dict", {}).get("model.head.bias")
         if head is not None and len(head) != self.num_classes:
             raise InputError(
@@ -119,6 +119,7 @@ class ImageTask(SequenceTask):
         super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
+        """Adds the image dashboard, unless it is there."""
         # Asked again at the test of a training, whose dashboard is there.
         present = any(isinstance(callback, ImageDashboard) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if present else [ImageDashboard()]
@@ -131,6 +132,7 @@ class ImageTask(SequenceTask):
         return factor * batch / self.base_batch_size
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch, and logs loss and accuracy."""
         loss, logits = self._loss(batch, "train", self.label_smoothing)
         self.check_loss(loss, batch.x)
         self.log_train_loss(loss, len(batch.y))
@@ -139,20 +141,23 @@ class ImageTask(SequenceTask):
         return loss
 
     def on_train_epoch_end(self) -> None:
+        """Logs loss and accuracy of the epoch."""
         super().on_train_epoch_end()
         self.log_dict(self.train_metrics)
 
     def validation_metrics(self) -> dict[str, str]:
+        """Metrics of a validation, each with its best value."""
         return {"val/loss": "min", **{str(name): "max" for name in self.val_metrics}}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The logits (B, num_classes), for the dashboard."""
+        """Logs the metrics, and returns the logits (B, num_classes) for the dashboard."""
         _, logits = self._loss(batch, "val")
         self._log_metrics(self.val_metrics, logits, batch)
         self.val_confusion.update(logits, batch.y)
         return logits
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs the metrics, and collects the predicted classes."""
         _, logits = self._loss(batch, "test")
         self._log_metrics(self.test_metrics, logits, batch)
         self.test_confusion.update(logits, batch.y)
@@ -172,39 +177,45 @@ class ImageTask(SequenceTask):
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.y))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The classes (B,)."""
+        """Predicts the classes (B,)."""
         return self(batch.x).argmax(-1)
 
     def describe_predictions(self, outputs: list[Tensor]) -> list[str]:
-        """The class of each image, in the order of the batches."""
+        """Formats the class of each image, in the order of the batches."""
         return [str(answer) for answer in torch.cat(outputs).tolist()]
 
     def on_validation_epoch_start(self) -> None:
+        """Resets the confusion matrix."""
         self.val_confusion.reset()
 
     def on_test_start(self) -> None:
+        """Resets the confusion matrix and the predictions."""
         super().on_test_start()
         self.test_confusion.reset()
 
     def on_test_epoch_end(self) -> None:
+        """Gathers the predictions and the confusion matrix of all processes."""
         super().on_test_epoch_end()
         self.test_confusion.compute()  # on every rank: it gathers
 
     # Training throughput: loading included, validations and their checkpoints not.
     def on_train_epoch_start(self) -> None:
+        """Starts the clock of the training throughput."""
         self._since = time.monotonic()
 
     def on_validation_end(self) -> None:
+        """Restarts the clock, so that validations do not count."""
         self._since = time.monotonic()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Counts images and seconds."""
         now = time.monotonic()
         self._images += len(batch.y) * self.trainer.world_size
         self._seconds += now - self._since
         self._since = now
 
     def report(self, datamodule: LightningDataModule, run_dir: Path) -> dict[str, Any]:
-        """Of the test: accuracy per class, confusion matrix (rows: the true class); of the model: its size and speed.
+        """Reports accuracy per class, confusion matrix (rows: the true class), size and speed.
 
         Writes predictions.npz.
         """

@@ -14,9 +14,6 @@ class ListOpsTask(TokenTask):
         weight_decay: of weights that are neither biases, norms nor SSM parameters.
         ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.
         warmup_epochs: length of the linear warm-up, in epochs.
-
-    Raises:
-        ValueError: an option out of its range; all of them at once.
     """
 
     def __init__(
@@ -27,5 +24,6 @@ class ListOpsTask(TokenTask):
         ssm_lr: float | None = None,
         warmup_epochs: float = 1.0,
     ) -> None:
+        """Builds the classifier. Raises ValueError for options out of their range."""
         super().__init__(backbone, vocab_size, num_classes, "mean", lr, weight_decay, ssm_lr, warmup_epochs)
         self.save_hyperparameters()

@@ -14,7 +14,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what Lightning tells of seeds, devices, files and its publisher's other products."""
+    """Silences Lightning's messages on seeds, devices, files and its publisher's other products."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

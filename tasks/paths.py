@@ -14,7 +14,7 @@ PATHS = ("run_dir", "ckpt_path", "record", "output")  # among the options of a r
 
 
 def path_option(text: str) -> Path:
-    """`local_path`, as the type of an argument."""
+    """Converts an argument by `local_path`, as a type for argparse."""
     try:
         return local_path(text)
     except InputError as error:
@@ -22,10 +22,10 @@ def path_option(text: str) -> Path:
 
 
 def expand(recipe: Namespace) -> None:
-    """Makes the paths of a recipe plain, before anything is read or written there.
+    """Normalises the paths of a recipe, before anything is read or written there.
 
-    Those of Lightning's classes, such as a logger's save_dir, are known by how they begin: each class would expand
-    them in a way of its own, or not at all.
+    Those of Lightning's classes, such as a logger's save_dir, are recognised by their beginning: each class would
+    expand them in its own way, or not at all.
     """
     for name, value in list(recipe.items()):
         if value is None:
@@ -44,10 +44,10 @@ def _expanded(value: Any) -> Any:
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, with all above it.
+    """Creates a folder and all its parents, and returns it.
 
     Raises:
-        InputError: a file is in its place, or in that of one above it.
+        InputError: there is a file in its place, or in that of a parent.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

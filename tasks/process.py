@@ -11,11 +11,11 @@ _LARGEST, _KEPT = 32 * 2**20, 2**30
 
 
 def settle() -> None:
-    """Idle threads soon sleep, and freed memory stays with the process; what the environment says otherwise holds.
+    """Lets idle threads soon sleep, and keeps freed memory in the process, unless the environment says otherwise.
 
-    OpenMP's idle threads spin for milliseconds by default, and slow whatever else the cores should do; asleep at once,
-    as OMP_WAIT_POLICY=PASSIVE has them, they are late for the next operator. glibc returns the activations of
-    a training step to the system and asks for them again, page by page, in the next.
+    By default, OpenMP's idle threads spin for milliseconds, and slow other work of the cores; with
+    OMP_WAIT_POLICY=PASSIVE they sleep at once, and are late for the next operator. glibc returns a training step's
+    activations to the system, and in the next step requests them again, page by page.
     """
     if "torch" in sys.modules:
         return

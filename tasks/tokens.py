@@ -31,9 +31,6 @@ class TokenTask(SequenceTask):
         weight_decay: of weights that are neither biases, norms nor SSM parameters.
         ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.
         warmup_epochs: length of the linear warm-up, in epochs.
-
-    Raises:
-        ValueError: an option out of its range; all of them at once.
     """
 
     def __init__(
@@ -47,6 +44,7 @@ class TokenTask(SequenceTask):
         ssm_lr: float | None = None,
         warmup_epochs: float = 1.0,
     ) -> None:
+        """Builds the classifier. Raises ValueError for options out of their range."""
         super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
         self.save_hyperparameters()
         self.vocab_size, self.num_classes = vocab_size, num_classes
@@ -56,10 +54,11 @@ class TokenTask(SequenceTask):
         self.test_accuracy = accuracy.clone()
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x (B, L) token ids, lengths (B,) -> logits (B, num_classes)."""
+        """Maps token ids x (B, L), lengths (B,), to logits (B, num_classes)."""
         return self.model(x, lengths)
 
     def setup(self, stage: str) -> None:
+        """Raises ValueError unless the data have the same vocabulary and classes."""
         data = getattr(self.trainer, "datamodule", None)
         for name in ("vocab_size", "num_classes"):
             wanted = getattr(data, name, None)
@@ -69,21 +68,26 @@ class TokenTask(SequenceTask):
                 )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch, and logs loss and accuracy."""
         loss, _ = self._step(batch, "train", self.train_accuracy)
         self.log_train_loss(loss, len(batch.y))
         return loss
 
     def on_train_epoch_end(self) -> None:
+        """Logs loss and accuracy of the epoch."""
         super().on_train_epoch_end()
         self.log("train/accuracy", self.train_accuracy)
 
     def validation_metrics(self) -> dict[str, str]:
+        """Metrics of a validation, each with its best value."""
         return {"val/loss": "min", "val/accuracy": "max"}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs loss and accuracy."""
         self._step(batch, "val", self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs loss and accuracy, and collects the answers."""
         _, logits = self._step(batch, "test", self.test_accuracy)
         assert batch.sample_index is not None
         self.test_predictions.update(batch.sample_index, batch.y, logits.argmax(-1))
@@ -102,14 +106,14 @@ class TokenTask(SequenceTask):
         return loss, logits
 
     def report(self, datamodule: LightningDataModule, run_dir: Path) -> dict[str, Any]:
-        """Keeps the test's answers in predictions.npz."""
+        """Writes the test's answers to predictions.npz."""
         self.test_predictions.save(run_dir / FILE, "accuracy")
         return {}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The answers (B,)."""
+        """Predicts the answers (B,)."""
         return self(batch.x, batch.lengths).argmax(-1)
 
     def describe_predictions(self, outputs: list[Tensor]) -> list[str]:
-        """The answer to each sequence, in the order of the batches."""
+        """Formats the answer to each sequence, in the order of the batches."""
         return [str(answer) for answer in torch.cat(outputs).tolist()]

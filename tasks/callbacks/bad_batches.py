@@ -12,37 +12,38 @@ from tasks.messages import say
 
 
 class SkipBadBatches(Callback):
-    """Leaves out optimiser steps whose gradients are not finite: `--trainer.callbacks+=tasks.SkipBadBatches`.
+    """Skips optimiser steps whose gradients are not finite: `--trainer.callbacks+=tasks.SkipBadBatches`.
 
-    Weights, optimiser and buffers stay as they were before the batch; the learning rate goes on. All processes skip
-    together, since their gradients are averaged. Logs the count as `train/skipped_batches`. For precisions without a
-    gradient scaler, which skips by itself.
+    Weights, optimiser and buffers stay as before the batch; the learning rate advances. All processes skip together,
+    since their gradients are averaged. Logs the count as `train/skipped_batches`. For precisions without a gradient
+    scaler, which skips by itself.
 
     Args:
-        limit: end the training at one more than this many.
-
-    Raises:
-        ValueError: for a limit below 1; or beyond it, while training.
+        limit: number of skipped steps that the training tolerates.
     """
 
     def __init__(self, limit: int = 10) -> None:
+        """Starts the count. Raises ValueError for a limit below 1."""
         if limit < 1:
             raise InputError(f"limit must be at least 1, got {limit}")
         self.limit, self.skipped = limit, 0
         self._buffers: list[Tensor] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Tells the task not to end at a loss that is not finite."""
         pl_module.stops_at_bad_loss = False  # type: ignore[assignment]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Copies the buffers before the first batch of a step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Drops gradients that are not finite. Raises ValueError beyond the limit."""
         parameters = [p for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not torch.isfinite(norm):
@@ -64,28 +65,32 @@ class SkipBadBatches(Callback):
         pl_module.log("train/skipped_batches", float(self.skipped))
 
     def state_dict(self) -> dict[str, Any]:
+        """Number of skipped steps."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the number of skipped steps."""
         self.skipped = state_dict["skipped"]
 
 
 class LossSpikes(Callback):
-    """Counts, as `train/loss_spikes`, losses more than `deviations` standard deviations above their running mean.
+    """Counts losses more than `DEVIATIONS` standard deviations above their running mean, as `train/loss_spikes`.
 
-    Mean and variance are exponential averages over about 50 steps, to which a spike adds as much as the threshold; the
-    first 50 steps are not judged. Nothing waits for the device.
+    Mean and variance are exponential averages over about `MEMORY` steps, to which a spike adds as much as the
+    threshold; the first `MEMORY` steps are not judged. It never synchronises with the device.
     """
 
     MEMORY, DEVIATIONS = 50, 6.0
 
     def __init__(self) -> None:
+        """Starts the count."""
         self._seen = 0
         self._state: Tensor | None = None  # mean, variance, spikes
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Judges the loss of a batch."""
         loss = outputs["loss"].detach().float()
         if self._state is None:
             self._state = torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)])
@@ -102,7 +107,9 @@ class LossSpikes(Callback):
             pl_module.log("train/loss_spikes", spikes, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
+        """Number of steps, mean, variance and count."""
         return {"seen": self._seen, "state": self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the statistics."""
         self._seen, self._state = state_dict["seen"], state_dict["state"]

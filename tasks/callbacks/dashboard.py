@@ -19,7 +19,7 @@ from tasks.run.checkpoints import best_of
 
 
 def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
-    """The charts of a run, one of which shows what the run is selected by, such as "val/accuracy"."""
+    """Charts of a run for TensorBoard, one of them of the metric that selects it, such as "val/accuracy"."""
     metric = monitor.removeprefix("val/")
     return {
         "Training": {
@@ -41,12 +41,12 @@ def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
 
 
 def monitored(trainer: pl.Trainer) -> str:
-    """What the best checkpoint is chosen by."""
+    """Metric that selects the best checkpoint."""
     return str(getattr(best_of(trainer), "monitor", None) or "val/loss")
 
 
 def band_name(band: int, bands: int) -> str:
-    """`0_input`, `1_detail` .. , `4_approximation`: finest first."""
+    """Name of a band, finest first: `0_input`, `1_detail` .. , `4_approximation`."""
     if bands == 1:
         return "0_single"
     return f"{band}_" + ("input" if band == 0 else "approximation" if band == bands - 1 else "detail")
@@ -63,6 +63,7 @@ class Dashboard(Callback):
     """
 
     def __init__(self) -> None:
+        """Starts without measurements."""
         self._samples, self._since = 0, 0.0
         self._mixer_outputs: list[Tensor] = []
         self._eigenvalues: list[Tensor] = []  # largest of each layer, (M,)
@@ -70,16 +71,19 @@ class Dashboard(Callback):
         self._hooks: list[Any] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the layout of the charts."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.add_custom_scalars(layout(monitored(trainer)))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restarts the clock."""
         self._samples, self._since = 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Logs samples per second."""
         self._samples += len(batch[0]) * trainer.world_size
         if self._samples and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.monotonic()
@@ -87,6 +91,7 @@ class Dashboard(Callback):
             self._samples, self._since = 0, now
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hooks mixers and state space models for the first batch."""
         self._mixer_outputs, self._eigenvalues = [], []
         keep = ((ScaleMixer, self._keep_output), (S6 | S4, self._keep_eigenvalue))
         self._hooks = [
@@ -99,6 +104,7 @@ class Dashboard(Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Notes the lengths of the first batch."""
         if self._hooks:
             self._lengths = batch.lengths
 
@@ -119,14 +125,17 @@ class Dashboard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Removes the hooks after the first batch."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restarts the clock, so that validations do not count as training time."""
         self._samples, self._since = 0, time.monotonic()  # a validation is no training time
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs memory, stability margin and mixer weights of each band."""
         layers = (m for m in pl_module.modules() if isinstance(m, SequenceLayer))
         with_memory = [m for m in layers if hasattr(m, "effective_memory") and not isinstance(m.ssm, NoSSM)]
         memories = [cast(Tensor, cast(Any, layer).effective_memory()) for layer in with_memory]
@@ -160,30 +169,34 @@ class Dashboard(Callback):
 
 
 class EpochLines(ProgressBar):
-    """A line at every validation and every half minute, for logs and for several runs on one terminal.
+    """Progress as a line at every validation and every half minute, for logs and for several runs on one terminal.
 
     Args:
-        name: what stands in front of each line.
+        name: beginning of each line.
     """
 
     def __init__(self, name: str = "") -> None:
+        """Starts the clock."""
         super().__init__()
         self.name = name
         self._start = self._printed = time.monotonic()
 
     def disable(self) -> None:
-        """Nothing is drawn between the lines."""
+        """Does nothing: there is no bar to remove."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restarts the clock."""
         self._start = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Prints a line every half minute."""
         if time.monotonic() - self._printed > 30:
             self._print(trainer, ("train/loss_step",))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints a line."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._print(trainer, ("val/loss", monitored(trainer)))
 

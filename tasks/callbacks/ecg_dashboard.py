@@ -32,6 +32,7 @@ class ECGDashboard(Callback):
     """
 
     def __init__(self, pictures: int = 5) -> None:
+        """Starts without a batch."""
         self.pictures, self._drawn = pictures, 0
         self._examples: ECGBatch | None = None
 
@@ -44,6 +45,7 @@ class ECGDashboard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Keeps records of the first batch as examples."""
         if batch_idx == 0:
             windows = len(batch.x) // len(batch.y)
             first = batch.x[: EXAMPLES * windows : windows]
@@ -52,6 +54,7 @@ class ECGDashboard(Callback):
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Logs AUROC per class and, if due, the pictures."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
             return
         sample, target, logits = (tensor.cpu().numpy() for tensor in pl_module.val_predictions.compute())
@@ -95,7 +98,7 @@ class ECGDashboard(Callback):
 
 
 def _mixer_weights(task: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output (1, L, M, H) of every scale mixer for one record (1, L, 12); none in a model without mixers."""
+    """Outputs (1, L, M, H) of every scale mixer for one record (1, L, 12); empty for a model without mixers."""
     weights: list[Tensor] = []
     mixers = [module for module in task.modules() if isinstance(module, ScaleMixer)]
     hooks = [mixer.register_forward_hook(lambda m, args, output: weights.append(output.detach())) for mixer in mixers]

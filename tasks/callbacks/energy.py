@@ -14,20 +14,21 @@ PERIOD = 10.0  # seconds between two readings
 
 
 class Package:
-    """The running average power limit counter of one processor package, in Linux' powercap (Intel and AMD).
-
-    Raises:
-        OSError: a counter that may not be read, as is usual for others than root.
-        ValueError: one that holds no number.
-    """
+    """Average power counter of one processor package in Linux' powercap (Intel and AMD)."""
 
     def __init__(self, zone: Path) -> None:
+        """Takes the first reading.
+
+        Raises:
+            OSError: the counter may not be read, as is usual for others than root.
+            ValueError: it contains no number.
+        """
         self._file = zone / "energy_uj"
         self._range = int((zone / "max_energy_range_uj").read_text())
         self._last = int(self._file.read_text())
 
     def joules(self) -> float:
-        """Since the last reading, or the start; the counter begins at 0 again beyond its range."""
+        """Energy since the last reading or the start; beyond its range, the counter starts again at 0."""
         now = int(self._file.read_text())
         used = now - self._last if now >= self._last else now + self._range - self._last
         self._last = now
@@ -35,7 +36,7 @@ class Package:
 
 
 def packages(root: Path) -> list[Package]:
-    """All of the machine; none where one of them cannot be read, since a part is no total."""
+    """All packages of the machine; none if one of them cannot be read, since a part is no total."""
     zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if re.fullmatch(r"intel-rapl:\d+", zone.name)]
     try:
         return [Package(zone) for zone in zones if (zone / "name").read_text().startswith("package")]
@@ -44,31 +45,36 @@ def packages(root: Path) -> list[Package]:
 
 
 class EnergyMeter(Callback):
-    """Joules of the processor packages of this machine while training, validations included.
+    """Energy of this machine's processor packages while training, including validations.
 
-    Of all that runs on it, so a run of its own needs a machine of its own. Graphics cards, and other nodes, are not
-    in it. A run that is continued goes on counting from its checkpoint, as its seconds do.
+    It includes everything else on the machine, but no graphics cards or other nodes. A resumed run continues to count
+    from its checkpoint, as it does its seconds.
 
     Attributes:
-        joules: None where the platform does not tell.
+        joules: None if the platform does not provide it.
     """
 
     def __init__(self, root: Path = POWERCAP) -> None:
+        """Starts at 0 joules."""
         self._root, self._packages, self._read = root, list[Package](), 0.0
         self._before: float | None = 0.0  # of the process that wrote the checkpoint
         self.joules: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds the packages."""
         self._packages, self._read = packages(self._root), time.monotonic()
         self.joules = self._before if self._packages else None
 
     def on_train_batch_end(self, *args: Any) -> None:
+        """Reads the counters if due."""
         self._count_if_due()
 
     def on_validation_batch_end(self, *args: Any) -> None:
+        """Reads the counters if due."""
         self._count_if_due()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reads the counters."""
         self._count()
 
     def _count_if_due(self) -> None:
@@ -85,7 +91,9 @@ class EnergyMeter(Callback):
             self.joules = None
 
     def state_dict(self) -> dict[str, Any]:
+        """Joules so far."""
         return {"joules": self.joules}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the joules before the checkpoint."""
         self._before = state_dict["joules"]

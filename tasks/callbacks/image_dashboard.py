@@ -13,7 +13,7 @@ NUMBERED = 20  # classes that still have room for a number in each cell
 
 
 class _Errors(NamedTuple):
-    """Wrong answers: images (n, C, H, W), and of each its confidence, prediction and class (n,)."""
+    """Wrong answers: images (n, C, H, W), and confidence, prediction and true class of each, (n,)."""
 
     image: Tensor
     confidence: Tensor
@@ -22,9 +22,9 @@ class _Errors(NamedTuple):
 
 
 class ImageDashboard(Callback):
-    """The confusion matrix over all ranks, and the most confident errors among the first rank's validation samples.
+    """Draws the confusion matrix over all ranks, and the first rank's most confident errors.
 
-    Works on a task with `val_confusion`, `image_shape` and a `validation_step` that returns logits. It holds at most
+    For a task with `val_confusion`, `image_shape` and a `validation_step` that returns logits. It holds at most
     `errors` images, and draws two figures per validation.
 
     Args:
@@ -32,10 +32,12 @@ class ImageDashboard(Callback):
     """
 
     def __init__(self, errors: int = 16) -> None:
+        """Starts without errors."""
         self.errors = errors
         self._worst: _Errors | None = None
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets the errors of the last validation."""
         self._worst = None
 
     def on_validation_batch_end(
@@ -47,6 +49,7 @@ class ImageDashboard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Keeps the most confident errors."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         confidence, prediction = outputs.detach().float().softmax(-1).max(-1)
@@ -60,6 +63,7 @@ class ImageDashboard(Callback):
         self._worst = _Errors(*(values[first] for values in found))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws both figures."""
         confusion = cast(Any, pl_module).val_confusion.compute()  # on every rank: it gathers
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -72,14 +76,14 @@ class ImageDashboard(Callback):
 
 
 def as_images(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Images (B, C, H, W) as they are, or pixels (B, H W, C) in raster order as such."""
+    """Converts pixels (B, H W, C) in raster order to images (B, C, H, W), which are returned as they are."""
     if x.ndim == 4:
         return x
     return x.unflatten(1, shape[1:]).movedim(3, 1)
 
 
 def confusion_figure(confusion: Tensor) -> Figure:
-    """Share of each true class (row) that was called each class (column); numbers where there is room."""
+    """Draws the share of each true class (row) predicted as each class (column), with numbers if there is room."""
     share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     classes = len(share)
     side = 6.0 if classes > NUMBERED else 2.4 + 0.42 * classes
@@ -102,7 +106,7 @@ def confusion_figure(confusion: Tensor) -> Figure:
 
 
 def errors_figure(worst: _Errors) -> Figure:
-    """A grid of wrongly classified images with their answers; grey values or colours stretched per image."""
+    """Draws a grid of wrongly classified images with their answers; values are stretched per image."""
     columns = min(4, len(worst.image))
     rows = -(-len(worst.image) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.1 * rows))

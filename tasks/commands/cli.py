@@ -55,6 +55,7 @@ class MsssmCLI(LightningCLI):
     """LightningCLI whose runs live in one folder each: config.yaml, TensorBoard events, checkpoints/, metrics.json."""
 
     def __init__(self, args: ArgsType = None) -> None:
+        """Parses the command line, builds task, data and trainer, and runs the subcommand."""
         set_parsing_settings(
             import_path_denylist=["*"],
             import_path_allowlist=ALLOWED,
@@ -87,6 +88,7 @@ class MsssmCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run's folder, the test at the end, and the options of best.ckpt."""
         parser.add_argument("--run_dir", type=str, default="runs/latest", help="Folder of this run.")
         parser.add_argument(
             "--skip_test", type=bool, default=False, help="Leave out the test at the end of a training."
@@ -112,6 +114,7 @@ class MsssmCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the command line. Raises InputError with all faults of the recipe."""
         recipes = [file for name, file in pairwise(self.arguments) if name in ("-c", "--config")]
         for file in recipes:
             read_yaml(Path(file))
@@ -130,7 +133,7 @@ class MsssmCLI(LightningCLI):
 
     @staticmethod
     def _find_checkpoint(config: Namespace) -> None:
-        """`best` and `last` are those of the run's folder; Lightning would go on with random weights without a last."""
+        """Finds `best` and `last` in the run's folder; without one, Lightning would train on from random weights."""
         name = config.ckpt_path
         if name in ("best", "last") and not Path(name).exists():
             kept = Path(config.run_dir, "checkpoints", f"{name}.ckpt")
@@ -139,10 +142,10 @@ class MsssmCLI(LightningCLI):
             read_checkpoint(Path(config.ckpt_path))  # before the data are read
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning's would put the checkpoint's hyperparameters in the place of the recipe's, whatever it says."""
+        """Does nothing: Lightning's would replace the recipe's options by the checkpoint's hyperparameters."""
 
     def _complaints(self) -> str:
-        """Everything that is wrong with the options, empty where that is not found again."""
+        """All faults of the options as one message, empty if they are not found again."""
         subcommand, *words = self.arguments
 
         def build(recipe: dict[str, Any]) -> None:
@@ -161,6 +164,7 @@ class MsssmCLI(LightningCLI):
         return "".join(errors) if len(errors) < 2 else "\n  ".join([f"{len(errors)} options are wrong:", *errors])
 
     def instantiate_classes(self) -> None:
+        """Builds task, data and trainer. Raises InputError with all faults of the recipe."""
         try:
             with constructors(self.parser):
                 self._check(self.subcommand, self.config[self.subcommand])
@@ -178,6 +182,7 @@ class MsssmCLI(LightningCLI):
             check_checkpoint(config.checkpoint)
 
     def before_instantiate_classes(self) -> None:
+        """Finds the checkpoint to load, and claims the folder of a training."""
         config = self.config[self.subcommand]
         self.run_dir = Path(config.run_dir)
         self.ckpt_path = config.ckpt_path
@@ -197,13 +202,13 @@ class MsssmCLI(LightningCLI):
             self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
 
     def _elsewhere(self, ckpt_path: str | None) -> str | None:
-        """The checkpoint, if it is another run's: a file outside of this run's folder."""
+        """The checkpoint if it is another run's, a file outside of this run's folder."""
         path = Path(ckpt_path or "")
         here = path.resolve().is_relative_to(self.run_dir.resolve())
         return str(path) if path.is_file() and not here else None
 
     def _claim_run_dir(self) -> None:
-        """Refuses a folder in use or with a complete run or another configuration's; resumes an unfinished run."""
+        """Refuses a folder in use, or with a complete run or another configuration's; resumes an unfinished run."""
         if (self.run_dir / "metrics.json").exists():
             raise InputError(f"{self.run_dir} holds a complete run; choose another --run_dir or delete it")
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
@@ -253,7 +258,7 @@ class MsssmCLI(LightningCLI):
             raise
 
     def _end_processes(self) -> None:
-        """Of a job whose first process has failed: none may wait for it for ever. They get time to show their error."""
+        """After the first process fails, waits up to 10 s for each other one to show its error, then kills it."""
         for process in getattr(self.trainer.strategy.launcher, "procs", []):
             try:
                 process.wait(timeout=10)
@@ -264,6 +269,7 @@ class MsssmCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with the callbacks of every run."""
         config = self._get(self.config_init, "trainer")
         if config.logger is None or config.logger is True:
             # Only a training writes events; a later test must not add to its curves.
@@ -291,10 +297,10 @@ class MsssmCLI(LightningCLI):
         return trainer
 
     def after_fit(self) -> None:
-        """Tests once, at the best validation, unless told to leave that out, and marks the run as complete.
+        """Tests the best validation once, unless `skip_test`, and marks the run as complete.
 
         Raises:
-            InputError: if no validation says which weights are the best; last.ckpt keeps those of the end.
+            InputError: no validation determined the best weights; last.ckpt has the final ones.
         """
         if self._get(self.config, "trainer").fast_dev_run:
             return
@@ -357,7 +363,7 @@ class MsssmCLI(LightningCLI):
             )
 
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
-        """Prints one line per sample of the data module's predict set, or what is said about `--record`."""
+        """Prints one line per sample of the data module's predict set, or the prediction for `--record`."""
         if self._get(self.config, "record") is not None:
             from tasks.commands.recordings import RecordingOptions, predict_recordings
 
@@ -370,17 +376,17 @@ class MsssmCLI(LightningCLI):
 
 
 def _end_loaders() -> None:
-    """At the end by a signal: loader processes outlive SIGTERM, with which Python would wait for them at its exit."""
+    """Kills loader processes after a signal: they outlive SIGTERM, and Python would wait for them at its exit."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a loss
     for process in multiprocessing.active_children():
         process.kill()
 
 
 def _with_durable_checkpoints(plugins: Any) -> list[Any]:
-    """A recipe's plugins and ours; one that wraps another CheckpointIO, as AsyncCheckpointIO does, wraps ours.
+    """Adds our CheckpointIO to a recipe's plugins, or puts it into one that wraps another, as AsyncCheckpointIO does.
 
     Raises:
-        ValueError: for a CheckpointIO that would take its place.
+        ValueError: a CheckpointIO would replace ours.
     """
     given = _as_list(plugins)
     for plugin in given:
@@ -396,5 +402,5 @@ def _with_durable_checkpoints(plugins: Any) -> list[Any]:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """What the trainer takes as nothing, one object or several."""
+    """Converts a trainer option that may be nothing, one object or several to a list."""
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]

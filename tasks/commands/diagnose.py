@@ -63,10 +63,10 @@ def main(args: list[str]) -> None:
 
 
 def diagnose(run: LoadedRun, rows: int, channels: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The content of diagnostics.json, and arrays for the plots.
+    """Computes the content of diagnostics.json, and arrays for the plots.
 
     Raises:
-        ValueError: rows or channels below 1, a task without a backbone, or parameters that are not finite.
+        ValueError: rows or channels are below 1, the task has no backbone, or a parameter is not finite.
     """
     if rows < 1 or channels < 1:
         raise InputError(f"--rows and --channels must be at least 1, got {rows} and {channels}")
@@ -115,7 +115,7 @@ def diagnose(run: LoadedRun, rows: int, channels: int) -> tuple[dict[str, Any], 
 
 
 def validation_rows(run: LoadedRun, rows: int, device: torch.device) -> list[Tensor]:
-    """Inputs (1, L, ...) of samples spread over the validation batches, which may be sorted by length; no padding."""
+    """Unpadded inputs (1, L, ...) of samples spread over the validation batches, which may be sorted by length."""
     run.datamodule.prepare_data()
     run.datamodule.setup("validate")
     loader = run.datamodule.val_dataloader()
@@ -138,7 +138,7 @@ def _padding_error(layer: SequenceLayer, x: Tensor) -> float:
 
 
 def _mixing(layer: SequenceLayer, x: Tensor, channels: int) -> tuple[float, Tensor]:
-    """Mean distance over evenly spaced output channels, and the profile."""
+    """Mean mixing distance over evenly spaced output channels, and the profile."""
     chosen = torch.linspace(0, layer.d_model - 1, min(channels, layer.d_model)).round().int().tolist()
     mixing = mixing_distance(layer, x[0], channels=chosen)
     return mixing.distance.mean().item(), mixing.profile
@@ -146,7 +146,7 @@ def _mixing(layer: SequenceLayer, x: Tensor, channels: int) -> tuple[float, Tens
 
 @torch.no_grad()
 def _layer(call: Call, within: list[Call], channels: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One layer: numbers for the file, and arrays for the plots. `within` are the calls inside it, of all rows."""
+    """Numbers for the file and arrays for the plots of one layer; `within` are the calls inside it, of all rows."""
     layer, x = cast(SequenceLayer, call.module), call.args[0]
     distance, profile = _mixing(layer, x, channels)
     numbers: dict[str, Any] = {
@@ -187,7 +187,7 @@ def _layer(call: Call, within: list[Call], channels: int) -> tuple[dict[str, Any
 
 
 def alarms(result: dict[str, Any]) -> list[str]:
-    """What the paper's readers are told to look for, in words; empty if there is nothing."""
+    """Failure signs named in the paper that this run shows, in words; empty if there are none."""
     found = []
     for layer in result["layers"]:
         name, mixer = layer["path"], layer.get("mixer")

@@ -30,6 +30,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Name for messages and folders."""
         return f"{self.table.task}/{self.row}/seed{self.seed}"
 
 

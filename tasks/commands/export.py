@@ -53,7 +53,7 @@ def main(args: list[str]) -> None:
 
 
 def portable(recipe: str) -> str:
-    """The recipe without the places of the machine that it ran on."""
+    """Removes the paths of the machine from a recipe."""
     content = yaml.safe_load(recipe)
     for key in ("config", "ckpt_path", "checkpoint"):
         content.pop(key, None)
@@ -64,11 +64,11 @@ def portable(recipe: str) -> str:
 
 
 def load_exported(folder: str | Path) -> SequenceTask:
-    """The task of a folder that `msssm export` wrote, in `eval()`: rebuilt from its recipe, with its weights.
+    """Loads the task from a folder that `msssm export` wrote, in `eval()`: its recipe, with its weights.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: weights that do not fit the recipe.
+        ValueError: the weights do not fit the recipe.
     """
     folder = local_path(folder)
     read_pretrained(folder)
@@ -83,7 +83,7 @@ def load_exported(folder: str | Path) -> SequenceTask:
 
 
 def model_card(task: SequenceTask, metrics: dict[str, Any] | None) -> ModelCard:
-    """From what a complete run measured; without `metrics`, a card that says that nothing was."""
+    """Writes a card with the metrics of a complete run; without `metrics`, one that says there are none."""
     kind = type(task).__name__
     backbone = next(module for module in task.modules() if isinstance(module, Backbone))
     results = [

@@ -23,6 +23,7 @@ from tasks.metrics.intervals import wilson
 from tasks.paths import path_option
 from tasks.reports.listops_plot import report_plot
 from tasks.reports.listops_summary import write_summary
+from tasks.reports.markdown import table
 from tasks.run.provenance import read_json, write_json
 
 # Added to the data's own seed: no trained model has seen this stream.
@@ -55,7 +56,7 @@ def main(args: list[str]) -> None:
 
 
 def is_complete(folder: Path, count: int) -> bool:
-    """Whether a run has a report on so many expressions, of the checkpoint that is there now."""
+    """Whether a run has a report on this many expressions, of its present checkpoint."""
     path, checkpoint = folder / "listops_report.json", folder / "checkpoints/best.ckpt"
     if not path.exists() or (checkpoint.exists() and checkpoint.stat().st_mtime > path.stat().st_mtime):
         return False
@@ -63,7 +64,7 @@ def is_complete(folder: Path, count: int) -> bool:
 
 
 def report(run: LoadedRun, count: int) -> list[dict[str, Any]]:
-    """The lines of one run, which its folder then has.
+    """Computes the lines of one run, and writes them into its folder.
 
     Raises:
         ValueError: it is not a ListOps run.
@@ -95,11 +96,11 @@ def report(run: LoadedRun, count: int) -> list[dict[str, Any]]:
 
 
 def fresh_expressions(data: ListOpsDataModule, count: int, factor: int, train: Expressions | None) -> Expressions:
-    """Distinct expressions of the data's trees, none of them in `train`.
+    """Generates distinct expressions from the data's distribution, none of them in `train`.
 
     Args:
-        data: whose parameters and seed count.
-        count: how many.
+        data: whose parameters and seed are used.
+        count: number of expressions.
         factor: 1 for the trained lengths; else factor / 2 to factor times the longest of them.
         train: expressions to leave out.
     """
@@ -126,7 +127,7 @@ def _key(expressions: Expressions, index: int) -> bytes:
 
 @torch.no_grad()
 def answers(task: ListOpsTask, expressions: Expressions, device: torch.device) -> npt.NDArray[np.int64]:
-    """The model's value of each expression, (samples,)."""
+    """Predicts the value of each expression, (samples,)."""
     found = np.zeros(expressions.samples, dtype=np.int64)
     order = np.argsort(expressions.lengths, kind="stable")
     while len(order):
@@ -138,7 +139,7 @@ def answers(task: ListOpsTask, expressions: Expressions, device: torch.device) -
 
 
 def depths(expressions: Expressions) -> npt.NDArray[np.int64]:
-    """Operators around the deepest digit of each expression, (samples,)."""
+    """Number of operators around the deepest digit of each expression, (samples,)."""
     operators = np.isin(expressions.tokens, [TOKEN_IDS[name] for name in OPERATORS])
     open_brackets = np.cumsum(operators.astype(np.int64) - (expressions.tokens == TOKEN_IDS[CLOSE]))
     # Every expression closes what it opens: the running count is 0 between them.
@@ -146,7 +147,7 @@ def depths(expressions: Expressions) -> npt.NDArray[np.int64]:
 
 
 def breakdown(expressions: Expressions, right: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Lines over all, by root operator, by depth, and by fifths of the length (in tokens)."""
+    """Accuracies over all, by root operator, by depth, and by fifths of the length (in tokens)."""
     roots = expressions.tokens[expressions.offsets[:-1]]
     lines = [_line("all", "all", right)]
     lines += [_line("root operator", name.strip("["), right[roots == TOKEN_IDS[name]]) for name in OPERATORS]
@@ -170,11 +171,9 @@ def _line(kind: str, name: str, right: npt.NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """The table."""
-    rows = ["| by | | expressions | accuracy, % | 95 % interval |", "|---|---|---:|---:|---:|"]
-    rows += [
-        f"| {line['kind']} | {line['name']} | {line['count']:,} | {100 * line['accuracy']:.1f} | "
-        f"{100 * line['low']:.1f} .. {100 * line['high']:.1f} |"
-        for line in lines
-    ]
-    return "\n".join(rows) + "\n"
+    """Formats the lines as a table."""
+    rows = [["by", "", "expressions", "accuracy, %", "95 % interval"]]
+    for line in lines:
+        accuracy, low, high = (f"{100 * line[key]:.1f}" for key in ("accuracy", "low", "high"))
+        rows.append([line["kind"], line["name"], f"{line['count']:,}", accuracy, f"{low} .. {high}"])
+    return "\n".join(table(rows, left=2)) + "\n"

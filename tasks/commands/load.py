@@ -33,7 +33,7 @@ class LoadedRun:
 
 
 class _Builder(MsssmCLI):
-    """Parses and instantiates as `msssm validate` would, and stops there."""
+    """Parses and instantiates as `msssm validate` does, and stops there."""
 
     def before_instantiate_classes(self) -> None:
         self.save_config_callback = None
@@ -64,20 +64,20 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build(config: Path | str, overrides: list[str]) -> "_Builder":
-    """The task (`model`) and data of a recipe, at their start."""
+    """Builds the task (`model`) and data of a recipe, with initial weights."""
     return _Builder(["validate", "--config", str(config), *overrides])
 
 
 def load_run(options: argparse.Namespace, overrides: list[str]) -> LoadedRun:
-    """The run that `run_arguments` named.
+    """Loads the run that the options of `run_arguments` name.
 
     Args:
         options: parsed.
         overrides: further options of the recipe, such as `--data.root=elsewhere`.
 
     Raises:
-        ValueError: neither a run nor a recipe, or a run without a checkpoint that can be read.
-        FileNotFoundError: a file that is not there.
+        ValueError: neither a run nor a recipe is named, or the run has no readable checkpoint.
+        FileNotFoundError: a file does not exist.
     """
     if options.run_dir is None and options.config is None:
         raise InputError("name a run with --run_dir runs/x, or a recipe with --config and perhaps --ckpt_path")

@@ -14,6 +14,7 @@ from msssm.diagnostics import PowerLaw, fit_power_law, measure_cost, measure_kep
 from msssm.errors import InputError
 from tasks.paths import make_folder, path_option
 from tasks.reports.diagnosis_plots import profile_plot
+from tasks.reports.markdown import table
 from tasks.run.provenance import provenance, write_json
 
 # Whether its bands, step sizes and projections are computed again in the backward, see `msssm.recompute`.
@@ -22,7 +23,7 @@ TRUSTED = 0.15  # largest relative residual of a law that is reported without a 
 
 
 class BlockCost(NamedTuple):
-    """Of one forward + backward: time, peak memory, and the bytes that wait for the backward, its output included."""
+    """Cost of one forward + backward: time, peak memory, and the bytes kept for the backward, including its output."""
 
     seconds: float
     peak: int
@@ -81,7 +82,7 @@ def main(args: list[str]) -> None:
 
 
 def training_cost(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> BlockCost:
-    """Of forward and backward, gradients of the input and of the parameters included; without the input itself."""
+    """Measures forward and backward, with gradients of input and parameters; without the input itself."""
     x = torch.randn(shape, device=device, requires_grad=True)
     # Without levels the filters are empty, and no gradient reaches them.
     leaves = [x, *(parameter for parameter in module.parameters() if parameter.numel())]
@@ -93,13 +94,13 @@ def training_cost(module: nn.Module, shape: tuple[int, int, int], device: torch.
 
 
 def best(costs: list[BlockCost]) -> BlockCost:
-    """Of one point over the rounds: the shortest time, since others only add to it, and the median memory."""
+    """Combines the rounds of one point: the shortest time, since others only add to it, and the median memory."""
     seconds, peaks, kept = zip(*costs, strict=True)
     return BlockCost(min(seconds), int(statistics.median(peaks)), int(statistics.median(kept)))
 
 
 def law(points: list[dict[str, Any]], part: str, value: str) -> PowerLaw | None:
-    """Through the points of one part; None where the points do not determine it, or memory cannot be measured."""
+    """Fits a law to the points of one part; None if they do not determine it, or memory cannot be measured."""
     chosen = [point for point in points if point["part"] == part]
     bands, lengths = [point["levels"] + 2 for point in chosen], [point["length"] for point in chosen]
     values = [point[value] for point in chosen]
@@ -109,7 +110,7 @@ def law(points: list[dict[str, Any]], part: str, value: str) -> PowerLaw | None:
 
 
 def describe(fit: PowerLaw | None) -> str:
-    """In words."""
+    """Describes a law in words."""
     if fit is None:
         return "not determined by these points"
     text = f"{fit.factor:.3g} * bands^{fit.bands_exponent:.2f} * length^{fit.length_exponent:.2f}"
@@ -118,7 +119,7 @@ def describe(fit: PowerLaw | None) -> str:
 
 
 def as_markdown(content: dict[str, Any], laws: dict[str, dict[str, PowerLaw | None]]) -> str:
-    """The laws, and the memory of every point."""
+    """Formats the laws, and the memory of every point."""
     settings, commit = content["settings"], (content["commit"] or "none")[:12]
     processor = " + ".join(content["hardware"]["gpus"]) if settings["device"] != "cpu" else None
     lines = [
@@ -136,10 +137,10 @@ def as_markdown(content: dict[str, Any], laws: dict[str, dict[str, PowerLaw | No
     tables = [(part, value, title) for part in laws for value, title in (("kept", "Kept"), ("peak", "Peak memory"))]
     for part, value, title in tables:
         unit = "times its input" if value == "kept" else "MiB"
-        lines += ["", f"## {title} of the {part}, {unit}", "", f"| S | {' | '.join(f'L = {n}' for n in lengths)} |"]
-        lines.append(f"| ---: |{' ---: |' * len(lengths)}")
+        rows = [["S", *(f"L = {n}" for n in lengths)]]
         for levels in sorted({point["levels"] for point in content["points"]}):
             row = {p["length"]: p[value] for p in content["points"] if (p["part"], p["levels"]) == (part, levels)}
             cells = (row[n] / (inputs[n] if value == "kept" else 2**20) for n in lengths)
-            lines.append(f"| {levels} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+            rows.append([str(levels), *(f"{cell:.1f}" for cell in cells)])
+        lines += ["", f"## {title} of the {part}, {unit}", "", *table(rows, left=0)]
     return "\n".join(lines) + "\n"

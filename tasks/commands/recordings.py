@@ -33,7 +33,7 @@ LISTED, SHOWN = 0.05, 5  # the table has the classes of at least this probabilit
 
 @dataclass(frozen=True)
 class RecordingOptions:
-    """Of `msssm predict`; `add_arguments` describes them."""
+    """Options of `msssm predict`, which `add_arguments` describes."""
 
     record: str | None
     sampling_rate: float | None
@@ -45,7 +45,7 @@ class RecordingOptions:
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
-    """The options of predict for a recording of one's own."""
+    """Adds the options of predict for a user's recording."""
     parser.add_argument(
         "--record", type=str | None, default=None,
         help="An ECG to predict: a WFDB record, a table (.csv, .tsv, .txt, .gz) or an array (.npy, .npz), in mV unless "
@@ -75,14 +75,14 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Windows:
-    """How a model looks at recordings: `crop` samples at a time, every `stride` samples, or (None) at all of it."""
+    """Windows of a recording: `crop` samples every `stride` samples, or (None) all of it."""
 
     crop: int | None
     stride: int
     aggregation: str
 
     def starts(self, length: int) -> tuple[int, list[int]]:
-        """Samples per window, and where the windows of a recording begin; the last ends with it."""
+        """Samples per window, and the starts of a recording's windows, the last of which ends with it."""
         window = length if self.crop is None else self.crop
         if length < window:
             raise InputError(
@@ -178,14 +178,14 @@ def load(task: ECGTask, checkpoint: str) -> dict[str, Any]:
 
 
 def standardised(recording: Recording, mean: float, std: float) -> Tensor:
-    """(L, 12) float32 as in training; what is missing is the mean."""
+    """Standardises a recording to (L, 12) float32 as in training; missing samples become the mean."""
     x = np.where(recording.missing, 0.0, (recording.signal - mean) / std)
     return torch.from_numpy(x.astype(np.float32))
 
 
 @torch.inference_mode()
 def offline(model: SequenceClassifier, x: Tensor, windows: Windows) -> Tensor:
-    """Logits (K,) of a recording x (L, 12), in chunks of windows and of positions."""
+    """Computes the logits (K,) of a recording x (L, 12), in chunks of windows and of positions."""
     window, starts = windows.starts(len(x))
     logits = []
     for first in range(0, len(starts), WINDOWS):
@@ -198,10 +198,10 @@ def offline(model: SequenceClassifier, x: Tensor, windows: Windows) -> Tensor:
 
 
 def stream(model: SequenceClassifier, x: Tensor, windows: Windows) -> Iterator[Tensor]:
-    """Logits (K,) after each sample of x (L, 12): of the windows that are full, before the first of the one that fills.
+    """Yields logits (K,) after each sample of x (L, 12): those of the full windows, or of the first while it fills.
 
-    Kept are one running state for each window that a sample falls into, at most crop / stride and one more for the
-    last, which ends with the recording; and the logits of those that are full.
+    It keeps one running state for each window that contains the sample, at most crop / stride and one more for the
+    last, which ends with the recording, and the logits of the full windows.
     """
     stepper = StreamingClassifier(model)
     window, starts = windows.starts(len(x))
@@ -236,7 +236,7 @@ def _print_stream(
 
 
 def _names(files: Sequence[Path], source: Path) -> list[str]:
-    """Of the outputs: the path within the folder, with the ending only where two recordings differ in nothing else."""
+    """Names of the outputs: the path within the folder, with its suffix only where two recordings share the rest."""
     inside = [file.relative_to(source) if source.is_dir() else Path(file.name) for file in files]
     bare = [str(Path(str(path).removesuffix(".gz")).with_suffix("")) for path in inside]
     return [str(path) if bare.count(name) > 1 else name for path, name in zip(inside, bare, strict=True)]
@@ -256,7 +256,7 @@ def _described(code: str) -> str:
 
 
 def _table(ranked: Sequence[tuple[str, float]]) -> Iterator[str]:
-    """Classes and probabilities, highest first; those that are next to impossible are counted only."""
+    """Formats classes and probabilities, highest first; improbable ones are only counted."""
     shown = max(SHOWN, sum(p >= LISTED for _, p in ranked))
     for code, p in ranked[:shown]:
         yield f"  {p:6.3f}  {'#' * round(20 * p):20}  {_described(code)}"

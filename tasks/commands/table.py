@@ -8,6 +8,7 @@ from msssm.errors import InputError
 from tasks.experiments.files import experiment_files
 from tasks.experiments.table import Table, read_table
 from tasks.paths import path_option
+from tasks.reports.table.benchmarks import BENCHMARKS
 from tasks.reports.table.entries import entries
 from tasks.reports.table.markdown import document
 from tasks.reports.table.page import page
@@ -15,7 +16,6 @@ from tasks.reports.table.plots import bars, learning_curves
 from tasks.reports.table.provenance import write_csv
 from tasks.reports.table.rows import section
 from tasks.reports.table.runs import read_runs
-from tasks.reports.table.subjects import SUBJECTS
 
 
 def main(args: list[str]) -> None:
@@ -43,8 +43,10 @@ def write_table(folder: Path, known: Sequence[Table]) -> None:
         folder: of the results.
         known: tables of these runs; for other tasks, those that come with msssm are looked through.
     """
-    found = [(subject, read_runs(folder, subject.task)) for subject in SUBJECTS]
-    sections = [section(subject, runs, entries(folder, runs, subject.task, known)) for subject, runs in found if runs]
+    found = [(benchmark, read_runs(folder, benchmark.task)) for benchmark in BENCHMARKS]
+    sections = [
+        section(benchmark, runs, entries(folder, runs, benchmark.task, known)) for benchmark, runs in found if runs
+    ]
     if not sections:
         raise InputError(f"no complete run below {folder}/runs; run `make reproduce-table` first")
     text = document(sections)
@@ -52,7 +54,7 @@ def write_table(folder: Path, known: Sequence[Table]) -> None:
     write_csv(folder / "table.csv", sections)
     plots = {}
     for each in sections:
-        task = each.subject.task
+        task = each.benchmark.task
         plots[task] = [folder / f"{task}.png", folder / f"{task}_curves.png"]
         bars(plots[task][0], each)
         learning_curves(plots[task][1], each)

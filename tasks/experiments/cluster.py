@@ -20,12 +20,14 @@ class SubmititPool:
         cluster: `slurm`, `local`, or what else submitit knows.
         folder: for submitit's own files.
         resources: parameters of submitit's executor, such as `slurm_partition`; `timeout_min` is a day by default.
-
-    Raises:
-        InputError: submitit is not installed, knows no such cluster or parameter, or cannot reach it.
     """
 
     def __init__(self, size: int, cluster: str, folder: Path, resources: dict[str, Any]) -> None:
+        """Opens the executor.
+
+        Raises:
+            InputError: submitit is not installed, knows no such cluster or parameter, or cannot reach it.
+        """
         try:
             from submitit import AutoExecutor
         except ModuleNotFoundError as error:
@@ -40,10 +42,12 @@ class SubmititPool:
             raise InputError(f"--cluster {cluster}: {' '.join(str(error).split())}") from error
 
     def start(self, training: Training) -> None:
+        """Submits a training."""
         with interrupts_later():
             self.jobs[training] = self.executor.submit(Remote(training))
 
     def finished(self) -> list[tuple[Training, int]]:
+        """Trainings that have ended since the last call, each with its code."""
         ended = [(training, job) for training, job in self.jobs.items() if job.done()]
         return [(training, self._code(training, self.jobs.pop(training))) for training, job in ended]
 
@@ -57,6 +61,7 @@ class SubmititPool:
             return _lost(training, error)
 
     def stop(self) -> None:
+        """Cancels all jobs, and waits for their checkpoints."""
         for job in self.jobs.values():
             job.cancel()
         for job in self.jobs.values():
@@ -70,12 +75,14 @@ class RayPool:
         size: tasks at a time, those that wait included.
         address: of the cluster: `auto`, `ray://host:10001`; `local` starts one on this machine.
         resources: options of a Ray task, such as `num_gpus`; one CPU by default.
-
-    Raises:
-        InputError: Ray is not installed, does not answer, or knows no such option.
     """
 
     def __init__(self, size: int, address: str, resources: dict[str, Any]) -> None:
+        """Connects to the cluster.
+
+        Raises:
+            InputError: Ray is not installed, does not answer, or knows no such option.
+        """
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -89,10 +96,12 @@ class RayPool:
             raise InputError(f"--ray {address}: {' '.join(str(error).split())}") from error
 
     def start(self, training: Training) -> None:
+        """Submits a training."""
         with interrupts_later():
             self.tasks[self.run.remote(training)] = training
 
     def finished(self) -> list[tuple[Training, int]]:
+        """Trainings that have ended since the last call, each with its code."""
         ended, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
         return [(self.tasks[task], self._code(task, self.tasks.pop(task))) for task in ended]
 
@@ -103,6 +112,7 @@ class RayPool:
             return _lost(training, error)
 
     def stop(self) -> None:
+        """Cancels all tasks, waits for their checkpoints, and disconnects."""
         for task in self.tasks:
             self.ray.cancel(task)
         if self.tasks:

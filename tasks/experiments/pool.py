@@ -36,19 +36,22 @@ class LocalPool:
     """
 
     def __init__(self, size: int, lock: int | None = None) -> None:
+        """Starts without trainings."""
         self.size, self.locks = size, () if lock is None else (lock,)
         self.running: dict[Training, subprocess.Popen[bytes]] = {}
 
     def start(self, training: Training) -> None:
+        """Starts a training."""
         with interrupts_later():
             self.running[training] = training.start(*self.locks)
 
     def finished(self) -> list[tuple[Training, int]]:
+        """Trainings that have ended since the last call, each with its code."""
         ended = [training for training, process in self.running.items() if process.poll() is not None]
         return [(training, training.code(self.running.pop(training).returncode)) for training in ended]
 
     def stop(self) -> None:
-        """At a second Ctrl-C without a checkpoint."""
+        """Ends all trainings with a checkpoint; at a second Ctrl-C, without."""
         processes = list(self.running.values())
         try:
             for process in processes:

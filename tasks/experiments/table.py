@@ -61,10 +61,12 @@ class Table:
 
     @property
     def task(self) -> str:
+        """Name of the task."""
         return self.path.stem
 
     @property
     def experiment(self) -> str:
+        """Name of the experiment."""
         return self.path.parent.name
 
     def recipe(self, row: str) -> Tree:

@@ -80,6 +80,7 @@ class Remote:
     """A training as a node of a cluster runs it: to its end, or to a checkpoint when the node is taken away."""
 
     def __init__(self, training: Training) -> None:
+        """Starts nothing yet."""
         self.training = training
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -109,6 +110,7 @@ class Remote:
             self._process.wait()
 
     def __getstate__(self) -> dict[str, Any]:
+        """State without the process, for the trip to a node."""
         return {"training": self.training, "_process": None}
 
 

@@ -13,14 +13,14 @@ Floats = npt.NDArray[np.float64]
 def resample(
     samples: int, *, resamples: int = RESAMPLES, seed: int = 0, group: npt.NDArray[Any] | None = None
 ) -> Floats:
-    """How often each sample occurs in each resample: (samples, resamples).
+    """Counts of each sample in each resample, (samples, resamples).
 
     Args:
         samples: n; each resample draws n of them with replacement.
         resamples: R.
-        seed: the same gives the same resamples.
-        group: (n,) of each sample, for example its patient; whole groups are then drawn, as many as there are. With
-            one sample per group that is the same as without.
+        seed: of the draws.
+        group: (n,) of each sample, for example its patient; whole groups are then drawn, as many as there are. With one
+            sample per group, the result is the same as without.
     """
     # Numbered as they first appear.
     _, first, group_of = np.unique(
@@ -36,7 +36,7 @@ def resample(
 
 
 def percentile_interval(values: npt.NDArray[np.floating], level: float = 0.95) -> tuple[float, float]:
-    """The interval that holds `level` of the resamples' values; those without a value (NaN) are left out."""
+    """Interval that contains `level` of the resamples' values, without those that are NaN."""
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, (tail, 1 - tail))
     return float(low), float(high)

@@ -25,10 +25,11 @@ def auroc(target: Array, score: Array) -> Floats:
 
 
 def weighted_auroc(target: Array, score: Array, counts: Array) -> Floats:
-    """`auroc` of resamples in which sample i occurs counts[i, r] times.
+    """Computes `auroc` of resamples in which sample i occurs counts[i, r] times.
 
-    Exact: the scores are sorted once, and the negatives that occur below and up to each positive are counted in every
-    resample at once.
+    It is exact: the scores are sorted once, and the negatives below and up to each positive are counted in all
+        resamples at
+    once.
 
     Args:
         target: (n, K) multi-hot.
@@ -36,10 +37,10 @@ def weighted_auroc(target: Array, score: Array, counts: Array) -> Floats:
         counts: (n, R).
 
     Returns:
-        (K, R), NaN where a resample holds one kind alone.
+        (K, R), NaN for a resample without positives or without negatives.
 
     Raises:
-        ValueError: for scores that are not finite.
+        ValueError: a score is not finite.
     """
     if not np.isfinite(score).all():
         raise InputError("expected finite scores to rank, got NaN or infinity; the model has diverged")
@@ -59,7 +60,7 @@ def weighted_auroc(target: Array, score: Array, counts: Array) -> Floats:
 
 
 def macro(per_class: Floats) -> Floats:
-    """Mean over the classes that have both kinds. (K,) or (K, R) -> () or (R,); NaN where no class has."""
+    """Mean over the classes with positives and negatives, (K,) or (K, R) -> () or (R,); NaN if there is none."""
     valid = ~np.isnan(per_class)
     number = valid.sum(axis=0)
     total = np.where(valid, per_class, 0.0).sum(axis=0)

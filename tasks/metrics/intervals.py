@@ -7,7 +7,7 @@ from scipy import stats
 
 
 def wilson(proportion: float, samples: int) -> tuple[float, float]:
-    """Wilson's interval of a proportion over independent test samples; what another seed would give is not in it."""
+    """Wilson's interval of a proportion over independent test samples, without the variation between seeds."""
     low, high = stats.binomtest(round(proportion * samples), samples).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
 

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Comparison(NamedTuple):
-    """Values of A and B, A - B with its 95 % interval, and the share of resamples in which A is better (ties half)."""
+    """Scores of A and B, A - B with its 95 % interval, and the share of resamples in which A is better (ties half)."""
 
     a: float
     b: float
@@ -26,9 +26,9 @@ class Comparison(NamedTuple):
 
 
 def compare(a: Saved, b: Saved, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """A against B on the same resamples of samples, or of groups where samples have one.
+    """Compares A and B on the same resamples of samples, or of groups if samples have them.
 
-    Seeds of training are not in the interval: it says how far other test samples would move the difference.
+    The interval is about other test samples; it does not include the variation between seeds of training.
     """
     counts = resample(len(a.sample), resamples=resamples, seed=seed, group=a.group)
     everything = np.ones((len(a.sample), 1))
@@ -42,7 +42,7 @@ def compare(a: Saved, b: Saved, *, resamples: int = RESAMPLES, seed: int = 0) ->
 
 
 def check_comparable(folders: list[Path], runs: tuple[Saved, Saved]) -> None:
-    """Raises ValueError unless both runs were tested on the same samples of the same data by the same metric."""
+    """Raises ValueError unless both runs were tested on the same samples of the same data with the same metric."""
     a, b = runs
     pairs: list[tuple[str, Any, Any]] = [
         ("metrics", a.metric, b.metric),
@@ -63,7 +63,7 @@ def check_comparable(folders: list[Path], runs: tuple[Saved, Saved]) -> None:
 
 
 def _score(run: Saved, counts: Floats) -> Floats:
-    """The metric in every resample: counts (n, R) -> (R,)."""
+    """Computes the metric in every resample: counts (n, R) -> (R,)."""
     if run.metric == "accuracy":
         right = (run.target == run.prediction).astype(np.float64)
         return right @ counts / counts.sum(axis=0)

@@ -14,13 +14,13 @@ OURS = ("msssm.", "datamodules.", "tasks.")
 
 @contextmanager
 def constructors(parser: ArgumentParser) -> Iterator[None]:
-    """Within, the classes that `parser` builds come out with their own errors.
+    """Makes the classes that `parser` builds raise their own errors.
 
-    Where an option may be of several types, as the trainer's callbacks and loggers may, the parser takes whatever a
-    constructor raises for a value of a wrong type, and tells that instead.
+    For an option of several types, such as the trainer's callbacks and loggers, the parser takes any error of a
+    constructor for a value of a wrong type, and reports that instead.
 
     Raises:
-        InputError: a class of others refused its options, or needs a package that is not installed.
+        InputError: a class of another package refused its options, or needs a package that is not installed.
     """
     raised: list[Exception] = []
 

@@ -33,11 +33,11 @@ _POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Paramet
 
 
 def recipes_first(words: list[str], find: Callable[[str], Path] = local_path) -> list[str]:
-    """A command line with its `--config` files before its options, which hold over any of them wherever they stand.
+    """Moves the `--config` files of a command line before its options, which override them wherever they stand.
 
     Args:
         words: of the command line.
-        find: the file that a `--config` means.
+        find: locates the file of a `--config`.
     """
     rest = words[1:]
     files: list[str] = []
@@ -55,7 +55,7 @@ def recipes_first(words: list[str], find: Callable[[str], Path] = local_path) ->
 
 
 def read_arguments(words: list[str]) -> Tree:
-    """The files and options of a command line, later ones over earlier ones, as one nested recipe."""
+    """Merges files and options of a command line, later ones over earlier ones, into one nested recipe."""
     recipe: Tree = {}
     words = [part for word in words for part in (word.split("=", 1) if re.match(r"--[\w.]+\+?=", word) else [word])]
     for name, value in pairwise(words):
@@ -69,11 +69,11 @@ def read_arguments(words: list[str]) -> Tree:
 
 
 def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, type], allowed: list[str]) -> list[str]:
-    """What is wrong with `recipe`, an empty list if nothing is.
+    """Lists everything that is wrong with `recipe`.
 
     Args:
-        recipe: as `read_arguments` gives it; changed.
-        build: parses and builds it, and raises what it does not accept.
+        recipe: of `read_arguments`; changed.
+        build: parses and builds it, and raises for what it does not accept.
         groups: classes of the top-level groups that name none, such as the trainer's.
         allowed: packages whose classes a recipe may name.
     """
@@ -114,9 +114,9 @@ def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, 
 
 
 def _wrong_nodes(path: str, node: Any, allowed: list[str], later: int = 0) -> Iterator[str]:
-    """What is wrong in a value that may name a class, or several; each wrong option is removed.
+    """Yields the faults of a value that may name one or more classes, and removes each wrong option.
 
-    `later` is the number of its first arguments that no recipe gives, since the class that holds it does.
+    `later` is the number of the class's first arguments that its holder passes, and no recipe.
     """
     if isinstance(node, list):
         for item in node:
@@ -137,7 +137,7 @@ def _wrong_nodes(path: str, node: Any, allowed: list[str], later: int = 0) -> It
 
 
 def class_of(name: str) -> type | None:
-    """The class of a path, or of the short name of one of Lightning's."""
+    """Class of a path, or of the short name of one of Lightning's."""
     module, _, attribute = name.rpartition(".")
     for home in [module] if module else [f"lightning.pytorch.{each}" for each in SHORT]:
         try:
@@ -156,7 +156,7 @@ def _names_class(value: str, allowed: list[str]) -> bool:
 
 
 def _missing(path: str, cls: type, values: Tree, later: int) -> Iterator[str]:
-    """The options without which a class cannot be built."""
+    """Yields a message for each required option that is missing."""
     parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind in (_POSITIONAL, _KEYWORD)]
     for parameter in parameters[later:]:
         if parameter.default is parameter.empty and parameter.name not in values:
@@ -164,7 +164,7 @@ def _missing(path: str, cls: type, values: Tree, later: int) -> Iterator[str]:
 
 
 def _later(hint: Any) -> int:
-    """How many arguments the holder of an option gives to the class that it names."""
+    """Number of arguments that the holder of an option passes to the class that it names."""
     if get_origin(hint) is collections.abc.Callable:
         given = get_args(hint)[0]
         return len(given) if isinstance(given, list) else 0
@@ -222,7 +222,7 @@ def _spelled(hint: Any) -> str:
 
 
 def _named_options(recipe: Tree, message: str) -> list[str]:
-    """Paths of the options that a message begins with or names as `name=value`."""
+    """Paths of the options with which a message begins, or that it names as `name=value`."""
     names = {*re.findall(r"(\w+)=", message), *re.findall(r"^\w+", message)}
     return [path for path, _ in _leaves(recipe) if path.rpartition(".")[2] in names]
 
@@ -237,7 +237,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _replace(recipe: Tree, place: str, groups: dict[str, type]) -> None:
-    """The option's default in place of its value."""
+    """Replaces an option's value by its default."""
     *path, name = place.split(".")
     node, cls = recipe, groups.get(path[0]) if path else None
     for part in path:
@@ -248,7 +248,7 @@ def _replace(recipe: Tree, place: str, groups: dict[str, type]) -> None:
 
 
 def _set_default(values: Tree, cls: type | None, name: str) -> None:
-    """Leaves an option to its default; one without gets 1, which any of ours but those that name a class takes."""
+    """Resets an option to its default; one without gets 1, which all of ours accept except those that name a class."""
     parameter = inspect.signature(cls).parameters.get(name) if cls is not None else None
     if parameter is None or parameter.default is parameter.empty:
         values[name] = 1

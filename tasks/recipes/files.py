@@ -9,7 +9,7 @@ from msssm.errors import InputError, MissingFileError
 
 
 class _OneOfEach(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML takes the last without a word."""
+    """Loader that refuses a duplicate key of a mapping, of which YAML silently keeps the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -22,14 +22,14 @@ class _OneOfEach(yaml.SafeLoader):
 
 
 def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
-    """The options of a file by name, interpolations as they are written.
+    """Reads the options of a file by name, without resolving interpolations.
 
     Args:
         path: of the file.
-        what: it is called in messages.
+        what: name of its kind in messages.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: naming the file and its fault.
     """
     if not path.is_file():
         raise MissingFileError(f"asked for the {what} {path}, got {'a folder' if path.is_dir() else 'no such file'}")

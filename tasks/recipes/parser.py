@@ -15,14 +15,16 @@ _PLAIN = (str, int, float, list, dict, type(None))
 
 
 class RecipeParser(LightningArgumentParser):
-    """Lightning's, but a dump holds what was given, and of the defaults those that YAML has a form for.
+    """Lightning's parser, but a dump contains what was given, and only those defaults that YAML can express.
 
     Runs are built from dumps: of the interpolated recipe, and later of config.yaml. A default such as a device or an
-    object would be written as a text about it; left out, it is the default again. A given text whose option also takes
-    a function would be written as a text about it, too.
+        object would
+    be dumped as a text about it; left out, it stays the default. So would a given text if its option also accepts a
+    function.
     """
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        """Dumps a recipe as YAML."""
         if "skip_none" in kwargs:  # Lightning's word for it, deprecated by jsonargparse
             kwargs["skip_unset"] = kwargs.pop("skip_none")
         written = namespace.clone()
@@ -34,7 +36,7 @@ class RecipeParser(LightningArgumentParser):
 
 
 def _make_plain(node: Any) -> None:
-    """Members of enumerations as their values; defaults without a form in YAML removed."""
+    """Replaces members of enumerations by their values, and removes defaults that YAML cannot express."""
     if isinstance(node, list):
         for item in node:
             _make_plain(item)

@@ -1,16 +1,11 @@
 """One page that carries its pictures: no other file, script or address is needed to read it."""
 
-from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-_STYLE = """body { font: 15px/1.45 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-img { max-width: 100% } table { border-collapse: collapse; font-size: 13px }
-th, td { padding: .15rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left }
-.alarm { color: #b00020 } .scroll { overflow-x: auto }"""
+from tasks.reports import html
 
 _NOTES = {
     "Effective memory": "Left: mean over channels and modes of 1 / (1 - |Abar|), at the step sizes of a zero input. "
@@ -43,33 +38,20 @@ def write_page(path: Path, result: dict[str, Any], plots: dict[str, Path]) -> No
     sections = [
         f"<h1>What the model does</h1><p>{escape(facts)}</p>",
         f"<h2>Alarms</h2>{f'<ul>{found}</ul>' if found else '<p>None.</p>'}",
-        *(f"<h2>{title}</h2><p>{_NOTES[title]}</p>{_image(plot, title)}" for title, plot in plots.items()),
+        *(f"<h2>{title}</h2><p>{_NOTES[title]}</p>{html.image(plot, title)}" for title, plot in plots.items()),
         f'<h2>Layers</h2><div class="scroll">{_table(result["layers"])}</div>',
     ]
-    page = "\n".join(
-        (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>msssm diagnose</title>',
-            f"<style>{_STYLE}</style></head><body>",
-            *sections,
-            "</body></html>",
-        )
-    )
-    path.write_text(page, encoding="utf-8")
-
-
-def _image(path: Path, title: str) -> str:
-    return f'<img alt="{escape(title)}" src="data:image/png;base64,{b64encode(path.read_bytes()).decode()}">'
+    path.write_text(html.page("msssm diagnose", sections), encoding="utf-8")
 
 
 def _table(layers: Sequence[dict[str, Any]]) -> str:
-    header = "".join(f"<th>{cell}</th>" for cell in ("layer", "kind", *(name for name, _, _ in _COLUMNS)))
-    lines = []
+    rows = [["layer", "kind", *(name for name, _, _ in _COLUMNS)]]
     for layer in layers:
-        cells = [escape(layer["path"]), escape(layer["layer"])]
+        cells = [layer["path"], layer["layer"]]
         for _, keys, form in _COLUMNS:
             value: Any = layer
             for key in keys:
                 value = value.get(key) if isinstance(value, dict) else None
             cells.append("" if value is None else form.format(value))
-        lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f"<table><tr>{header}</tr>{''.join(lines)}</table>"
+        rows.append(cells)
+    return html.table(rows)

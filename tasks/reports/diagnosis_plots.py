@@ -18,7 +18,7 @@ from msssm.diagnostics.nan_guard import band_name
 
 
 def write_all(folder: Path, result: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Path]:
-    """Writes the plots that the model has something for; their titles and paths."""
+    """Draws those plots for which the model has data; returns titles and paths."""
     makers: dict[str, tuple[str, Callable[..., bool]]] = {
         "Effective memory": ("memory", memory_plot),
         "Eigenvalues": ("eigenvalues", eigenvalues_plot),
@@ -38,7 +38,7 @@ def _bands(count: int) -> list[str]:
 
 
 def _heatmap(axes: Axes, values: Any, title: str, norm: Any, form: Callable[[float], str]) -> None:
-    """Layers from top to bottom, bands from left to right, each cell with its number."""
+    """Draws layers from top to bottom, bands from left to right, with a number in each cell."""
     axes.imshow(values, norm=norm, aspect="auto", cmap="viridis")
     for (layer, band), value in np.ndenumerate(values):
         dark = norm(value) < 0.6

@@ -26,14 +26,14 @@ RESEARCH = "Research model, not a medical device: not for diagnosis."
 def ecg_figure(
     signal: Floats, sampling_rate: float, title: str, remarks: Sequence[str], findings: Sequence[tuple[str, float]]
 ) -> Figure:
-    """At most the first 10 s; each lead is drawn around its median.
+    """Draws at most the first 10 s, each lead around its median.
 
     Args:
         signal: (L, 12) mV in the order of `LEADS`.
         sampling_rate: Hz.
         title: name of the recording.
         remarks: lines below the title.
-        findings: (class, probability), the first are shown.
+        findings: (class, probability); the first are shown.
     """
     seconds = len(signal) / sampling_rate
     traces = np.clip(signal - np.median(signal, axis=0), -_TALLEST, _TALLEST)
@@ -75,13 +75,13 @@ def _segment(traces: Floats, lead: str, column: int, sampling_rate: float) -> Fl
 
 
 def _reach(row: Sequence[Floats]) -> tuple[float, float]:
-    """How far a row goes above and below its baseline, mm."""
+    """Extent of a row above and below its baseline, mm."""
     values = np.concatenate(row)
     return GAIN * max(0.0, values.max()), -GAIN * min(0.0, values.min())
 
 
 def _baselines(rows: Sequence[Sequence[Floats]]) -> tuple[list[float], float]:
-    """Heights of the baselines, mm below 0, on thick lines, so that no row touches another; and the whole depth."""
+    """Heights of the baselines (mm below 0, on thick lines, so that rows do not touch), and the whole depth."""
     baselines, floor = [], 0.0
     for row in rows:
         above, below = _reach(row)

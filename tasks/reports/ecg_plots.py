@@ -33,7 +33,7 @@ def roc_figure(names: Sequence[str], target: Array, probability: Array) -> Figur
 
 
 def calibration_figure(target: Array, probability: Array, bins: int = 10) -> Figure:
-    """How often what is predicted with some probability is there, over all records and the classes that occur."""
+    """Draws the frequency of classes by predicted probability, over all records and the classes that occur."""
     figure, axes = _figure(5, 5)
     occurs = target.any(axis=0)
     predicted, true = probability[:, occurs].ravel(), target[:, occurs].ravel()
@@ -86,9 +86,9 @@ def confusion_figure(names: Sequence[str], target: Array, probability: Array) ->
 
 
 def mixer_figure(lead: Array, sampling_rate: int, weights: Array, bands: Sequence[str], start: float = 0.0) -> Figure:
-    """Which band looks when: lead II (L,) in mV above the mixer weights (layers, L, M), as deviations from their mean.
+    """Draws lead II (L,) in mV above the mixer weights (layers, L, M), as deviations from their mean over time.
 
-    The mean over time of each weight stands beside its band; blue counts less than on average, red more.
+    The mean of each weight is printed beside its band; blue is below the mean, red above.
     """
     deviation = weights - weights.mean(axis=1, keepdims=True)
     limit = float(np.abs(deviation).max()) or 1.0
@@ -117,7 +117,7 @@ def _listed(names: Sequence[str], row: Array) -> str:
 
 
 def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, Any]:
-    """Not of pyplot, which would keep it."""
+    """Creates a figure outside of pyplot, which would keep it."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes: Array = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
     return figure, axes[0] if rows == 1 else axes

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 
 
 def report_plot(path: Path, lines: list[dict[str, Any]]) -> None:
-    """One panel per kind of line; bars are Wilson's 95 % intervals, the dashed line is the accuracy over all."""
+    """Draws one panel per kind of line, with Wilson's 95 % intervals; the dashed line is the accuracy over all."""
     overall = next(line for line in lines if line["kind"] == "all")
     kinds = list(dict.fromkeys(line["kind"] for line in lines if line["kind"] != "all"))
     groups = [[line for line in lines if line["kind"] == kind] for kind in kinds]

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 
 from msssm.errors import InputError
+from tasks.reports.markdown import table
 from tasks.reports.table.entries import entries
 from tasks.reports.table.runs import read_runs
 from tasks.run.provenance import read_json
@@ -20,10 +21,10 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def write_summary(folder: Path) -> str:
-    """Writes listops_report.md, .csv and .png into `folder`, from the reports in its runs; returns the first.
+    """Writes listops_report.md, .csv and .png into `folder` from its runs' reports; returns the Markdown.
 
     Raises:
-        ValueError: no complete ListOps run, or reports on different expressions.
+        ValueError: there is no complete ListOps run, or reports are on different expressions.
     """
     runs = read_runs(folder, "listops")
     if not runs:
@@ -53,18 +54,18 @@ def write_summary(folder: Path) -> str:
 
 
 def _mean(seeds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The lines of one row: accuracy is the mean over its seeds."""
+    """Lines of one row, with the mean accuracy over its seeds."""
     lines = zip(*seeds, strict=True)
     return [{**same[0], "accuracy": mean(line["accuracy"] for line in same)} for same in lines]
 
 
 def standard_error(line: dict[str, Any]) -> float:
-    """Of an accuracy over independent expressions: sqrt(p (1 - p) / n). Seeds of training are not in it."""
+    """Standard error sqrt(p (1 - p) / n) of an accuracy over independent expressions; seeds are not in it."""
     return math.sqrt(line["accuracy"] * (1 - line["accuracy"]) / line["count"])
 
 
 def markdown(rows: Rows, seeds: dict[str, int]) -> str:
-    """A table per kind of expression, the rows in the order of their accuracy over all."""
+    """Formats a table per kind of expression, rows in the order of their overall accuracy."""
     first = next(iter(rows.values()))
     parts = [
         "# ListOps: fresh expressions that no run has seen",
@@ -75,15 +76,16 @@ def markdown(rows: Rows, seeds: dict[str, int]) -> str:
         places = [place for place, line in enumerate(first) if line["kind"] == kind]
         heads = [f"{first[place]['name']} (n = {first[place]['count']:,})" for place in places]
         parts += ["", f"## {'Over all' if kind == 'all' else kind.capitalize()}", ""]
-        parts += [f"| model | seeds | {' | '.join(heads)} |", f"|---|---:|{'---:|' * len(places)}"]
+        cells = [["model", "seeds", *heads]]
         for label, lines in rows.items():
-            cells = [f"{100 * lines[p]['accuracy']:.1f} +- {100 * standard_error(lines[p]):.1f}" for p in places]
-            parts.append(f"| {label} | {seeds[label]} | {' | '.join(cells)} |")
+            values = (f"{100 * lines[p]['accuracy']:.1f} +- {100 * standard_error(lines[p]):.1f}" for p in places)
+            cells.append([label, str(seeds[label]), *values])
+        parts += table(cells)
     return "\n".join(parts) + "\n"
 
 
 def plot(path: Path, rows: Rows) -> None:
-    """One panel per kind of expression, a line per row; bars are standard errors."""
+    """Draws one panel per kind of expression, a line per row with standard errors."""
     first = next(iter(rows.values()))
     kinds = list(dict.fromkeys(line["kind"] for line in first if line["kind"] != "all"))
     figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 4.5), sharey=True, layout="constrained")

@@ -18,15 +18,15 @@ _KEY = "msssm"
 
 
 class CheckpointFormatError(InputError):
-    """A whole checkpoint, of a format that this version does not read."""
+    """Intact checkpoint in a format that this version does not read."""
 
 
 class DamagedCheckpointError(InputError):
-    """A file that is no checkpoint, or no longer one, or that holds more than tensors and plain values."""
+    """File that is damaged, is no checkpoint, or contains more than tensors and plain values."""
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint is kept that `path` held before: last.ckpt -> last.previous.ckpt."""
+    """Path of the copy of the checkpoint that `path` replaced: last.ckpt -> last.previous.ckpt."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
@@ -34,9 +34,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Loads tensors and plain values, never code.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointFormatError: naming both formats, if it is not one that this version reads.
-        DamagedCheckpointError: if it cannot be read.
+        FileNotFoundError: there is no such file.
+        CheckpointFormatError: this version does not read its format; names both.
+        DamagedCheckpointError: it cannot be read.
     """
     if not path.is_file():
         raise MissingFileError(f"asked for the checkpoint {path}, got no such file")
@@ -64,17 +64,17 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Writes beside the target, to the disk, then renames; so a reader finds the old checkpoint or the new one.
+    """Checkpoint files that survive a crash: written beside the target, flushed to the disk, then renamed.
 
-    Lightning's own writes through $TMPDIR, which destroys the old checkpoint when the disk is full and $TMPDIR on
-    another one, and passes over a permission that is denied.
+    A reader finds the old checkpoint or the new one. Lightning writes through $TMPDIR, which destroys the old
+    checkpoint if the disk is full and $TMPDIR on another one, and ignores a denied permission.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes `checkpoint`; what `path` held is kept as `previous(path)`.
+        """Writes `checkpoint`, and keeps the file that it replaces as `previous(path)`.
 
         Raises:
-            OSError: saying what is kept, if it cannot be written.
+            OSError: it cannot be written; says what is kept.
         """
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.unfinished")  # one name, so that a killed run leaves at most one
@@ -106,17 +106,17 @@ class DurableCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """As `read_checkpoint`; never anything but weights_only."""
+        """Reads as `read_checkpoint`, always with weights_only."""
         return read_checkpoint(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Deletes it, and the one before it."""
+        """Deletes a checkpoint, and its previous copy."""
         for each in (Path(path), previous(Path(path))):
             each.unlink(missing_ok=True)
 
 
 def _keep(path: Path) -> None:
-    """Gives what `path` holds a second name, so that neither name is ever without a whole file."""
+    """Gives the file at `path` a second name, so that neither name is ever without an intact file."""
     link = path.with_name(f".{path.name}.previous")
     link.unlink(missing_ok=True)
     try:
@@ -135,7 +135,7 @@ def _discard(path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Brings the renames to the disk."""
+    """Flushes renames to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,9 +13,10 @@ from tasks.run.checkpoint_io import DamagedCheckpointError, read_checkpoint
 
 
 class RunFolderCheckpoint(ModelCheckpoint):
-    """Lightning's, but what it remembers belongs to the run folder: it moves with it, and stays behind with it.
+    """Lightning's `ModelCheckpoint`, but its state belongs to the run folder and moves with it.
 
-    Resumed from a checkpoint of another folder, a run begins without a best checkpoint: the other folder keeps its own.
+    A run that resumes from another folder's checkpoint starts without a best checkpoint: the other folder keeps its
+    own.
     """
 
     _same_run = True
@@ -23,11 +24,13 @@ class RunFolderCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Notes whether the checkpoint comes from this run's folder."""
         folders = [Path(str(folder)).resolve() for folder in (trainer.default_root_dir, self.dirpath)]
         loaded = Path(str(trainer.ckpt_path)).resolve()
         self._same_run = any(loaded.is_relative_to(folder) for folder in folders)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state of the same run, with paths in the present folder."""
         if not self._same_run:
             return
 
@@ -42,13 +45,14 @@ class RunFolderCheckpoint(ModelCheckpoint):
 
 
 class RunCheckpoint(RunFolderCheckpoint):
-    """best.ckpt: the best validation so far, whatever else is kept.
+    """Keeper of best.ckpt, the best validation so far.
 
-    With another `save_top_k` than 1 or another `filename`, the checkpoints that are kept have names of their own, each
-    with its step, and best.ckpt is a copy of the best of them.
+    With another `save_top_k` than 1 or another `filename`, the kept checkpoints have their own names, each with its
+    step, and best.ckpt is a copy of the best.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives further checkpoints names with their step."""
         super().setup(trainer, pl_module, stage)
         self.save_last = None  # LastCheckpoint's
         name = self.filename or ""
@@ -57,6 +61,7 @@ class RunCheckpoint(RunFolderCheckpoint):
 
     @property
     def best_path(self) -> str:
+        """Path of best.ckpt."""
         return os.path.join(str(self.dirpath), "best.ckpt")
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
@@ -66,19 +71,18 @@ class RunCheckpoint(RunFolderCheckpoint):
 
 
 def best_of(trainer: pl.Trainer) -> RunCheckpoint | None:
-    """The callback that keeps best.ckpt, whatever other checkpoint callbacks a recipe has."""
+    """The callback that keeps best.ckpt, among the checkpoint callbacks of a recipe."""
     return next((each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)), None)
 
 
 def newest_readable(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The readable checkpoint of a run folder with the most steps, and its content; says which ones are damaged.
+    """Finds a run's readable checkpoint with the most steps, and its content; reports damaged ones.
 
-    Besides `checkpoints/` these are the `hpc_ckpt_*.ckpt` that Lightning writes when SLURM announces a requeue. One of
-    weights alone (`checkpoint.save_weights_only`) is none to resume from.
+    Candidates are those in `checkpoints/`, and the `hpc_ckpt_*.ckpt` that Lightning writes when SLURM announces a
+    requeue; not those of weights alone (`checkpoint.save_weights_only`), from which nothing can resume.
 
     Raises:
-        CheckpointFormatError: if one of them is of another version's format; it is not damaged, so it is not passed
-            over.
+        CheckpointFormatError: one has another version's format; it is not damaged, and therefore not skipped.
     """
     names = ("last", "last.previous", "best", "best.previous")
     paths = [run_dir / "checkpoints" / f"{name}.ckpt" for name in names] + sorted(run_dir.glob("hpc_ckpt_*.ckpt"))

@@ -70,7 +70,7 @@ _CALLBACKS: dict[type[Callback], str] = {
 
 
 def check_trainer(trainer: Namespace, *, fit: bool = False, skip_test: bool = False) -> None:
-    """Options of the trainer that have no effect, or under which a training has no end that can be recorded.
+    """Rejects trainer options without effect, and those with which a training cannot end in a recorded result.
 
     Raises:
         InputError: naming the option, its value, what it must be, and why.
@@ -101,7 +101,7 @@ def check_trainer(trainer: Namespace, *, fit: bool = False, skip_test: bool = Fa
 
 
 def _check_processes(trainer: Namespace) -> None:
-    """Each process on a CPU loads torch and the data: a slip in their number would take the machine down."""
+    """Limits the processes on a CPU, each of which loads torch and the data: a typing error could exhaust memory."""
     count, cores = str(trainer.devices), os.cpu_count() or 1
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
     if on_cpu and count.isdecimal() and int(count) > 2 * cores:
@@ -109,7 +109,7 @@ def _check_processes(trainer: Namespace) -> None:
 
 
 def check_checkpoint(checkpoint: Namespace) -> None:
-    """Options of `--checkpoint` under which best.ckpt would be missing, or be something else than the best validation.
+    """Rejects options of `--checkpoint` with which best.ckpt would be missing, or not be the best validation.
 
     Raises:
         InputError: as `check_trainer`.
@@ -132,16 +132,16 @@ def _refuse(name: str, value: Any, refused: tuple[Any, ...], wanted: str, why: s
 
 
 def check_callbacks(callbacks: list[Callback], best: RunCheckpoint, metrics: Mapping[str, str]) -> None:
-    """The callbacks of a recipe, and what they monitor. A ModelCheckpoint without a folder gets `checkpoints/more`.
+    """Checks the callbacks of a recipe and their monitors; a ModelCheckpoint without folder gets `checkpoints/more`.
 
     Args:
         callbacks: of the recipe.
         best: the command's own.
-        metrics: what the task's validation logs, and whether its best is "min" or "max"; empty if that is not known.
+        metrics: of the task's validation, each with its best value, "min" or "max"; empty if unknown.
 
     Raises:
-        InputError: for one that would change the run behind its recipe, write among the run's own checkpoints, wait
-            for a metric that never comes, or take the worst for the best.
+        InputError: a callback would change the run without a record in its recipe, write among the run's own
+            checkpoints, wait for a metric that is never logged, or select the worst instead of the best.
     """
     folder = Path(str(best.dirpath))
     for callback in callbacks:
@@ -189,16 +189,18 @@ def _check_monitor(callback: ModelCheckpoint | EarlyStopping, ours: bool, metric
 
 
 class FirstValidation(Callback):
-    """Ends a run before its first step if it would be over before its first validation.
+    """Ends a run before its first step if it would finish before its first validation.
 
     Args:
-        best: which may have seen one in an earlier part of the run.
+        best: whose score tells of a validation in an earlier part of the run.
     """
 
     def __init__(self, best: RunCheckpoint) -> None:
+        """Stores the callback."""
         self.best = best
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raises InputError if no validation would run."""
         if trainer.fast_dev_run or self.best.best_model_score is not None:  # type: ignore[attr-defined]
             return
         if trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0:
@@ -215,7 +217,7 @@ class FirstValidation(Callback):
 
 
 def _due(trainer: pl.Trainer) -> tuple[int, int]:
-    """The least `max_epochs` and `max_steps` with which another validation runs."""
+    """Smallest `max_epochs` and `max_steps` with which another validation runs."""
     batches, every = int(trainer.num_training_batches), int(trainer.val_check_batch)  # type: ignore[arg-type]
     progress = trainer.fit_loop.epoch_loop.batch_progress
     done = progress.current.completed % batches  # of this epoch, by the run that is resumed

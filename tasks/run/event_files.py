@@ -12,22 +12,26 @@ _PATTERN = "events.out.tfevents.*"
 
 
 class EventFiles(Callback):
-    """Notes in each checkpoint how far the event files reached, so that `rewind` can cut off what came later."""
+    """Stores the length of the event files in each checkpoint, so that `rewind` can cut off what came later."""
 
     def __init__(self, folder: Path) -> None:
+        """Watches a folder."""
         self.folder = folder
         self._loggers: list[TensorBoardLogger] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Finds the TensorBoard loggers."""
         if trainer.is_global_zero:
             self._loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        """Flushes the events of the last step."""
         # The last step's values are logged after its checkpoint, if there was one; a killed process keeps no buffers.
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._flush()
 
     def state_dict(self) -> dict[str, Any]:
+        """Length of each event file, in bytes."""
         self._flush()
         return {"bytes": {path.name: path.stat().st_size for path in self.folder.glob(_PATTERN)}}
 
@@ -38,7 +42,7 @@ class EventFiles(Callback):
 
 @rank_zero_only
 def rewind(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Cuts the event files of `folder` back to where they were when `checkpoint` was written."""
+    """Truncates the event files of `folder` to their length when `checkpoint` was written."""
     sizes = checkpoint.get("callbacks", {}).get(EventFiles.__qualname__, {}).get("bytes", {})
     for path in folder.glob(_PATTERN):
         size = sizes.get(path.name, 0)

@@ -18,23 +18,25 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Preempted(SystemExit):
-    """Training ended at the request of a signal, with 128 + its number as exit code."""
+    """Exit after a signal ended the training, with code 128 + its number."""
 
     def __init__(self, signum: int, code: int) -> None:
+        """Exits with `code` on account of `signum`."""
         super().__init__(code)
         self.signum = signum
 
 
 class LastCheckpoint(RunFolderCheckpoint):
-    """Writes last.ckpt at every validation, before it, every `minutes`, and at SIGTERM, SIGUSR1 and Ctrl-C.
+    """Writes last.ckpt before and at every validation, every `minutes`, and at SIGTERM, SIGUSR1 and Ctrl-C.
 
-    It is written only where going on from it repeats an uninterrupted run exactly: at the end of a batch that steps
-    the optimiser, whose values the logger does not take (it takes them after the checkpoint), and that neither a
-    validation nor the end of the epoch follows (Lightning would pass over them). So a signal ends the training at the
-    end of the running batch, or of the next one; within a validation at once, since the checkpoint before it stands.
+    It is only written where a resumed run exactly repeats an uninterrupted one: at the end of a batch that steps the
+        optimiser, whose values the logger does not take (it takes them after the checkpoint), and that neither a
+        validation nor
+    the end of the epoch follows (Lightning would skip them). A signal therefore ends the training at the end of this
+    batch or the next; within a validation at once, since its checkpoint is already written.
 
-    A second Ctrl-C ends at once. Where SIGUSR1 had a handler already, as SLURM's automatic requeue has, that handler is
-    called when the checkpoint is written, and decides how to go on. All processes of a job act on the signal of any.
+    A second Ctrl-C ends at once. If SIGUSR1 already had a handler, such as that of SLURM's automatic requeue, it is
+    called after the checkpoint, and decides how to continue. All processes of a job act on a signal to any of them.
 
     Args:
         dirpath: the run's folder of checkpoints.
@@ -42,6 +44,7 @@ class LastCheckpoint(RunFolderCheckpoint):
     """
 
     def __init__(self, dirpath: Path, minutes: float = 10) -> None:
+        """Configures Lightning's callback for a single file."""
         # At the validation: at the end of the epoch, its training metrics would not be logged a second time.
         super().__init__(dirpath, filename="last", enable_version_counter=False, save_on_train_epoch_end=False)
         self.seconds = 60 * minutes
@@ -53,18 +56,21 @@ class LastCheckpoint(RunFolderCheckpoint):
         self._process = os.getpid()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Installs the signal handlers."""
         super().on_train_start(trainer, pl_module)
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._handlers = {signum: signal.signal(signum, self._note) for signum in _SIGNALS}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        """Ends the training after a signal."""
         if self._leaving:
             self._leave(trainer, self._leaving)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Writes the checkpoint if it is due, after a signal, or before a validation."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         signum, due = self._agreed(trainer)
@@ -79,20 +85,24 @@ class LastCheckpoint(RunFolderCheckpoint):
             self._leaving = signum
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Ends the training after a signal."""
         if self._handlers and not trainer.sanity_checking and (signum := self._agreed(trainer)[0]):
             self._leave(trainer, signum)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the checkpoint."""
         super().on_validation_end(trainer, pl_module)
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ends with the signal's exit code if one came, and restores the signal handlers."""
         super().on_train_end(trainer, pl_module)
         if self._noted:
             self._leave(trainer, self._noted)
         self._restore()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the checkpoint of the last step."""
         if self._should_skip_saving_checkpoint(trainer) or trainer.global_step == 0:
             return
         last = self.format_checkpoint_name({})
@@ -107,10 +117,12 @@ class LastCheckpoint(RunFolderCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Notes the step from which the run resumes."""
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         self.resumed_at = checkpoint["global_step"]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Restores the signal handlers."""
         self._restore()
 
     def _note(self, signum: int, frame: Any) -> None:
@@ -122,7 +134,7 @@ class LastCheckpoint(RunFolderCheckpoint):
             self._noted = signum
 
     def _agreed(self, trainer: pl.Trainer) -> tuple[int, bool]:
-        """The signal that any process was sent, 0 for none; and whether a checkpoint is due by the clock of any."""
+        """The signal to any process (0 for none), and whether a checkpoint is due by any process's clock."""
         due = time.monotonic() - self._saved_at > self.seconds
         if trainer.world_size == 1:
             return self._noted, due
@@ -145,7 +157,7 @@ class LastCheckpoint(RunFolderCheckpoint):
 
 
 def _exact(trainer: pl.Trainer, batch: int, ahead: int) -> bool:
-    """Whether a checkpoint at the end of the batch `ahead` of `batch` can be continued exactly."""
+    """Whether a run can resume exactly from the end of the batch `ahead` of `batch`."""
     accumulated, interval = trainer.accumulate_grad_batches, trainer.log_every_n_steps  # type: ignore[attr-defined]
     steps = trainer.global_step + ahead // accumulated
     logged = interval > 1 and steps % interval == 0
@@ -161,7 +173,7 @@ def _validation_follows(trainer: pl.Trainer, batch: int, ahead: int) -> bool:
 
 
 def _validation_is_near(trainer: pl.Trainer, batch: int) -> bool:
-    """Whether one comes before the next batch that ends in an exact state."""
+    """Whether a validation precedes the next batch that ends in an exact state."""
     for ahead in range(1, 2 * trainer.accumulate_grad_batches + 1):
         if _validation_follows(trainer, batch, ahead):
             return True

@@ -10,7 +10,7 @@ from tasks.paths import make_folder
 
 
 def lock_run(folder: Path) -> IO[str]:
-    """Claims a run folder until the file that it returns is closed or this process ends, however it ends.
+    """Locks a run folder until the returned file is closed or this process ends, in whatever way.
 
     Raises:
         ValueError: another process trains there.

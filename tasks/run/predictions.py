@@ -18,10 +18,10 @@ Score = Literal["accuracy", "macro_auroc"]
 
 
 class Predictions(Metric):
-    """Samples with their targets and predictions; states are concatenated over the ranks of a distributed test.
+    """Metric that collects samples with targets and predictions, over all ranks of a distributed test.
 
     `compute()` is collective: call it on every rank, as `SequenceTask` does at the end of a test. Its result is kept
-    until the next `update` or `reset`, so that one rank can then read it, or `save` it, alone.
+    until the next `update` or `reset`, so that one rank can then read or `save` it alone.
     """
 
     full_state_update = False
@@ -30,6 +30,7 @@ class Predictions(Metric):
     prediction: list[Tensor]
 
     def __init__(self) -> None:
+        """Starts empty."""
         super().__init__()
         for name in ("sample", "target", "prediction"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -50,7 +51,7 @@ class Predictions(Metric):
         """Sample, target and prediction over all ranks, in ascending order of the sample.
 
         Raises:
-            ValueError: if a sample was counted more than once.
+            ValueError: a sample occurs more than once.
         """
         sample, order = dim_zero_cat(self.sample).sort()
         if (repeated := sample[1:][sample.diff() == 0]).numel():
@@ -61,11 +62,11 @@ class Predictions(Metric):
         return sample, dim_zero_cat(self.target)[order], dim_zero_cat(self.prediction)[order]
 
     def save(self, path: Path, metric: Score, group: npt.NDArray[np.int64] | None = None) -> None:
-        """Writes what `compute()` returns, atomically.
+        """Writes the result of `compute()` atomically.
 
         Args:
-            path: an .npz file; `load` reads it.
-            metric: what the predictions are to be compared by.
+            path: an .npz file, for `load`.
+            metric: by which predictions are compared.
             group: (n,) of each sample in ascending order, for example its patient; samples of a group are dependent.
         """
         sample, target, prediction = (tensor.cpu() for tensor in self.compute())
@@ -77,7 +78,7 @@ class Predictions(Metric):
 
 
 class Saved(NamedTuple):
-    """A predictions.npz: arrays as in `Predictions`, the metric, and the samples' groups if they have any."""
+    """Content of a predictions.npz: arrays as in `Predictions`, the metric, and the samples' groups, if any."""
 
     sample: npt.NDArray[np.int64]
     target: npt.NDArray[np.generic]
@@ -87,10 +88,10 @@ class Saved(NamedTuple):
 
 
 def load(path: Path) -> Saved:
-    """Reads what `Predictions.save` wrote.
+    """Reads a file that `Predictions.save` wrote.
 
     Raises:
-        ValueError: if the file is damaged or of another kind.
+        ValueError: the file is damaged or of another kind.
     """
     if not path.is_file():
         raise MissingFileError(

@@ -19,7 +19,7 @@ PACKAGES = ("msssm", "torch", "lightning", "torchmetrics", "numpy")
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: a reader sees the old one, or the whole new one."""
+    """Opens a file for writing, of which a reader sees the old version or the complete new one."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("wb") as file:
         yield file
@@ -29,13 +29,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes atomically, and refuses what JSON cannot hold."""
+    """Writes JSON atomically; raises ValueError for NaN and infinity."""
     with atomic_file(path) as file:
         file.write(json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """Reads a file that `write_json` wrote.
 
     Raises:
         InputError: there is no such file, or it is damaged.
@@ -49,7 +49,7 @@ def read_json(path: Path) -> Any:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, whether the checkout was dirty, versions and hardware of this process."""
+    """Commit, state of the checkout, versions and hardware of this process."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", ":(top)")),
@@ -63,7 +63,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*args: str) -> str | None:
-    """Output of a git command on the checkout that this file stands in; None where there is none."""
+    """Output of a git command in the checkout of this file; None if there is none."""
     command = ["git", "-C", str(Path(__file__).parent), *args]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -72,7 +72,7 @@ def _git(*args: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name, where the platform tells it."""
+    """Name of the processor, if the platform provides it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

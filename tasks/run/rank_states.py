@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 
 def gather_states(module: LightningModule) -> list[dict[str, Any]]:
-    """The state of every process, by rank; a collective operation."""
+    """State of every process, by rank; a collective operation."""
     mine = {
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(module.device) if module.device.type == "cuda" else None,
@@ -23,7 +23,7 @@ def gather_states(module: LightningModule) -> list[dict[str, Any]]:
 
 
 def restore_state(module: LightningModule, state: dict[str, Any]) -> None:
-    """Sets this process to one of `gather_states`."""
+    """Restores one result of `gather_states` in this process."""
     torch.set_rng_state(state["cpu"].cpu())
     if state["cuda"] is not None and module.device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), module.device)

@@ -37,9 +37,9 @@ _LENGTH = re.compile(r"trainer\.max_(epochs|steps)")
 
 
 class Changes(NamedTuple):
-    """The options of a resumed run that are others, each with what it was and is, but for those without an effect.
+    """Options of a resumed run that differ, each with its old and new value, except those without effect.
 
-    `close` changes the result by rounding and dropout masks; a run with one of `refused` would be another run.
+    `close` ones change the result by rounding and dropout masks; with `refused` ones it would be another run.
     """
 
     close: dict[str, str]
@@ -51,8 +51,8 @@ def changes(saved: Any, asked: Any, last: Path) -> Changes:
 
     Args:
         saved: of the unfinished run.
-        asked: of now.
-        last: the run's last checkpoint, which a message names.
+        asked: of the present command.
+        last: the run's last checkpoint, for messages.
     """
     ours, theirs = _leaves(_without_bars(asked)), _leaves(_without_bars(saved))
     close: dict[str, str] = {}
@@ -72,7 +72,7 @@ def changes(saved: Any, asked: Any, last: Path) -> Changes:
 
 
 def is_recipe(content: Any) -> bool:
-    """Whether a config.yaml holds what `changes` compares."""
+    """Whether the content of a config.yaml can be compared by `changes`."""
     return isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in ("model", "trainer"))
 
 
@@ -81,7 +81,7 @@ def _reason(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def _streams(recipe: Any) -> bool:
-    """Whether the data are a stream, whose order and augmentation are each loader process's own."""
+    """Whether the data are a stream, whose order and augmentation depend on the number of loader processes."""
     return str(_leaves(recipe).get("data.init_args.dataset", "")).startswith("wds/")
 
 
@@ -90,7 +90,7 @@ def _same_place(a: Any, b: Any) -> bool:
 
 
 def _without_bars(recipe: Any) -> Any:
-    """The recipe without the callbacks that only show something."""
+    """The recipe without callbacks that only display something."""
     trainer = dict(recipe["trainer"])
     given = trainer.get("callbacks") or []
     given = [each for each in (given if isinstance(given, list) else [given]) if not _shows(each)]
@@ -103,7 +103,7 @@ def _shows(callback: Any) -> bool:
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as {"data.init_args.root": "data", ...}."""
+    """Flattens a nested config to {"data.init_args.root": "data", ...}."""
     if not isinstance(config, dict):
         return {prefix: config}
     return {

@@ -9,9 +9,10 @@ from tasks.run.provenance import atomic_file
 
 
 class SavedConfig(SaveConfigCallback):
-    """Writes config.yaml whole or not at all: Lightning's own empties the file first, and a kill then leaves it so."""
+    """Writes config.yaml atomically: Lightning truncates the file first, and a kill then leaves it empty."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the file, in the first process alone."""
         # Only the first process comes here: trainer.log_dir, a broadcast, would wait for the others for ever.
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str |
     Args:
         model: built from the recipe.
         checkpoint: with its `state_dict`.
-        source: of it, for the message.
+        source: of the checkpoint, for the message.
 
     Raises:
         InputError: naming a weight that one of them lacks, or whose shape differs.

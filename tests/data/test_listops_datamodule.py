@@ -181,7 +181,7 @@ def test_what_a_killed_writer_leaves_is_not_taken_for_data(tmp_path: Path, monke
     splits = _splits(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(store.json, "dumps", killed)
-        patch.setattr(store.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
         with pytest.raises(KeyboardInterrupt):
             store.build(tmp_path / "listops" / "key", lambda: splits, {})
     (left,) = [path for path in (tmp_path / "listops").iterdir() if path.name.startswith(".key")]

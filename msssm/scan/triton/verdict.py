@@ -37,6 +37,7 @@ class Verdict(NamedTuple):
 
     @property
     def backend(self) -> Literal["triton", "torch"]:
+        """The backend to use: "triton" if the kernels are right and faster."""
         return "triton" if self.fault is None and self.triton_ms < self.torch_ms else "torch"
 
     @property

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from tasks.experiments.sweep.space import Option
 from tasks.experiments.sweep.trials import shown
 from tasks.experiments.training import last_lines
-from tasks.reports.table.markdown import aligned
+from tasks.reports.markdown import table
 from tasks.run.provenance import read_json
 
 
@@ -36,7 +36,7 @@ def write_table(folder: Path, study: optuna.Study, space: Sequence[Option], moni
     lines = [
         f"# {len(rows)} trials by their best {monitor} (validation; no trial was tested)",
         "",
-        *aligned([header, *([shown(value) for value in row] for row in rows)]),
+        *table([header, *([shown(value) for value in row] for row in rows)]),
         "",
         *_importances(study, names),
         *(

@@ -28,6 +28,7 @@ class Runner:
     """
 
     def __init__(self, study: optuna.Study, space: Sequence[Option], folder: Path, arguments: list[str]) -> None:
+        """Starts without trials."""
         self.study, self.space, self.folder, self.arguments = study, space, folder, arguments
         self.trials: dict[Training, Trial] = {}
 

@@ -6,23 +6,23 @@ from typing import NamedTuple
 from scipy import stats
 
 from tasks.metrics.paired import check_comparable, compare
+from tasks.reports.table.benchmarks import Benchmark
 from tasks.reports.table.runs import Run
-from tasks.reports.table.subjects import Subject
 from tasks.run.predictions import FILE, load
 
 
 class Difference(NamedTuple):
-    """A row minus the one that it is compared with, and the 95 % interval of that."""
+    """Difference of a row to the one that it is compared with, and its 95 % interval."""
 
     value: float
     low: float
     high: float
 
 
-def difference(subject: Subject, runs: list[Run], base: list[Run]) -> Difference | None:
-    """Paired: by seed (Student) where two or more seeds are in both rows, else over the test samples (bootstrap).
+def difference(benchmark: Benchmark, runs: list[Run], base: list[Run]) -> Difference | None:
+    """Paired difference: by seed (Student) if two or more seeds are in both rows, else over test samples (bootstrap).
 
-    None where the rows have no seed in common.
+    None if the rows have no seed in common.
     """
     by_seed = {run.metrics["seed"]: run for run in base}
     pairs = [(run, by_seed[run.metrics["seed"]]) for run in runs if run.metrics["seed"] in by_seed]
@@ -34,6 +34,6 @@ def difference(subject: Subject, runs: list[Run], base: list[Run]) -> Difference
         check_comparable(folders, (ours, theirs))
         found = compare(ours, theirs)
         return Difference(found.difference, *found.interval)
-    values = [subject.value(run) - subject.value(other) for run, other in pairs]
+    values = [benchmark.value(run) - benchmark.value(other) for run, other in pairs]
     half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return Difference(mean(values), mean(values) - half, mean(values) + half)

@@ -4,21 +4,22 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from tasks.reports.markdown import table
 from tasks.reports.table.rows import Row, Section
 
 
 def document(sections: Sequence[Section]) -> str:
-    """An overview where there are several tasks, then a section for each."""
+    """Formats an overview if there are several tasks, then a section for each."""
     parts = [_overview(sections)] if len(sections) > 1 else []
     return "\n".join([*parts, *map(_section, sections)])
 
 
 def header(section: Section) -> list[str]:
     """Column names of a section."""
-    subject, run = section.subject, section.first
+    benchmark, run = section.benchmark, section.first
     names = [
         "model",
-        f"ours: {subject.measure} on {section.title}{subject.unit}",
+        f"ours: {benchmark.measure} on {section.title}{benchmark.unit}",
         "95 % interval",
         "min .. max",
         "seeds",
@@ -26,44 +27,44 @@ def header(section: Section) -> list[str]:
         "training, s",
     ]
     if any(row.paper for row in section.rows):
-        names.append(f"paper: {subject.measure} on {subject.paper_name(run)}{subject.unit}")
+        names.append(f"paper: {benchmark.measure} on {benchmark.paper_name(run)}{benchmark.unit}")
     if section.compare:
         names[3:3] = [f"minus {section.compare}", "its 95 % interval"]
     return names
 
 
 def cells(section: Section) -> list[list[str]]:
-    """The rows of a section, best first; the bound of a trivial answer last."""
+    """Rows of a section, best first, then the bound of a trivial answer."""
     width = len(header(section))
     lines = [_cells(row) for row in section.ranked]
     if section.compare:
         for line, row in zip(lines, section.ranked, strict=True):
             line[3:3] = _difference(row)
     lines = [line[:width] for line in lines]
-    if bound := section.subject.bound(section.first):
+    if bound := section.benchmark.bound(section.first):
         name, value = bound
-        lines.append([f"{name} (bound)", section.subject.show(value), *[""] * (width - 2)])
+        lines.append([f"{name} (bound)", section.benchmark.show(value), *[""] * (width - 2)])
     return lines
 
 
 def about(section: Section) -> list[str]:
-    """Data and training of a section, in two lines."""
+    """Two lines on data and training of a section."""
     run, counts = section.first, section.first.counts
     return [
         f"Data: {counts['train']:,} / {counts['val']:,} / {counts['test']:,} samples, "
-        f"{section.subject.describe(run)}, digest {run.metrics['data']['digest'][:12]}.",
+        f"{section.benchmark.describe(run)}, digest {run.metrics['data']['digest'][:12]}.",
         f"Training: {run.metrics['steps']:,} steps of {run.data['batch_size']} samples; tested once, at the best "
         "validation.",
     ]
 
 
 def remarks(section: Section) -> list[str]:
-    """What it takes to read a section's numbers."""
+    """Lines that explain a section's numbers."""
     lines = [
-        f"Interval: 95 %, {section.subject.interval_over} where there is one seed (another seed may differ by more), "
+        f"Interval: 95 %, {section.benchmark.interval_over} where there is one seed (another seed may differ by more), "
         "over seeds (Student) where there are several."
     ]
-    other = "data" if not section.subject.full_scale(section.first) else "networks" if section.reduced else ""
+    other = "data" if not section.benchmark.full_scale(section.first) else "networks" if section.reduced else ""
     if other and any(row.paper for row in section.rows):
         lines[0] += f" The paper's column is of other {other}: not comparable in value."
     if section.compare:
@@ -73,7 +74,7 @@ def remarks(section: Section) -> list[str]:
         )
     if section.quoted:
         quoted = "; ".join(f"{label} {number}" for label, number in section.quoted if number)
-        lines.append(f"Only quoted, on {section.subject.paper_name(section.first)}: {quoted}.")
+        lines.append(f"Only quoted, on {section.benchmark.paper_name(section.first)}: {quoted}.")
     lines.append(_provenance(section))
     if section.missing:
         lines.append(f"Partial table, not yet run: {'; '.join(section.missing)}.")
@@ -86,7 +87,7 @@ def _section(section: Section) -> str:
         "",
         *about(section),
         "",
-        *aligned([header(section), *cells(section)]),
+        *table([header(section), *cells(section)]),
         "",
         *remarks(section),
     ]
@@ -94,7 +95,7 @@ def _section(section: Section) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    show = row.subject.show
+    show = row.benchmark.show
     low, high = row.interval()
     return [
         row.label,
@@ -111,14 +112,14 @@ def _cells(row: Row) -> list[str]:
 def _difference(row: Row) -> list[str]:
     if row.difference is None:
         return ["", ""]
-    value, low, high = (("+" if number > 0 else "") + row.subject.show(number) for number in row.difference)
+    value, low, high = (("+" if number > 0 else "") + row.benchmark.show(number) for number in row.difference)
     return [value, f"{low} .. {high}"]
 
 
 def overview_cells(sections: Sequence[Section]) -> list[list[str]]:
-    """Header and rows: each model's number and half interval for every task."""
+    """Header and rows of the overview: each model's number and interval for every task."""
     labels = list(dict.fromkeys(row.label for section in sections for row in section.rows))
-    lines = [["model", *(f"{s.title}: {s.subject.measure}{s.subject.unit}" for s in sections)]]
+    lines = [["model", *(f"{s.title}: {s.benchmark.measure}{s.benchmark.unit}" for s in sections)]]
     for label in labels:
         found = [next((row for row in section.rows if row.label == label), None) for section in sections]
         lines.append([label, *("" if row is None else _short(row) for row in found)])
@@ -127,22 +128,11 @@ def overview_cells(sections: Sequence[Section]) -> list[list[str]]:
 
 def _short(row: Row) -> str:
     low, high = row.interval()
-    return f"{row.subject.show(row.mean)} ({row.subject.show(low)} .. {row.subject.show(high)})"
+    return f"{row.benchmark.show(row.mean)} ({row.benchmark.show(low)} .. {row.benchmark.show(high)})"
 
 
 def _overview(sections: Sequence[Section]) -> str:
-    return "\n".join(["# All tasks: mean over seeds and 95 % interval", "", *aligned(overview_cells(sections)), ""])
-
-
-def aligned(lines: list[list[str]]) -> list[str]:
-    """Labels left, numbers right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = [("-" * width if place == 0 else "-" * (width - 1) + ":") for place, width in enumerate(widths)]
-    padded = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in [lines[0], rule, *lines[1:]]
-    ]
-    return [f"| {' | '.join(line)} |" for line in padded]
+    return "\n".join(["# All tasks: mean over seeds and 95 % interval", "", *table(overview_cells(sections)), ""])
 
 
 def _provenance(section: Section) -> str:

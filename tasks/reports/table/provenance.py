@@ -22,22 +22,22 @@ def write_csv(path: Path, sections: Sequence[Section]) -> None:
 
 
 def lines(sections: Sequence[Section]) -> list[dict[str, Any]]:
-    """One per run."""
+    """Lines of the CSV, one per run."""
     return [_line(section, row, run) for section in sections for row in section.rows for run in row.runs]
 
 
 def _line(section: Section, row: Row, run: Run) -> dict[str, Any]:
-    subject, metrics, hardware = section.subject, run.metrics, run.metrics["hardware"]
-    low, high = subject.interval(run)
+    benchmark, metrics, hardware = section.benchmark, run.metrics, run.metrics["hardware"]
+    low, high = benchmark.interval(run)
     return {
-        "task": subject.task,
+        "task": benchmark.task,
         "row": run.row,
         "label": row.label,
         "data": section.title,
-        "full_scale": subject.full_scale(run),
+        "full_scale": benchmark.full_scale(run),
         "seed": metrics["seed"],
-        "metric": subject.metric,
-        "test": f"{subject.value(run):.5f}",
+        "metric": benchmark.metric,
+        "test": f"{benchmark.value(run):.5f}",
         "test_low": f"{low:.5f}",
         "test_high": f"{high:.5f}",
         "best_validation": f"{metrics['validation']['best']:.5f}",

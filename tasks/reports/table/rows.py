@@ -6,15 +6,15 @@ from statistics import mean
 from tasks.experiments.table import Table
 from tasks.metrics.intervals import student
 from tasks.reports.table.ablations import Difference, difference
+from tasks.reports.table.benchmarks import Benchmark
 from tasks.reports.table.runs import Run
-from tasks.reports.table.subjects import Subject
 
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one model, the paper's number for it where there is one, and of an ablation its difference."""
+    """Runs of one model, the paper's number for it if there is one, and for an ablation its difference."""
 
-    subject: Subject
+    benchmark: Benchmark
     label: str
     runs: list[Run]
     paper: str = ""
@@ -22,15 +22,17 @@ class Row:
 
     @property
     def values(self) -> list[float]:
-        return [self.subject.value(run) for run in self.runs]
+        """Test metric of each run."""
+        return [self.benchmark.value(run) for run in self.runs]
 
     @property
     def mean(self) -> float:
+        """Mean over the runs."""
         return mean(self.values)
 
     def interval(self) -> tuple[float, float]:
-        """95 %: over test samples for one seed, over seeds (Student) for several."""
-        return self.subject.interval(self.runs[0]) if len(self.runs) == 1 else student(self.values)
+        """95 % interval: over test samples for one seed, over seeds (Student) for several."""
+        return self.benchmark.interval(self.runs[0]) if len(self.runs) == 1 else student(self.values)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Section:
         reduced: what is less than the paper's although the data are its own; empty if nothing is.
     """
 
-    subject: Subject
+    benchmark: Benchmark
     rows: list[Row]
     missing: list[str]
     quoted: list[tuple[str, str]]
@@ -54,39 +56,40 @@ class Section:
 
     @property
     def first(self) -> Run:
-        """Any run: what a section says of its data holds for all."""
+        """A run that represents all in statements on the data."""
         return self.rows[0].runs[0]
 
     @property
     def title(self) -> str:
-        name = self.subject.data_name(self.first)
+        """Name of the data, and what is reduced."""
+        name = self.benchmark.data_name(self.first)
         return f"{name} (reduced: {self.reduced})" if self.reduced else name
 
     @property
     def ranked(self) -> list[Row]:
-        """Best first; ablations in the paper's order."""
+        """Rows, best first; ablations in the paper's order."""
         return self.rows if self.compare else sorted(self.rows, key=lambda row: -row.mean)
 
 
-def section(subject: Subject, runs: list[Run], table: Table | None) -> Section:
-    """Groups the runs of one task, of which there is at least one; rows that no table has come last."""
+def section(benchmark: Benchmark, runs: list[Run], table: Table | None) -> Section:
+    """Groups the runs of one task, at least one; rows without a table come last."""
     entries = table.rows if table else {}
     by_name: dict[str, list[Run]] = {name: [] for name in entries}
     for run in runs:
         by_name.setdefault(run.row, []).append(run)
     compare = table.compare if table and by_name.get(table.compare) else ""
-    papers = {name: subject.paper(runs[0], entry.paper) for name, entry in entries.items()}
+    papers = {name: benchmark.paper(runs[0], entry.paper) for name, entry in entries.items()}
     rows = [
         Row(
-            subject,
+            benchmark,
             entries[name].label if name in entries else name,
             chosen,
             papers.get(name, ""),
-            difference(subject, chosen, by_name[compare]) if compare and name != compare else None,
+            difference(benchmark, chosen, by_name[compare]) if compare and name != compare else None,
         )
         for name, chosen in by_name.items()
         if chosen
     ]
     missing = [e.label for name, e in entries.items() if not by_name[name] and (papers[name] or not compare)]
-    quoted = [(label, subject.paper(runs[0], number)) for label, number in table.quoted.items()] if table else []
-    return Section(subject, rows, missing, quoted, compare, table.reduced if table else "")
+    quoted = [(label, benchmark.paper(runs[0], number)) for label, number in table.quoted.items()] if table else []
+    return Section(benchmark, rows, missing, quoted, compare, table.reduced if table else "")

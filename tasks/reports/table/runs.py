@@ -12,7 +12,7 @@ from tasks.run.provenance import read_json
 
 @dataclass(frozen=True)
 class Run:
-    """One complete run: its row, its folder, what it measured (`metrics.json`) and its resolved recipe."""
+    """Complete run: its row, folder, measurements (`metrics.json`) and resolved recipe."""
 
     row: str
     folder: Path
@@ -30,7 +30,7 @@ class Run:
         return self.metrics["data"]["counts"]
 
     def budget(self) -> dict[str, Any]:
-        """What the runs of one table have in common: the data, and how much of it a training sees."""
+        """Properties that runs of one table have in common: the data, and how much of it a training sees."""
         return {
             "data digest": self.metrics["data"]["digest"][:12],
             "steps": self.metrics["steps"],
@@ -39,12 +39,12 @@ class Run:
 
 
 def read_runs(folder: Path, task: str) -> list[Run]:
-    """All complete runs below `<folder>/runs/<task>`, in the order of their names; none is not an error.
+    """Reads all complete runs below `<folder>/runs/<task>`, ordered by name; there may be none.
 
-    Runs without a test (`--skip_test`) have no place in a table and are left out.
+    Runs without a test (`--skip_test`) are left out.
 
     Raises:
-        ValueError: one cannot be read, or they differ in what a table holds equal.
+        ValueError: one cannot be read, or they differ in a property that a table holds equal.
     """
     runs = []
     for path in sorted(folder.glob(f"runs/{task}/*/seed*/metrics.json")):
