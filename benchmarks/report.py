@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.compare import BOTH, FORWARD, Row
 from benchmarks.floors import Floors
+from msssm.doctor import processor
 
 # What the ratios are against; those that a case lacks stay empty.
 PEERS = {"sequential": "sequential", "Blelloch": "Blelloch", "assoc.": "associative_scan", "torch": "pure torch"}
@@ -22,14 +23,8 @@ QUIET = 0.15
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Name of the device, and what else times depend on."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-        name = found[1].strip() if found else platform.processor() or platform.machine()
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

@@ -69,7 +69,6 @@ class LengthBucketBatchSampler(_BatchSampler):
         lengths: (samples,) length of each sample.
         batch_size: samples per batch and rank.
         seed: of the order, together with the epoch.
-        shuffle: if False, samples are pooled in their own order and batches stay sorted within a pool.
         pool_batches: batches per pool: more of them give less padding and less random batches. Samples that fill a
             single pool have almost the same neighbours in every epoch.
         rank: of this process.
@@ -83,22 +82,13 @@ class LengthBucketBatchSampler(_BatchSampler):
         batch_size: int,
         *,
         seed: int,
-        shuffle: bool = True,
         pool_batches: int = 50,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
     ) -> None:
         """Counts the batches. Raises ValueError if there is none for each rank."""
-        super().__init__(
-            lengths,
-            batch_size,
-            rank=rank,
-            world_size=world_size,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-        )
+        super().__init__(lengths, batch_size, rank=rank, world_size=world_size, seed=seed, drop_last=drop_last)
         self.pool_batches = pool_batches
         self._resume = (0, 0)
         samples = len(self.lengths)
@@ -132,7 +122,7 @@ class LengthBucketBatchSampler(_BatchSampler):
     def _order(self) -> list[list[int]]:
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
         samples = len(self.lengths)
-        order = generator.permutation(samples) if self.shuffle else np.arange(samples)
+        order = generator.permutation(samples)
         whole = self.batch_size * self.world_size
         batches: list[npt.NDArray[np.int64]] = []
         for start in range(0, samples, self.pool_batches * whole):
@@ -140,8 +130,8 @@ class LengthBucketBatchSampler(_BatchSampler):
             indices = indices[np.argsort(self.lengths[indices], kind="stable")]
             batches += [indices[cut : cut + whole] for cut in range(0, len(indices), whole)]
         batches = batches[: self._batches]  # only the last can be smaller
-        chosen = generator.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
-        shares = (batch[: len(batch) - len(batch) % self.world_size] for batch in (batches[i] for i in chosen))
+        shuffled = (batches[i] for i in generator.permutation(len(batches)))
+        shares = (batch[: len(batch) - len(batch) % self.world_size] for batch in shuffled)
         return [share[self.rank :: self.world_size].tolist() for share in shares]
 
 

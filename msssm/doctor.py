@@ -69,7 +69,7 @@ def environment() -> Iterator[str]:
     packages = {name: _version(name) for name in ("msssm", "torch", "triton", "lightning")}
     yield f"versions    python {platform.python_version()}, " + ", ".join(f"{n} {v}" for n, v in packages.items())
     capability = torch.backends.cpu.get_cpu_capability()
-    yield f"processor   {_processor()}, {capability}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
+    yield f"processor   {processor()}, {capability}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
     yield f"threads     {_threads()}"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield f"GPU         {', '.join(gpus) or 'none that torch can use'}"
@@ -219,7 +219,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor, if the platform provides it."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,6 +1,6 @@
 """The MS-SSM layer: decompose the sequence, run one state space model per band, mix the scales."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -127,35 +127,20 @@ class MultiScaleSSM(SequenceLayer):
         else:
             raise InputError(f"decomposition must be 'wavelet' or 'conv', got {decomposition!r}")
         self.mixer = ScaleMixer(d_model, bands, mode=mixer, heads=mixer_heads, init=mixer_init)
+        options: dict[str, Any] = {
+            "initialization": initialization,
+            "discretization": discretization,
+            "dt_min": dt_min,
+            "dt_max": dt_max,
+            "dt_init": dt_init,
+            "skip": skip,
+            "backend": backend,
+        }
         self.ssm: S6 | S4 | NoSSM
         if ssm == "s6":
-            self.ssm = S6(
-                d_model,
-                bands,
-                state_size,
-                initialization=initialization,
-                discretization=discretization,
-                dt_rank=dt_rank,
-                dt_min=dt_min,
-                dt_max=dt_max,
-                dt_init=dt_init,
-                skip=skip,
-                backend=backend,
-            )
+            self.ssm = S6(d_model, bands, state_size, dt_rank=dt_rank, **options)
         elif ssm == "s4":
-            self.ssm = S4(
-                d_model,
-                bands,
-                state_size,
-                initialization=initialization,
-                diagonal=diagonal,
-                discretization=discretization,
-                dt_min=dt_min,
-                dt_max=dt_max,
-                dt_init=dt_init,
-                skip=skip,
-                backend=backend,
-            )
+            self.ssm = S4(d_model, bands, state_size, diagonal=diagonal, **options)
         elif ssm == "none":
             self.ssm = NoSSM()
         else:

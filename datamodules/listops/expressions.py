@@ -9,6 +9,7 @@ Token ids: 0 `<pad>`, 1 `<unk>`, 2 `<eos>`, 3 `[MIN`, 4 `[MAX`, 5 `[MED`, 6 `[SM
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from statistics import median
 from typing import NamedTuple
 
@@ -61,6 +62,10 @@ class Expressions(NamedTuple):
     def row(self, index: int) -> npt.NDArray[np.uint8]:
         """Token ids of one expression."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def key(self, index: int) -> bytes:
+        """Digest of one expression, to recognise it."""
+        return blake2b(self.row(index).tobytes(), digest_size=16).digest()
 
     def rows(self, start: int, stop: int) -> "Expressions":
         """Views the expressions start..stop-1."""

@@ -9,7 +9,6 @@ All choices are integer arithmetic on the raw words of PCG64, whose stream numpy
 """
 
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -173,7 +172,7 @@ def _distinct(batch: Expressions, seen: set[bytes]) -> Expressions:
     """Selects the expressions that are not yet in `seen`, and adds them to it."""
     new = np.zeros(batch.samples, dtype=np.bool_)
     for index in range(batch.samples):
-        key = blake2b(batch.row(index).tobytes(), digest_size=16).digest()
+        key = batch.key(index)
         new[index] = key not in seen
         seen.add(key)
     lengths = batch.lengths[new]

@@ -6,7 +6,6 @@ import math
 import re
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from msssm.errors import InputError
+from msssm.scan.triton.selfcheck import milliseconds
 
 
 class Cost(NamedTuple):
@@ -48,7 +48,7 @@ def measure_cost(run: Callable[[], object], device: torch.device, repeats: int =
     pages, after free pages have been returned to the system; outside Linux it is 0.
     """
     run()
-    seconds = min(_timed(run, device) for _ in range(repeats))
+    seconds = milliseconds(run, device, repeats) / 1e3
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -82,16 +82,6 @@ def _peak(run: Callable[[], object]) -> int:
     before = _status("VmRSS")
     run()
     return _status("VmHWM") - before
-
-
-def _timed(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _status(field: str) -> int:

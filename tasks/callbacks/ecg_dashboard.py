@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from datamodules.ptbxl import LEADS, ECGBatch
+from msssm.diagnostics import trace_calls
 from msssm.scale_mixer import ScaleMixer
 from tasks.callbacks.dashboard import band_name
 from tasks.metrics.ecg import auroc
@@ -99,13 +100,7 @@ class ECGDashboard(Callback):
 
 def _mixer_weights(task: nn.Module, x: Tensor) -> list[Tensor]:
     """Outputs (1, L, M, H) of every scale mixer for one record (1, L, 12); empty for a model without mixers."""
-    weights: list[Tensor] = []
-    mixers = [module for module in task.modules() if isinstance(module, ScaleMixer)]
-    hooks = [mixer.register_forward_hook(lambda m, args, output: weights.append(output.detach())) for mixer in mixers]
-    try:
-        if mixers:
+    with trace_calls(task, ScaleMixer) as calls:
+        if any(isinstance(module, ScaleMixer) for module in task.modules()):
             task(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return weights
+    return [call.output.detach() for call in calls]

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import sys
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +106,11 @@ def fresh_expressions(data: ListOpsDataModule, count: int, factor: int, train: E
     trees = dict(vars(data.parameters))
     if factor > 1:
         trees |= {"min_length": trees["max_length"] * factor // 2, "max_length": trees["max_length"] * factor}
-    known = set() if train is None else {_key(train, i) for i in range(train.samples)}
+    known = set() if train is None else {train.key(i) for i in range(train.samples)}
     wanted = count
     while True:
         drawn = generate_arrays(wanted, seed=data.data_seed + SEED_OFFSET + factor, **trees)
-        new = [i for i in range(drawn.samples) if _key(drawn, i) not in known][:count]
+        new = [i for i in range(drawn.samples) if drawn.key(i) not in known][:count]
         if len(new) == count:
             return join([drawn.row(i) for i in new], drawn.labels[new])
         if len(new) < count // 10:
@@ -119,10 +118,6 @@ def fresh_expressions(data: ListOpsDataModule, count: int, factor: int, train: E
                 f"of {wanted} fresh expressions only {len(new)} are not in the training set; ask for a smaller --count"
             )
         wanted *= 2
-
-
-def _key(expressions: Expressions, index: int) -> bytes:
-    return blake2b(expressions.row(index).tobytes(), digest_size=16).digest()
 
 
 @torch.no_grad()

@@ -60,7 +60,8 @@ def read_arguments(words: list[str]) -> Tree:
     words = [part for word in words for part in (word.split("=", 1) if re.match(r"--[\w.]+\+?=", word) else [word])]
     for name, value in pairwise(words):
         if name in ("-c", "--config"):
-            _merge(recipe, yaml.safe_load(Path(value).read_text()) or {})
+            given = yaml.safe_load(Path(value).read_text()) or {}
+            recipe = cast(Tree, OmegaConf.to_container(OmegaConf.merge(recipe, given)))
         elif name.startswith("--"):
             _set(recipe, name[2:].split("."), _scalar(value))
     resolved = OmegaConf.to_container(OmegaConf.create(recipe), resolve=True)
@@ -254,14 +255,6 @@ def _set_default(values: Tree, cls: type | None, name: str) -> None:
         values[name] = 1
     else:
         del values[name]
-
-
-def _merge(into: Tree, other: Tree) -> None:
-    for name, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        else:
-            into[name] = value
 
 
 def _set(node: Tree, path: list[str], value: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from msssm.doctor import processor
 from msssm.errors import InputError, MissingFileError
 
 PACKAGES = ("msssm", "torch", "lightning", "torchmetrics", "numpy")
@@ -55,7 +56,7 @@ def provenance() -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain", "--", ":(top)")),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": {
-            "processor": _processor(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
@@ -69,13 +70,3 @@ def _git(*args: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _processor() -> str:
-    """Name of the processor, if the platform provides it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

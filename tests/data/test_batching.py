@@ -40,14 +40,6 @@ def test_drop_last_leaves_out_the_one_small_batch() -> None:
     assert len(sampler) == 103
 
 
-def test_without_shuffling_every_epoch_is_the_same() -> None:
-    sampler = LengthBucketBatchSampler(LENGTHS, 10, seed=0, shuffle=False, pool_batches=1)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    assert list(sampler) == first
-    assert sorted(first[0]) == list(range(10))
-
-
 def test_bucketing_saves_padding() -> None:
     order = np.random.default_rng(1).permutation(1037)
     scattered = [order[start : start + 10].tolist() for start in range(0, 1037, 10)]
