@@ -1,4 +1,4 @@
-"""What every task shares: the optimiser, its schedule, the norm of the gradients, and the predictions of a test."""
+"""The base of all tasks: optimiser and schedule, checks of loss and weights, resuming, predictions of a test."""
 
 import math
 from pathlib import Path
@@ -29,16 +29,16 @@ def warmup_cosine(step: int, warmup_steps: float, total_steps: float) -> float:
 class SequenceTask(lightning.LightningModule):
     """AdamW over `msssm.param_groups`, with linear warm-up and a cosine to 0, per step.
 
-    A subclass whose `test_step` gives `self.test_predictions` every sample finds them all there in `report`.
+    A subclass whose `test_step` passes every sample to `self.test_predictions` finds all of them there in `report`.
 
     Args:
         lr: peak learning rate.
         weight_decay: of weights that are neither biases, norms nor SSM parameters.
-        ssm_lr: peak learning rate of A, the step sizes and D of the state space models; `lr` when absent.
+        ssm_lr: peak learning rate of A, the step sizes and D of the state space models; None for `lr`.
         warmup_epochs: length of the warm-up, in epochs.
     """
 
-    stops_at_bad_loss = True  # `SkipBadBatches` goes on instead
+    stops_at_bad_loss = True  # False with `SkipBadBatches`, which skips the step instead
 
     def __init__(self, lr: float, weight_decay: float, ssm_lr: float | None, warmup_epochs: float) -> None:
         """Checks the options. Raises ValueError for one out of its range."""
@@ -67,8 +67,8 @@ class SequenceTask(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate_factor(self, step: int) -> float:
-        # Asked for step 0 before the training data is there. Asking the trainer for its number of steps would load
-        # the data before a checkpoint is restored, and the loader's position in it would be lost.
+        # Called for step 0 before the training data is loaded. The trainer's number of steps would load the data before
+        # a checkpoint is restored, and the loader's position in it would be lost.
         if step == 0:
             return warmup_cosine(0, self.warmup_epochs, math.inf)
         per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
@@ -99,7 +99,7 @@ class SequenceTask(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Logs the mean training loss of the epoch."""
-        # As an object, and here: its state is in a checkpoint, and one written at the end of an epoch is before this.
+        # As an object, so that its state is in checkpoints; and here, after a checkpoint at the end of an epoch.
         self.log("train/loss_epoch", self.train_loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -117,23 +117,22 @@ class SequenceTask(lightning.LightningModule):
         source = self.trainer.ckpt_path if self._trainer is not None else None
         check_weights(self, checkpoint, source or "the checkpoint")
         self._rank_states = checkpoint.get("rank_states", [])
-        # With averaged weights (Lightning's WeightAveraging), "state_dict" is the averages, which were validated. Its
-        # callback would put the raw weights in their place whatever the checkpoint is loaded for: right to go on
-        # training, wrong for the test of that training.
+        # With averaged weights (Lightning's WeightAveraging), "state_dict" has the averages, which were validated. Its
+        # callback would always replace them by the raw weights: right to resume training, wrong to test it.
         training = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if "current_model_state" in checkpoint and not training:
             checkpoint["current_model_state"] = checkpoint["state_dict"]
 
     def on_train_start(self) -> None:
         """Restores the random numbers and training metrics of a resumed run."""
-        # A resumed run draws the same dropout masks as an uninterrupted one, and averages over the whole epoch.
+        # So that a resumed run draws the same dropout masks as an uninterrupted one, and averages over the whole epoch.
         if len(self._rank_states) == self.trainer.world_size:
             restore_state(self, self._rank_states[self.global_rank])
         self._rank_states = []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the norm of the gradients before clipping, at the steps that the logger keeps."""
-        # Before clipping, and only where the logger will keep it.
+        # Before clipping, and only at steps that the logger keeps.
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))

@@ -1,4 +1,4 @@
-"""Which errors are about what the user asked for, and need no traceback."""
+"""Recognition of errors about the user's input, which need no traceback."""
 
 import dis
 import errno
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-# What a system refuses whatever the program did right. A file that is not there is none of them: whoever opens one
-# that the user named says so, with a `MissingFileError`.
+# Refusals of the system, whatever the program does. A missing file is none of them: code that opens a file that the
+# user named raises `MissingFileError`.
 _REFUSALS = {
     getattr(errno, name)
     for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "ENAMETOOLONG", "ELOOP", "EMFILE")
@@ -26,7 +26,7 @@ def complaint(error: BaseException) -> str | None:
     Errors about the input are those that our code raises as such, a disk's refusal of a file, and Lightning's errors
     about its options; the outermost of a chain counts.
     """
-    # Whoever raised one of these has loaded its module; an error must not cost the seconds of importing torch.
+    # Code that raised one of these has loaded its module; a message must not cost the seconds of importing torch.
     modules = [sys.modules.get(name) for name in ("msssm.errors", "datamodules.errors")]
     ours = tuple(module.InputError for module in modules if module is not None)
     lost_worker = modules[1].lost_worker if modules[1] is not None else lambda link: None

@@ -1,4 +1,4 @@
-"""Images: classify a sequence of pixels (sequential CIFAR, digits) or of patches (ImageNet)."""
+"""Classification of images as sequences of pixels (sequential CIFAR, digits) or of patches (ImageNet)."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ from tasks.base import SequenceTask
 from tasks.callbacks.image_dashboard import ImageDashboard
 from tasks.run.predictions import FILE
 
-# A larger confusion matrix is no reading matter; predictions.npz holds what it takes to compute one.
+# Larger confusion matrices are left out of the report; they can be computed from predictions.npz.
 LARGEST_CONFUSION = 100
 
 
@@ -29,8 +29,8 @@ class ImageTask(SequenceTask):
     """Patches or pixels, backbone, pooling, linear head; cross-entropy over classes or soft labels.
 
     Logs `{train,val,test}/loss`, `{train,val,test}/accuracy` and, with more than 5 classes, `{val,test}/accuracy_top5`:
-    over samples, exact under DDP. A soft label (Mixup) counts as its largest class in `train/accuracy`. Images are
-    whole, so the lengths of a batch are not used.
+    over samples, exact under DDP. A soft label (Mixup) counts as its largest class in `train/accuracy`. Images have no
+    padding, so that the lengths of a batch are not used.
 
     Args:
         backbone: the stack of sequence layers.
@@ -44,10 +44,10 @@ class ImageTask(SequenceTask):
         label_smoothing: of the training loss, in [0, 1).
         lr: peak learning rate.
         weight_decay: of weights that are neither biases, norms nor SSM parameters.
-        ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.
+        ssm_lr: peak learning rate of the state space models' A, step sizes and D; None for `lr`.
         warmup_epochs: length of the linear warm-up, in epochs.
-        base_batch_size: the batch that the learning rates are for: they grow in proportion to the samples of one
-            optimiser step (Goyal et al. 2017). Absent, they are taken as they are.
+        base_batch_size: batch size for which the learning rates are given: they are scaled in proportion to the samples
+            of one optimiser step (Goyal et al. 2017); None for no scaling.
     """
 
     def __init__(
@@ -114,13 +114,13 @@ class ImageTask(SequenceTask):
         if head is not None and len(head) != self.num_classes:
             raise InputError(
                 f"the checkpoint has {len(head)} classes, the task num_classes={self.num_classes}: "
-                f"set --model.num_classes {len(head)}, or train anew"
+                f"set --model.num_classes {len(head)}, or train again"
             )
         super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds the image dashboard, unless it is there."""
-        # Asked again at the test of a training, whose dashboard is there.
+        # Called again at the test of a training, which has its dashboard.
         present = any(isinstance(callback, ImageDashboard) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if present else [ImageDashboard()]
 

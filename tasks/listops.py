@@ -1,4 +1,4 @@
-"""ListOps: classify an expression by its value, 0..9."""
+"""ListOps: classification of expressions by their value, 0..9."""
 
 from datamodules.listops import num_classes, vocab_size
 from msssm import Backbone
@@ -12,7 +12,7 @@ class ListOpsTask(TokenTask):
         backbone: the stack of sequence layers.
         lr: peak learning rate.
         weight_decay: of weights that are neither biases, norms nor SSM parameters.
-        ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.
+        ssm_lr: peak learning rate of the state space models' A, step sizes and D; None for `lr`.
         warmup_epochs: length of the linear warm-up, in epochs.
     """
 

@@ -1,4 +1,4 @@
-"""What is said to the user beside the answers on standard output."""
+"""Messages to the user on standard error, beside the results on standard output."""
 
 import logging
 import sys

@@ -1,11 +1,11 @@
-"""What the `msssm` command asks of its own process before torch is loaded; the benchmarks ask the same."""
+"""Settings of the `msssm` command's own process, before torch is loaded; the benchmarks use them too."""
 
 import ctypes
 import os
 import sys
 
 SPINS = "10000"  # tens of microseconds
-# Of mallopt(3): memory up to so much comes from the heap, and so much of it stays there when it is freed.
+# For mallopt(3): allocations up to this size come from the heap, and this much of it is kept when it is freed.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST, _KEPT = 32 * 2**20, 2**30
 

@@ -18,7 +18,7 @@ from tasks.run.predictions import FILE
 
 
 class TokenTask(SequenceTask):
-    """Embedding, backbone, mean over the true positions or the last of them, linear head; cross-entropy over classes.
+    """Embedding, backbone, pooling over the true positions, linear head; cross-entropy over classes.
 
     Logs `{train,val,test}/loss` and `{train,val,test}/accuracy`; accuracy is over samples, exact under DDP.
 
@@ -29,7 +29,7 @@ class TokenTask(SequenceTask):
         pooling: what the head reads, "mean" or "last".
         lr: peak learning rate.
         weight_decay: of weights that are neither biases, norms nor SSM parameters.
-        ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.
+        ssm_lr: peak learning rate of the state space models' A, step sizes and D; None for `lr`.
         warmup_epochs: length of the linear warm-up, in epochs.
     """
 

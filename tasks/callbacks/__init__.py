@@ -1,1 +1,1 @@
-"""What the trainer calls while it trains: dashboards and guards."""
+"""Callbacks of the trainer: dashboards and guards."""

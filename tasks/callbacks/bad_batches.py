@@ -1,4 +1,4 @@
-"""Batches that would harm: skipped and counted where that is asked for, and losses that leap, counted always."""
+"""Harmful batches: skipped and counted on request; and spikes of the loss, which are always counted."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beyond the task's own metrics, and a progress report for logs."""
+"""TensorBoard values beyond the task's own metrics, and a progress report for logs."""
 
 import time
 from typing import Any, cast
@@ -53,11 +53,11 @@ def band_name(band: int, bands: int) -> str:
 
 
 class Dashboard(Callback):
-    """Samples per second; effective memory, stability margin and mixer weights per band, at every validation.
+    """Logs samples per second, and at every validation effective memory, stability margin and mixer weights per band.
 
-    Layers are those with an `effective_memory` method and the `ScaleMixer`s; values are logged per band as the mean
-    over layers, and per layer under `memory/layer_*`. Mixer weights are those of the first validation batch; with them
-    the number of bands in effect, and of layers whose mixer collapsed or is uniform (`msssm.diagnostics.mixer_report`).
+    Layers are those with an `effective_memory` method, and the `ScaleMixer`s; values are logged per band as the mean
+    over layers, and per layer under `memory/layer_*`. Mixer weights are those of the first validation batch, with the
+    number of bands in effect, and of layers whose mixer collapsed or is uniform (`msssm.diagnostics.mixer_report`).
     `stability_margin/*` is 1 - max |Abar| over layers, channels, modes and the steps of that batch, per band: the
     recurrences contract while it is above 0.
     """

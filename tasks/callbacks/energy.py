@@ -1,4 +1,4 @@
-"""What a training cost in energy, where the platform counts it."""
+"""Energy of a training, on platforms that count it."""
 
 import re
 import time
@@ -87,7 +87,7 @@ class EnergyMeter(Callback):
             return
         try:
             self.joules += sum(package.joules() for package in self._packages)
-        except (OSError, ValueError):  # no reason to end a training
+        except (OSError, ValueError):  # which must not end a training
             self.joules = None
 
     def state_dict(self) -> dict[str, Any]:

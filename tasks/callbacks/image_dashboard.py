@@ -1,4 +1,4 @@
-"""What TensorBoard shows of an image classifier at each validation: confusions, and its most confident errors."""
+"""TensorBoard pictures of an image classifier at each validation: confusions, and its most confident errors."""
 
 from typing import Any, NamedTuple, cast
 
@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-NUMBERED = 20  # classes that still have room for a number in each cell
+NUMBERED = 20  # most classes with room for a number in each cell
 
 
 class _Errors(NamedTuple):

@@ -248,7 +248,7 @@ class MsssmCLI(LightningCLI):
         except SIGTERMException:  # outside of training, with nothing to save; Lightning would exit with 0
             _end_loaders()
             if self.trainer.is_global_zero:
-                say("SIGTERM: ended where there is nothing to save; the same command goes on")
+                say("SIGTERM: ended where there is nothing to save; the same command resumes")
             raise SystemExit(143) from None
         except SystemExit as error:
             _end_loaders()

@@ -19,7 +19,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     options = parser.parse_args(args)
     if options.resamples < 1:
-        raise InputError(f"asked for {options.resamples} resamples; take at least 1")
+        raise InputError(f"--resamples must be at least 1, got {options.resamples}")
     if options.seed < 0:
         raise InputError(f"--seed must be at least 0, got {options.seed}")
     a, b = (load(folder / FILE) for folder in options.run)

@@ -10,7 +10,7 @@ def main(args: list[str]) -> None:
     """Runs `verify ptbxl`, `verify cifar10` or `generate ptbxl`.
 
     Raises:
-        SystemExit: with code 1 if something is missing or corrupt.
+        SystemExit: something is missing or corrupt (code 1).
     """
     parser = argparse.ArgumentParser(prog="msssm data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -56,7 +56,7 @@ def _verify(options: argparse.Namespace) -> None:
     lines = [str(fault) for fault in faults]
     short = lines if options.verbose else summary(faults)
     print(*short, sep="\n", end="\n" if short else "")
-    told = " (--verbose lists them all)" if len(short) < len(lines) else ""
-    print(f"{source}: {len(faults)} fault{'s' * (len(faults) > 1)}{told}" if faults else f"{source}: whole")
+    hint = " (--verbose lists them all)" if len(short) < len(lines) else ""
+    print(f"{source}: {len(faults)} fault{'s' * (len(faults) > 1)}{hint}" if faults else f"{source}: whole")
     if faults:
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""`msssm diagnose`: what a trained model does, on validation data of its run, as plots, numbers and one page."""
+"""`msssm diagnose`: the behaviour of a trained model on validation data of its run, as plots, numbers and one page."""
 
 import argparse
 import itertools
@@ -33,10 +33,10 @@ from tasks.reports import diagnosis_plots
 from tasks.reports.diagnosis_page import write_page
 from tasks.run.provenance import write_json
 
-# A probe that promises equality may be off by rounding: of float32, and of the FFT in the time-invariant scan.
+# Largest error of a probe by rounding: of float32, and of the FFT in the time-invariant scan.
 TOLERANCE = 1e-3
-MAX_BATCHES = 64  # of the validation data, that samples are taken from
-PROBED = 512  # steps that the probes of shift and padding run over
+MAX_BATCHES = 64  # of the validation data, from which samples are taken
+PROBED = 512  # steps of the probes of shift and padding
 
 
 def main(args: list[str]) -> None:
@@ -126,7 +126,7 @@ def validation_rows(run: LoadedRun, rows: int, device: torch.device) -> list[Ten
         count = min(places.count(place), len(batch.x))
         for row in torch.linspace(0, len(batch.x) - 1, count).round().int().tolist():
             length = int(batch.lengths[row]) if len(batch.lengths) == len(batch.x) else None
-            # A picture (B, C, H, W) has more positions than channels, and is left whole by this.
+            # An image (B, C, H, W) has more positions than channels, and stays whole.
             samples.append(batch.x[row : row + 1, :length].to(device))
     return samples
 
@@ -196,7 +196,7 @@ def alarms(result: dict[str, Any]) -> list[str]:
         if mixer and mixer["collapsed"]:
             found.append(f"{name}: the mixer collapsed to {mixer['effective_bands']:.2f} bands in effect")
         if mixer and mixer["uniform"]:
-            found.append(f"{name}: the mixer is uniform, it does not choose between scales")
+            found.append(f"{name}: the mixer is uniform, it does not select scales")
         if layer["shift_error"] > TOLERANCE and mixer:
             found.append(f"{name}: a shifted input changes the output by {layer['shift_error']:.1e}")
         if layer["padding_error"] > TOLERANCE:

@@ -1,4 +1,4 @@
-"""`msssm export`: a run as a folder to hand on: safetensors, recipe and model card, without pickle."""
+"""`msssm export`: a run as a folder to share: safetensors, recipe and model card, without pickle."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def main(args: list[str]) -> None:
     """Writes model.safetensors, config.json, recipe.yaml and README.md (the model card) of a run.
 
     Raises:
-        ValueError: no complete run, or a folder that is not empty.
+        ValueError: there is no trained run, or the folder is not empty.
     """
     parser = argparse.ArgumentParser(prog="msssm export", description=main.__doc__)
     run_arguments(parser)

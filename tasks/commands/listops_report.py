@@ -1,4 +1,4 @@
-"""`msssm listops-report`: where a ListOps model is right, on a large fresh test set and beyond the trained lengths."""
+"""`msssm listops-report`: accuracy of a ListOps model by kind, on a large fresh test set and beyond trained lengths."""
 
 import argparse
 import itertools

@@ -1,4 +1,4 @@
-"""`msssm profile`: memory and time of one multi-scale block over levels and lengths, and the law through them."""
+"""`msssm profile`: memory and time of one multi-scale block over levels and lengths, and the fitted law."""
 
 import argparse
 import statistics
@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
     except (RuntimeError, AssertionError) as error:  # no such kind, or none of it here
         raise InputError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
     costs: dict[tuple[str, int, int], list[BlockCost]] = {}
-    # In rounds over all points, so that a slow spell of the machine does not meet one of them alone.
+    # In rounds over all points, so that a slow period of the machine does not affect one of them alone.
     for _ in range(options.rounds):
         for levels in options.levels:
             for name, recompute in PARTS.items():
@@ -128,7 +128,7 @@ def as_markdown(content: dict[str, Any], laws: dict[str, dict[str, PowerLaw | No
         f"Forward + backward, D = {settings['d_model']}, N = {settings['state_size']} per band, "
         f"K = {settings['kernel_size']}, {settings['batch_size']} rows; a block is layer, GLU, residual and norm. "
         f"Commit {commit}{' with uncommitted changes' if content['dirty'] else ''}. Bands are S + 2. "
-        "Other programs do not disturb the memory of this one; its times they do.",
+        "Other programs affect the times, but not the memory.",
         "",
         *(f"- {name}, {value}: {describe(fit)}" for name, each in laws.items() for value, fit in each.items()),
     ]

@@ -1,1 +1,1 @@
-"""Figures of a test, and how sure they are. Pure functions of arrays."""
+"""Test metrics and their uncertainty, as pure functions of arrays."""

@@ -1,4 +1,4 @@
-"""Percentile bootstrap: how far a test figure would move with another sample of records, or of patients."""
+"""Percentile bootstrap: the variation of a test metric over samples of records, or of patients."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What PTB-XL is scored by: areas under ROC curves, and the sample-centric F_max. Pure functions of arrays."""
+"""Scores of PTB-XL: areas under ROC curves, and the sample-centric F_max, as pure functions of arrays."""
 
 from typing import Any
 
@@ -82,7 +82,7 @@ def f_max(target: Array, score: Array) -> float:
     right = np.cumsum(np.take_along_axis(target, order, axis=1), axis=1, dtype=np.float64)
     precision = right / np.arange(1, score.shape[1] + 1)
     recall = right / right[:, -1:]
-    # What the sums over records gain as the threshold passes each (record, class), in the order of their scores.
+    # Increase of the sums over records as the threshold passes each (record, class), in the order of their scores.
     passed = np.argsort(-np.take_along_axis(score, order, axis=1), axis=None, kind="stable")
     gain = [np.diff(value, axis=1, prepend=0).ravel()[passed].cumsum() for value in (precision, recall)]
     records = (np.arange(score.size) % score.shape[1] == 0)[passed].cumsum()

@@ -1,4 +1,4 @@
-"""Two runs on the same test samples: their difference, by a paired bootstrap."""
+"""Difference of two runs on the same test samples, by a paired bootstrap."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,1 +1,1 @@
-"""Recipes: read, checked and built, with all complaints at once."""
+"""Recipes: read, checked and built, with all faults reported at once."""

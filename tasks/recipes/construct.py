@@ -1,4 +1,4 @@
-"""What a constructor raises, as it raised it."""
+"""Original errors of constructors that a parser calls."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ def constructors(parser: ArgumentParser) -> Iterator[None]:
                 raise
             raise raised[-1] from error
 
-    parser.add_instantiator(build, object)  # the last one: Lightning's own, of tasks and data, come before
+    parser.add_instantiator(build, object)  # the last one: Lightning's own for tasks and data precede it
     try:
         yield
         return

@@ -1,8 +1,7 @@
-"""Everything that is wrong with a recipe, told together: each option, its value, and what it may be.
+"""All faults of a recipe in one report: each option, its value, and what it may be.
 
-The parser and the constructors stop at the first thing that is wrong. When one has, the recipe is gone through again:
-each value against the type in its class's signature, then built, each refused value replaced by its default, until
-nothing more is refused.
+The parser and the constructors stop at the first fault. After one, the recipe is checked again: each value against the
+type in its class's signature; then it is built, each refused value replaced by its default, until nothing is refused.
 """
 
 import collections.abc
@@ -26,8 +25,8 @@ from tasks.recipes import renamed
 
 Tree = dict[str, Any]
 
-SHORT = ("callbacks", "loggers", "profilers", "strategies", "plugins", "accelerators")  # where a short name may lie
-# Of the trainer: what the classes there raise names no option, so the others are looked at without them.
+SHORT = ("callbacks", "loggers", "profilers", "strategies", "plugins", "accelerators")  # modules of short names
+# Options of the trainer whose classes' errors name no option: the other options are then checked without them.
 NAMELESS = ("callbacks", "logger", "plugins", "profiler", "strategy")
 _POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
@@ -91,7 +90,7 @@ def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, 
         except ArgumentError as error:
             plain = re.match(r"(?:Parser key \"|Option ')(\w+)", str(error))
             if plain is None or isinstance(recipe.get(plain.group(1)), dict | None):
-                return errors or [str(error)]  # long, and about what is already told if anything is
+                return errors or [str(error)]  # long, and repeats other faults if there are any
             errors.append(re.sub(r"\s+", " ", str(error)))
             del recipe[plain.group(1)]
         except Exception as error:

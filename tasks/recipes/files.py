@@ -1,4 +1,4 @@
-"""Files of recipes and experiments, looked at before the parser sees them, whose errors do not name them."""
+"""Checks of recipe and experiment files before the parser reads them, whose errors do not name the file."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The parser of recipes: what it writes is read again as what was given."""
+"""The parser of recipes, whose dumps are read again as what was given."""
 
 import enum
 import inspect

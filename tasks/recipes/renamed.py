@@ -1,4 +1,4 @@
-"""Words of earlier versions, and what they are called now: told to whoever still uses one."""
+"""Names of earlier versions and their new ones, for error messages."""
 
 OPTIONS = {
     "checkpoint_blocks": "recompute",

@@ -1,4 +1,4 @@
-"""One page that carries its pictures: no other file, script or address is needed to read it."""
+"""The page of `msssm diagnose`."""
 
 from collections.abc import Sequence
 from html import escape
@@ -26,7 +26,7 @@ _COLUMNS = (
 
 
 def write_page(path: Path, result: dict[str, Any], plots: dict[str, Path]) -> None:
-    """`result` is the content of diagnostics.json; `plots` are titles and PNG files."""
+    """Writes the page of the content of diagnostics.json, `result`, with titles and PNG files of `plots`."""
     source = result["checkpoint"] or "random start, no checkpoint"
     facts = (
         f"{result['network']}, {result['parameters']:,} parameters, {len(result['layers'])} layers; {source}. "

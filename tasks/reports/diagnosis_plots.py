@@ -1,4 +1,4 @@
-"""The diagnosis of one model as pictures."""
+"""Plots of the diagnosis of one model."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pictures of what an ECG model does: ROC curves, calibration, records, confusion of rhythms, mixer weights."""
+"""Plots of an ECG model: ROC curves, calibration, records, confusion of rhythms, mixer weights."""
 
 from collections.abc import Sequence
 from typing import Any

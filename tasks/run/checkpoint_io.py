@@ -1,4 +1,4 @@
-"""How checkpoints reach the disk: whole or not at all, with the previous one kept, and stamped with their format."""
+"""Checkpoint files: written atomically, with the previous one kept, and stamped with their format."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from msssm import __version__
 from msssm.errors import InputError, MissingFileError, StorageError
 
-FORMAT = 1  # raise it when older code would misread what is written; docs/checkpoints.md tells how to migrate
+FORMAT = 1  # raise it when older code would misread new files; docs/checkpoints.md describes migration
 _KEY = "msssm"
 
 
@@ -41,11 +41,11 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"asked for the checkpoint {path}, got no such file")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself writes checksums and does not compare them
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums, but does not compare them
             if (member := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"wrong checksum of {member}")
         checkpoint: Any = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # whatever a damaged file makes the unpickler raise
+    except Exception as error:  # the unpickler raises almost anything on a damaged file
         raise DamagedCheckpointError(
             f"{path} cannot be read ({type(error).__name__}): it is damaged, or holds more than tensors and plain "
             "values; take another checkpoint"

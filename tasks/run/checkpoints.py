@@ -1,4 +1,4 @@
-"""Checkpoints of a run folder: the best one, and which one to resume from, also after a damage or a move."""
+"""Checkpoints of a run folder: the best one, and the one to resume from, even after damage or a move."""
 
 import os
 from pathlib import Path
@@ -93,7 +93,7 @@ def newest_readable(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             checkpoint = read_checkpoint(path)
         except DamagedCheckpointError as error:
-            rank_zero_only(say)(f"{path} cannot be read ({type(error.__cause__).__name__}), going on without it")
+            rank_zero_only(say)(f"{path} cannot be read ({type(error.__cause__).__name__}); continuing without it")
         else:
             resumable = "optimizer_states" in checkpoint
             if resumable and (newest is None or checkpoint["global_step"] > newest[1]["global_step"]):

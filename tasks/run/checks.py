@@ -1,4 +1,4 @@
-"""Refused before the first step: what would leave a training without a best checkpoint, or record another training."""
+"""Checks before the first step: of options that leave a training without a best checkpoint, or with a wrong record."""
 
 import math
 import os
@@ -27,7 +27,7 @@ from msssm.errors import InputError
 from tasks.messages import say
 from tasks.run.checkpoints import RunCheckpoint, RunFolderCheckpoint
 
-# Option, the values that are refused, what it must be, and why.
+# Option, refused values, what it must be, and why.
 _TRAINING = (
     ("enable_checkpointing", (False,), "true", "the test at the end is of the best checkpoint"),
     ("barebones", (True,), "false", "it leaves out the checkpoints and the validations that a run is selected by"),
@@ -39,7 +39,7 @@ _TRAINING = (
         "use_distributed_sampler",
         (True,),
         "false",
-        "the data modules share their samples out themselves",
+        "the data modules divide their samples among the processes themselves",
     ),
 )
 # Lightning divides by these.
@@ -50,7 +50,7 @@ _CHECKPOINT = (
     ("save_on_exception", (True,), "false", "it would take the place of the best; last.ckpt is kept anyway"),
     ("enable_version_counter", (True,), "false", "best.ckpt is one file; with save_top_k others are kept beside it"),
 )
-# These decide when the callback saves; only a validation says how good the weights are that it saves then.
+# Options for when the callback saves: it must be after a validation, which measures the weights.
 _OCCASIONS = {
     "every_n_train_steps": (None, 0),
     "train_time_interval": (None,),
@@ -85,14 +85,14 @@ def check_trainer(trainer: Namespace, *, fit: bool = False, skip_test: bool = Fa
             raise InputError(f"{name} must be at least 1, got {trainer[name]}: it counts to the next")
     every = trainer.val_check_interval
     if isinstance(every, int | float) and every <= 0:
-        raise InputError(f"val_check_interval must be more than 0, got {every}: it is the way to the next validation")
+        raise InputError(f"val_check_interval must be more than 0, got {every}: it is the distance of validations")
     if trainer.fast_dev_run:
         return
     for name, refused, wanted, why in _TRAINING:
         _refuse(name, trainer[name], refused, wanted, why)
     if trainer.overfit_batches:
         raise InputError(
-            f"overfit_batches must be 0, got {trainer.overfit_batches}: every epoch draws its batches anew, so no two "
+            f"overfit_batches must be 0, got {trainer.overfit_batches}: every epoch draws other batches, so no two "
             "would see the same ones; give the data module a small training set instead"
         )
     if not skip_test:
@@ -126,7 +126,7 @@ def check_checkpoint(checkpoint: Namespace) -> None:
 
 
 def _refuse(name: str, value: Any, refused: tuple[Any, ...], wanted: str, why: str) -> None:
-    # 0 == False, but only one of them is what was asked for.
+    # 0 == False, but they are different values of an option.
     if any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in refused):
         raise InputError(f"{name} must be {wanted}, got {value}: {why}")
 

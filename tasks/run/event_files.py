@@ -1,4 +1,4 @@
-"""TensorBoard's event files, kept in step with the checkpoints: a continued run shows every step once."""
+"""TensorBoard's event files, kept consistent with the checkpoints: a resumed run shows every step once."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`last.ckpt`: where a run goes on that was stopped, killed, or told to make room."""
+"""`last.ckpt`, from which a run resumes that was stopped, killed, or preempted."""
 
 import os
 import signal
@@ -109,8 +109,8 @@ class LastCheckpoint(RunFolderCheckpoint):
         if trainer.global_step != self.resumed_at:
             self._save_checkpoint(trainer, last)
         elif trainer.is_global_zero and Path(str(trainer.ckpt_path)) != Path(last):
-            # Nothing was left to train, as of a run that was killed between its last best.ckpt and last.ckpt. Saved
-            # now, averaged weights would take the place of those that were trained.
+            # Nothing was left to train, as in a run that was killed between its last best.ckpt and last.ckpt. A
+            # checkpoint of the present state would replace the trained weights by averaged ones.
             files = trainer.strategy.checkpoint_io
             files.save_checkpoint(files.load_checkpoint(str(trainer.ckpt_path)), last)
 
@@ -145,9 +145,9 @@ class LastCheckpoint(RunFolderCheckpoint):
     def _leave(self, trainer: pl.Trainer, signum: int) -> None:
         if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
             say(
-                f"{signal.Signals(signum).name}: saved at step {self._last_global_step_saved}; the same command goes on"
+                f"{signal.Signals(signum).name}: saved at step {self._last_global_step_saved}; the same command resumes"
             )
-        # A launcher takes the exit code of its first process, and a code of another one for a crash.
+        # A launcher returns the exit code of its first process, and treats a code of another one as a crash.
         raise Preempted(signum, 128 + signum if trainer.local_rank == 0 else 0)
 
     def _restore(self) -> None:

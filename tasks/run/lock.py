@@ -18,7 +18,7 @@ def lock_run(folder: Path) -> IO[str]:
     make_folder(folder)
     file = (folder / ".lock").open("a")
     try:
-        # A lock of the process, not of the file as flock's: workers that outlive a killed training do not hold it.
+        # A lock of the process, not of the open file as flock's: workers that outlive a killed training do not hold it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()

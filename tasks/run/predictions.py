@@ -1,4 +1,4 @@
-"""What a model predicted for every test sample, gathered over all processes and kept beside the run's metrics."""
+"""Predictions for every test sample, gathered over all processes and stored beside the run's metrics."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -102,6 +102,6 @@ def load(path: Path) -> Saved:
             arrays = {name: content[name] for name in content.files}
             metric = str(arrays.pop("metric"))
             saved = Saved(metric=metric, group=arrays.pop("group", None), **arrays)
-    except Exception as error:  # whatever a damaged archive makes zipfile and numpy raise
+    except Exception as error:  # zipfile and numpy raise almost anything on a damaged archive
         raise InputError(f"{path} cannot be read as predictions ({error}); run the training again") from error
     return saved

@@ -1,4 +1,4 @@
-"""`metrics.json`: what a complete run measured, and everything needed to trust it. Its presence is the marker."""
+"""`metrics.json`: the measurements of a complete run and their origin. Its presence marks the run as complete."""
 
 import json
 import os

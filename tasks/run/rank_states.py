@@ -1,4 +1,4 @@
-"""What each process has for itself in a checkpoint: its random numbers, and its share of the metrics `train_*`."""
+"""The part of a checkpoint that each process has for itself: its random numbers, and its share of `train_*` metrics."""
 
 from typing import Any
 
@@ -33,11 +33,11 @@ def restore_state(module: LightningModule, state: dict[str, Any]) -> None:
         metrics[name].load_state_dict(values)
         metrics[name].persistent(False)
         metrics[name].to(module.device)
-        metrics[name]._update_count = 1  # not in the state; without it, it would warn of being empty
+        metrics[name]._update_count = 1  # not in the state; at 0, the metric would warn that it is empty
 
 
 def _metrics(module: LightningModule) -> dict[str, Metric]:
-    # Those of an evaluation start anew with it, and are full of the last one when its checkpoint is written.
+    # Metrics of an evaluation restart with it, and still contain the last one when a checkpoint is written.
     children = ((name, child) for name, child in module.named_modules() if name.startswith("train_"))
     return {name: child for name, child in children if isinstance(child, Metric)}
 

@@ -1,4 +1,4 @@
-"""Which options of an unfinished run may be others when it is resumed."""
+"""Options of an unfinished run that may change when it is resumed."""
 
 import re
 from pathlib import Path
@@ -9,27 +9,27 @@ from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from msssm.paths import local_path
 from tasks.recipes.errors import class_of
 
-# Names, as regular expressions, and why. Of the first the result does not depend, bit for bit.
+# Names, as regular expressions, and why. The result does not depend on the first, bit by bit.
 FREE = (
     (r"data\.init_args\.num_workers", "a batch is a function of the seed and of its number"),
     (r"data\.init_args\.predict_file", "not read in a training"),
     (r"trainer\.log_every_n_steps", "how dense the curves of the training are"),
     (r"trainer\.(enable_progress_bar|enable_model_summary|profiler)(\..*)?", "what is shown"),
     (r"trainer\.num_sanity_val_steps", "before the first step, with random numbers of their own"),
-    (r"trainer\.detect_anomaly", "how errors of the backward are told"),
+    (r"trainer\.detect_anomaly", "how errors of the backward are reported"),
     (r"skip_test", "after the last step"),
 )
-# Of these it depends by rounding and by which values dropout takes, since each process draws its own.
+# On these, it depends by rounding and by the dropout masks, since each process draws its own.
 CLOSE = (
     (
         r"trainer\.(accelerator|devices|num_nodes|strategy)",
         "the same batches in the same order, but other rounding and fresh dropout masks",
     ),
 )
-# What people want to change most, and why they cannot.
+# The change that is wanted most often, and why it is refused.
 LENGTH = (
     "the learning rate falls to 0 at the end of the training, so the steps so far are those of another schedule; to "
-    "train on from its weights all the same, continue in a new folder: --run_dir NEW --ckpt_path {last}"
+    "train on from its weights nevertheless, continue in a new folder: --run_dir NEW --ckpt_path {last}"
 )
 _OWN = re.compile(r"config|ckpt_path|run_dir|checkpoint\.dirpath")
 _PATHS = re.compile(r"data\.init_args\.(root|source|tsv_dir)")

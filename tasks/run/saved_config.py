@@ -13,7 +13,7 @@ class SavedConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file, in the first process alone."""
-        # Only the first process comes here: trainer.log_dir, a broadcast, would wait for the others for ever.
+        # Only the first process runs this: trainer.log_dir, a broadcast, would wait for the others forever.
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / self.config_filename) as file:

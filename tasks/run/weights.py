@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds the weights of a network, before they are loaded."""
+"""Check that a checkpoint has the weights of a network, before they are loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -65,7 +65,7 @@ def test_rows_are_trained_and_what_fails_is_reported(
 
 
 def test_a_stopped_experiment_resumes(folder: Path, tmp_path: Path) -> None:
-    """SIGTERM within a training: no process is left, and the same command goes on from its checkpoint."""
+    """SIGTERM within a training: no process is left, and the same command resumes from its checkpoint."""
     words = ["experiment", str(folder / "mine"), "--results", str(tmp_path), "--rows", "whole", "--seeds", "3"]
     words += ["--trainer.max_epochs", "12", "--trainer.val_check_interval", "0.5"]
     command = [sys.executable, "-m", "tasks.main", *words]

@@ -197,7 +197,7 @@ def _noted(notes: Path, plant: Callable[[], None] | None) -> None:
 
 def _expected(fault: Fault, code: int, damaged: list[Path], kept: int) -> str:
     """Pattern of all that a run says: what it goes on from, and why it ends."""
-    lines = [rf".*/{re.escape(path.name)} cannot be read \(\w+\), going on without it" for path in damaged]
+    lines = [rf".*/{re.escape(path.name)} cannot be read \(\w+\); continuing without it" for path in damaged]
     lines += [rf"fit from \S.*/checkpoints/\S+\.ckpt, step {kept}"] if kept else []
     says = [fault.says] if code > 0 else []
     if fault.sure:

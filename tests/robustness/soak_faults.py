@@ -58,7 +58,7 @@ def drawn(draw: random.Random, progress: int, spare: int, best: int, seconds: fl
     step, when = draw.randrange(min(progress, STEPS - 1), STEPS), draw.uniform(0.2, seconds)
     writing = partial(runs.kill_while_writing, draw.randrange(1, 5), draw.choice(["write", "rename", "written"]))
     killed = -signal.SIGKILL
-    saved = r"{}: saved at step \d+; the same command goes on"
+    saved = r"{}: saved at step \d+; the same command resumes"
     unwritten = (
         r"\[Errno \d+\] cannot write the checkpoint \S.*\.ckpt \([\d.]+ MiB\): {}; (\S.* is as it was|there is none "
         r"yet)\. Free space or permit writing there, and run the same command again"
@@ -67,13 +67,13 @@ def drawn(draw: random.Random, progress: int, spare: int, best: int, seconds: fl
     faults = {
         "SIGKILL in the test": Fault(partial(runs.kill_in_test, signal.SIGKILL), killed),
         "SIGTERM in the test": Fault(
-            partial(runs.kill_in_test, signal.SIGTERM), 143, "SIGTERM: .*the same command goes on"
+            partial(runs.kill_in_test, signal.SIGTERM), 143, "SIGTERM: .*the same command resumes"
         ),
         "SIGKILL at any time": Fault(partial(_timer, when, signal.SIGKILL), killed, sure=False),
         "SIGTERM at any time": Fault(
             partial(_timer, when, signal.SIGTERM),
             143,
-            "SIGTERM: .*the same command goes on",
+            "SIGTERM: .*the same command resumes",
             sure=False,
             again=2,
             other_codes=frozenset({-signal.SIGTERM}),

@@ -115,7 +115,7 @@ def test_a_signal_saves_at_once_and_exits_with_its_code(
     assert time.monotonic() - start < 30
     log = (tmp_path / "log").read_text()
     saved = {"step 13": 15, "validation": 9, "last step": 19}[where]
-    assert f"{name}: saved at step {saved}; the same command goes on" in log
+    assert f"{name}: saved at step {saved}; the same command resumes" in log
     assert "Traceback" not in log
     assert runs.run(command, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     runs.assert_same(tmp_path / "cut", expected)
