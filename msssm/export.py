@@ -1,4 +1,4 @@
-"""Export of a sequence layer's streaming step as a program of its own: `torch.export`, and ONNX."""
+"""Export of a sequence layer's streaming step as a separate program: `torch.export`, and ONNX."""
 
 import os
 from collections.abc import Iterator

@@ -49,7 +49,7 @@ class MultiScaleSSM(SequenceLayer):
         initialization: "scale" (the coarsest band remembers longest) or "mamba" (all bands alike).
         discretization: "zoh" or "euler" (Mamba's simplified Bbar = Delta B).
 
-    What the paper leaves open:
+    Choices that the paper leaves open:
 
     Args:
         diagonal: "real" or, for "s4", "complex" (S4D-Lin).

@@ -140,7 +140,7 @@ class PTBXLDataModule(DataModule):
         eval_batch_size: records per step of validate and test; default `batch_size`.
         crop: samples of a window; training takes one at random, evaluation all. By default whole records.
         stride: from window to window in evaluation, in samples; default half a crop.
-        max_corrupt: go on with at most this many records in quarantine.
+        max_corrupt: tolerate at most this many records in quarantine.
         num_workers: loader processes.
         shuffle_seed: the order of training batches and the crops are a function of it and of the epoch.
     """
@@ -348,7 +348,7 @@ class PTBXLDataModule(DataModule):
 
 
 def window_starts(samples: int, window: int, stride: int) -> list[int]:
-    """Where windows start, the last one at the end of the record."""
+    """Starts of the windows, the last of which ends with the record."""
     return sorted({*range(0, samples - window + 1, stride), samples - window})
 
 

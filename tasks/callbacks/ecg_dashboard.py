@@ -1,4 +1,4 @@
-"""What TensorBoard shows of an ECG training beyond the metrics that select it."""
+"""TensorBoard values and pictures of an ECG training, beyond the metrics that select it."""
 
 from typing import Any
 

@@ -22,7 +22,7 @@ OWN = {"config", "run_dir", "seed_everything", "ckpt_path", "skip_test"}
 
 
 class Run(NamedTuple):
-    """One row with one seed."""
+    """A row with a seed."""
 
     table: Table
     row: str
@@ -96,7 +96,7 @@ def _threads(found: Iterable[Table]) -> int:
 
 
 def _runs(found: list[Table], rows: list[str] | None, seeds: list[int] | None) -> list[Run]:
-    """By seed, so that the first whole table is there early."""
+    """Lists the runs by seed, so that the first complete table comes early."""
     known = list(dict.fromkeys(row for table in found for row in table.rows))
     if unknown := [row for row in rows or [] if row not in known]:
         raise InputError(f"there is no row {unknown[0]!r}; there are {', '.join(known)}")
@@ -119,7 +119,7 @@ def _check_options(overrides: list[str]) -> None:
 
 
 def _check_rows(runs: list[Run], overrides: list[str]) -> None:
-    """Parses and builds every row that is to be run, before the first one starts."""
+    """Parses and builds every row before the first one starts."""
     if not runs:
         return
     from tasks.commands.load import build  # with lightning, which a table that is complete does not need
@@ -167,7 +167,7 @@ def _training(run: Run, results: Path, overrides: list[str]) -> Training:
 
 
 def _prepared(run: Run, results: Path, overrides: list[str]) -> Training:
-    """Its folder, with the recipe of its row as it is now."""
+    """Creates the run's folder, with the present recipe of its row."""
     training = _training(run, results, overrides)
     training.folder.mkdir(parents=True, exist_ok=True)
     (training.folder / "recipe.yaml").write_text(text(run.table.recipe(run.row)))

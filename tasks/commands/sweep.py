@@ -10,10 +10,10 @@ from tasks.paths import path_option
 
 
 def main(args: list[str]) -> None:
-    """Searches options of a recipe: each trial is an `msssm fit` in a folder of its own, validated and never tested.
+    """Searches options of a recipe: each trial is an `msssm fit` in its own folder, validated and never tested.
 
-    Options that are not of the sweep are passed on to every `msssm fit`. The same command on an interrupted sweep goes
-    on: unfinished trials from their checkpoints, finished ones as they are; with a larger --trials it adds some.
+    Options that are not of the sweep are passed on to every `msssm fit`. The same command resumes an interrupted sweep:
+    unfinished trials from their checkpoints, finished ones as they are; with a larger --trials it adds some.
 
     Raises:
         ValueError: a wrong option or range, another sweep's folder, Optuna missing, or no trial that came to its end.

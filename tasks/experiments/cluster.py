@@ -125,7 +125,7 @@ def _run(training: Training) -> int:
 
 
 def _lost(training: Training, error: Exception) -> int:
-    """The code of a training whose node says nothing more; why is the last line of its log."""
+    """Code of a training whose node no longer answers; the reason becomes the last line of its log."""
     if training.complete:
         return 0
     with (training.folder / LOG).open("a") as log:

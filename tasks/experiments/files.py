@@ -1,4 +1,4 @@
-"""Recipes and experiments by name, as they stand in the checkout or in the installed package."""
+"""Recipes and experiments by name, in the checkout or in the installed package."""
 
 from pathlib import Path
 
@@ -43,11 +43,11 @@ def table_file(name: str) -> Path:
 
 
 def experiment_files(experiment: str, tasks: list[str] | None = None) -> list[Path]:
-    """One file per task of an experiment.
+    """Locates the files of an experiment, one per task.
 
     Args:
         experiment: a name, such as `quick`, or the path of a folder of tables.
-        tasks: those that are asked for; all by default.
+        tasks: those that are wanted; all by default.
 
     Raises:
         InputError: there is no such experiment, or it has no such task.

@@ -1,4 +1,4 @@
-"""What `--config` may name: a file, a recipe, or a row of a table."""
+"""Recipes that `--config` can name: a file, a recipe, or a row of a table."""
 
 import atexit
 import shutil
@@ -13,7 +13,7 @@ from tasks.experiments.table import read_table, text
 
 
 def named_recipe(word: str) -> Path:
-    """The file that a word means: a path, the name of a recipe (`listops`), or of a row (`quick/listops/mamba`).
+    """Locates the file of a path, of a recipe's name (`listops`), or of a row's (`quick/listops/mamba`).
 
     Raises:
         InputError: it is none of them.
@@ -42,7 +42,7 @@ def row_recipe(name: str) -> dict[str, Any]:
 
 
 def _written(recipe: str) -> Path:
-    """The file of a recipe that is made up from a table, for as long as this process lives."""
+    """Writes a recipe that comes from a table to a file, which exists as long as this process."""
     folder = Path(mkdtemp(prefix="msssm-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "recipe.yaml"

@@ -15,7 +15,7 @@ from tasks.messages import say
 
 
 def pool_arguments(parser: argparse.ArgumentParser, jobs: str) -> None:
-    """Adds them; `jobs` says how many trainings run at a time by default."""
+    """Adds the options; `jobs` describes how many trainings run at a time by default."""
     parser.add_argument("--jobs", type=_count, metavar="N", help=f"trainings at a time; {jobs}")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--cluster", metavar="NAME", help="hand them to a cluster through submitit: slurm")
@@ -31,11 +31,11 @@ def pool_arguments(parser: argparse.ArgumentParser, jobs: str) -> None:
 
 
 def open_pool(options: argparse.Namespace, here: int, folder: Path, lock: int | None = None) -> Pool:
-    """The pool that `pool_arguments` asked for.
+    """Opens the pool that `pool_arguments` describe.
 
     Args:
         options: parsed.
-        here: trainings at a time on this machine, where the options do not say; a cluster gets all at once.
+        here: trainings at a time on this machine, unless the options say so; a cluster gets all at once.
         folder: for the files of a cluster's jobs.
         lock: descriptor that trainings of this machine keep open.
 
@@ -59,10 +59,10 @@ def open_pool(options: argparse.Namespace, here: int, folder: Path, lock: int | 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM end what runs with a checkpoint, and then the command.
+    """Makes Ctrl-C and SIGTERM end running trainings with a checkpoint, and then the command.
 
     Raises:
-        SystemExit: with code 130, after one of them.
+        SystemExit: after one of them (code 130).
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

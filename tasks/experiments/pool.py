@@ -9,22 +9,22 @@ from tasks.experiments.training import POLL, Training, interrupts_later
 
 
 class Pool(Protocol):
-    """Where trainings run: this machine, or a cluster whose scheduler decides when.
+    """Place of trainings: this machine, or a cluster with a scheduler.
 
     Attributes:
-        size: trainings at a time, those that wait for a node included.
+        size: trainings at a time, including those that wait for a node.
     """
 
     size: int
 
     def start(self, training: Training) -> None:
-        """Begins it, or hands it to the scheduler."""
+        """Starts a training, or submits it to the scheduler."""
 
     def finished(self) -> list[tuple[Training, int]]:
-        """Those that have ended since the last call, each with its `Training.code`."""
+        """Trainings that have ended since the last call, each with its `Training.code`."""
 
     def stop(self) -> None:
-        """Ends what runs, each with a checkpoint from which it can be resumed."""
+        """Ends all trainings, each with a checkpoint from which it can resume."""
 
 
 class LocalPool:
@@ -65,11 +65,11 @@ class LocalPool:
 
 
 def drive(pool: Pool, trainings: Iterator[Training], finish: Callable[[Training, int], None]) -> None:
-    """Runs trainings until there are no more; whatever ends it ends them too.
+    """Runs trainings until there are no more; any exception ends them too.
 
     Args:
         pool: where they run.
-        trainings: the next one is asked for when there is room for it.
+        trainings: the next one is requested when there is room for it.
         finish: called with each that has ended, and its code.
     """
     running = 0

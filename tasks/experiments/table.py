@@ -81,7 +81,7 @@ class Table:
         return place | with_options(with_options(self.base, self.budget), self.rows[row].options)
 
     def of(self, experiment: str) -> "Table":
-        """The same rows over the base of the same task in another experiment, which has its own budget."""
+        """Replaces the base by that of the same task in another experiment, with its budget."""
         other = read_table(table_file(f"{experiment}/{self.task}"))
         return replace(
             self, base=with_options(other.base, other.budget), budget={}, threads=other.threads, reduced=other.reduced
@@ -89,7 +89,7 @@ class Table:
 
 
 def with_options(recipe: Tree, options: Mapping[str, Any]) -> Tree:
-    """A copy of a recipe with options as `model.backbone.d_model`, whose values take the place of what was there."""
+    """Copies a recipe, with options such as `model.backbone.d_model` replaced."""
     changed = deepcopy(recipe)
     for name, value in options.items():
         *path, last = name.split(".")
@@ -101,12 +101,12 @@ def with_options(recipe: Tree, options: Mapping[str, Any]) -> Tree:
 
 
 def _inside(node: Tree) -> Tree:
-    """Where the options of a node are: those of a class lie in its `init_args`."""
+    """The options of a node, which for a class are in its `init_args`."""
     return node.setdefault("init_args", {}) if "class_path" in node else node
 
 
 def read_table(path: Path, within: tuple[Path, ...] = ()) -> Table:
-    """The table of a file.
+    """Reads the table of a file.
 
     Args:
         path: of the file.
@@ -121,7 +121,7 @@ def read_table(path: Path, within: tuple[Path, ...] = ()) -> Table:
 
 
 class _Reader:
-    """Reads one file; says of everything wrong where it stands."""
+    """Reader of one file, which reports every fault with its place."""
 
     KINDS: Mapping[str, tuple[type, ...]] = {
         "base": (str, dict),
@@ -233,5 +233,5 @@ class _Reader:
 
 
 def text(recipe: Tree) -> str:
-    """A recipe as YAML, in its own order."""
+    """Formats a recipe as YAML, in its own order."""
     return yaml.safe_dump(recipe, sort_keys=False)

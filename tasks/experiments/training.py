@@ -1,4 +1,4 @@
-"""One training of an experiment: `msssm fit` in a process of its own."""
+"""One training of an experiment: `msssm fit` in a separate process."""
 
 import os
 import signal
@@ -17,15 +17,15 @@ POLL = 0.1  # seconds
 
 @dataclass(frozen=True)
 class Training:
-    """What is run, wherever it is.
+    """Description of a training, independent of its place.
 
     Attributes:
         name: for messages.
-        folder: of the run, absolute; `log.txt` in it is the end of what went wrong.
-        arguments: of `msssm fit`, but for its folder.
-        environment: variables that it gets besides those that are there.
-        cwd: folder that relative paths among its options start from.
-        talks: whether its standard output is the runner's; if not, it goes to the log.
+        folder: of the run, absolute; its `log.txt` ends with the error, if there is one.
+        arguments: of `msssm fit`, without its folder.
+        environment: additional variables.
+        cwd: folder to which relative paths among its options refer.
+        talks: whether its standard output is the runner's, rather than the log.
     """
 
     name: str
@@ -37,16 +37,16 @@ class Training:
 
     @property
     def complete(self) -> bool:
-        """Whether the run has come to its end: the exit code is not trusted, since a terminated one may be 0."""
+        """Whether the run is complete: its marker counts, since a terminated process may exit with 0."""
         return (self.folder / "metrics.json").exists()
 
     @property
     def command(self) -> list[str]:
-        """Words of its process."""
+        """Command line of its process."""
         return [sys.executable, "-m", "tasks.main", "fit", *self.arguments, f"--run_dir={self.folder}"]
 
     def start(self, *locks: int) -> "subprocess.Popen[bytes]":
-        """Starts it in a session of its own: Ctrl-C is for the runner, which passes it on once.
+        """Starts it in a new session: Ctrl-C goes to the runner, which passes it on once.
 
         Args:
             locks: descriptors that it keeps open as long as it lives.
@@ -65,7 +65,7 @@ class Training:
             )
 
     def code(self, returned: int) -> int:
-        """0 for a complete run; else the exit code, or minus the signal that ended it."""
+        """Returns 0 for a complete run, else the exit code, or minus the signal that ended it."""
         return 0 if self.complete else returned or -signal.SIGTERM
 
 
@@ -77,7 +77,7 @@ def last_lines(folder: Path, count: int = 1) -> str:
 
 
 class Remote:
-    """A training as a node of a cluster runs it: to its end, or to a checkpoint when the node is taken away."""
+    """Training on a node of a cluster, which runs to its end, or to a checkpoint when the node is taken away."""
 
     def __init__(self, training: Training) -> None:
         """Starts nothing yet."""
@@ -85,7 +85,7 @@ class Remote:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """Its `code`. What ends this call (SIGTERM excepted, which the process gets too) ends the training."""
+        """Runs the training, and returns its `code`. An interruption of this call ends the training."""
         # submitit announces the end by SIGUSR2 to all processes of the job, and would kill the training with it.
         handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self._process = self.training.start()
@@ -98,7 +98,7 @@ class Remote:
         return self.training.code(self._process.returncode)
 
     def checkpoint(self) -> Any:
-        """What submitit queues again, before the time is up or the node is taken."""
+        """Ends the training before the time limit or the loss of its node, and returns the job to queue again."""
         from submitit.helpers import DelayedSubmission
 
         self._end()
@@ -116,7 +116,7 @@ class Remote:
 
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Within, Ctrl-C waits: one between a training's start and its entry in the books would leave it behind."""
+    """Delays Ctrl-C and SIGTERM, which between a training's start and its registration would leave it behind."""
     caught: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, _: caught.append(number))

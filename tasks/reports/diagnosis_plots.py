@@ -70,7 +70,7 @@ def memory_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]
 
 
 def eigenvalues_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]) -> bool:
-    """How |Abar| is distributed over layers, channels and modes, one line of histograms per band."""
+    """Distribution of |Abar| over layers, channels and modes, one histogram per band."""
     chosen = [arrays[layer["path"]]["eigenvalues"].abs().flatten(1) for layer in layers if "memory" in layer]
     if not chosen:
         return False

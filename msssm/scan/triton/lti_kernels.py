@@ -2,7 +2,7 @@
 
 There are no checkpoints: with the sensitivities s_t = a s_{t-1} + h_{t-1}, one more forward pass accumulates the
 gradients of the parameters, sum_t g_t conj(h_t) and conj(weight sum_t g_t s_t), and a reverse pass computes those of
-the inputs. Each chunk of the sequence is a sequence of its own, given the gradient of its last state.
+the inputs. Each chunk of the sequence is treated as a sequence, given the gradient of its last state.
 
 Parameters, unless a kernel says otherwise (P = 2 planes if COMPLEX, else 1):
 

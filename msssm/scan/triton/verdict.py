@@ -1,7 +1,7 @@
-"""Whether the Triton kernels of an operator are used on a device: what their check found there, kept on disk.
+"""Verdicts on the Triton kernels of an operator on a device, from their check, kept on disk.
 
 A verdict holds for one device name, compute capability, driver, torch, Triton and source of the kernels; when one of
-these changes, the check runs anew.
+these changes, the check runs again.
 """
 
 import ctypes
@@ -22,12 +22,12 @@ from filelock import FileLock
 Kernels = Literal["selective", "lti"]
 KERNELS: tuple[Kernels, ...] = ("selective", "lti")
 
-# A process waits this long for another one's check, in seconds; then it runs its own.
+# Seconds for which a process waits for another one's check, before it runs its own.
 PATIENCE = 300
 
 
 class Verdict(NamedTuple):
-    """What the check of an operator's kernels found on a device."""
+    """Result of the check of an operator's kernels on a device."""
 
     fault: str | None  # what is wrong with them
     configuration: int = 0  # the fastest of msssm.scan.triton.common.CONFIGURATIONS
@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
     @property
     def complaint(self) -> str:
-        """What is wrong, and what to do."""
+        """The fault, and what to do."""
         advice = "report it with the output of `msssm doctor`" if self.lasting else "free some, and start again"
         return f"{self.fault}; {advice}"
 
@@ -55,9 +55,9 @@ _lock = threading.Lock()
 
 
 def settle(kernels: Kernels, device: torch.device, *, renew: bool = False) -> Verdict | None:
-    """The verdict of this process, or the one on disk, or (always with `renew`) that of a check that runs now.
+    """Returns the verdict of this process, or from disk, or (always with `renew`) of a check that runs now.
 
-    Returns None where there is none and no check can run: while a CUDA graph is captured, inside a backward, in a
+    Returns None if there is none and no check can run: while a CUDA graph is captured, inside a backward, or in a
     forked process that cannot use CUDA.
     """
     if not renew and (known := _known.get((kernels, device))) is not None:
@@ -96,14 +96,14 @@ def _examine(kernels: Kernels, device: torch.device) -> Verdict:
 
 
 def _busy(device: torch.device) -> bool:
-    """Whether a check would disturb what is going on."""
+    """Whether a check would interfere with running work."""
     # The check's backward would wait for the thread that waits for the check.
     inside_backward = torch._C._current_graph_task_id() != -1
     return inside_backward or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def identity(kernels: Kernels, device: torch.device) -> dict[str, str]:
-    """Everything that a verdict depends on."""
+    """Everything on which a verdict depends."""
     name, capability, driver = "Triton's interpreter", "", ""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -124,7 +124,7 @@ def identity(kernels: Kernels, device: torch.device) -> dict[str, str]:
 
 
 def file_of(key: dict[str, str]) -> Path | None:
-    """One file per key, in $XDG_CACHE_HOME/msssm or ~/.cache/msssm; None for a user without a home."""
+    """File of a key, in $XDG_CACHE_HOME/msssm or ~/.cache/msssm; None for a user without a home."""
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME", ""))
         # The base directory specification ignores a relative path.
@@ -136,7 +136,7 @@ def file_of(key: dict[str, str]) -> Path | None:
 
 
 def load(path: Path | None, key: dict[str, str]) -> Verdict | None:
-    """None where there is no file, or it is damaged, or of another key."""
+    """Reads a verdict; None if there is no file, or it is damaged or of another key."""
     if path is None:
         return None
     try:
@@ -154,7 +154,7 @@ def load(path: Path | None, key: dict[str, str]) -> Verdict | None:
 
 
 def save(path: Path | None, key: dict[str, str], verdict: Verdict) -> None:
-    """Writes the file whole or not at all; where it cannot be written, the verdict is that of this process alone."""
+    """Writes the file atomically; if it cannot be written, the verdict only holds for this process."""
     if path is None:
         return
     content = {"key": key} | verdict._asdict()
@@ -173,7 +173,7 @@ def save(path: Path | None, key: dict[str, str], verdict: Verdict) -> None:
 
 @contextmanager
 def _alone(path: Path | None) -> Iterator[None]:
-    """One process at a time, where the file system can lock: the others read what the first has found."""
+    """Admits one process at a time, if the file system can lock: the others read the first one's result."""
     with ExitStack() as held:
         # A timeout is an OSError, too.
         with suppress(OSError, NotImplementedError):
@@ -191,7 +191,7 @@ def _configurations() -> int:
 
 @cache
 def _source() -> str:
-    """Digest of the kernels and of their check."""
+    """Digest of the kernels and their check."""
     here = Path(__file__).parent
     files = [*sorted(here.glob("*.py")), here.parent / "step_size.py"]
     digest = sha256()
@@ -213,7 +213,7 @@ def _triton_version() -> str:
 
 @cache
 def _driver() -> str:
-    """Version of the kernel module, else the CUDA version that the driver speaks; "" where neither is told."""
+    """Version of the kernel module, else the driver's CUDA version; "" if neither is known."""
     module = "amdgpu" if torch.version.hip is not None else "nvidia"
     for path in (f"/sys/module/{module}/version", f"/proc/driver/{module}/version"):
         with suppress(OSError):

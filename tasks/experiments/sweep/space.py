@@ -1,4 +1,4 @@
-"""What a sweep varies: `model.lr=log:1e-4..1e-2`, `model.backbone.dropout=0..0.3`, `model.backbone.n_layers=2,3,4`."""
+"""Space of a sweep: `model.lr=log:1e-4..1e-2`, `model.backbone.dropout=0..0.3`, `model.backbone.n_layers=2,3,4`."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ class Option:
 
     Attributes:
         name: as on the command line of `msssm fit`, without the dashes.
-        text: what the user wrote behind the name.
+        text: what the user wrote after the name.
         low: least value; a range of two integers has integers alone.
         high: largest value.
         log: uniform in the logarithm.

@@ -51,7 +51,7 @@ def write_table(folder: Path, study: optuna.Study, space: Sequence[Option], moni
 
 
 def _importances(study: optuna.Study, names: Sequence[str]) -> list[str]:
-    """Which option mattered, by PED-ANOVA (Watanabe et al. 2023): of several, and over trials that differ."""
+    """Importance of the options by PED-ANOVA (Watanabe et al. 2023), if there are several and trials differ."""
     values = {trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
     if len(names) < 2 or len(values) < 2:
         return []

@@ -33,10 +33,10 @@ class Runner:
         self.trials: dict[Training, Trial] = {}
 
     def run(self, trials: int, pool: Pool) -> None:
-        """Until the study has `trials` finished ones.
+        """Runs until the study has `trials` finished ones.
 
         Raises:
-            ValueError: a trial was ended by a signal, or none of the sweep came to its end.
+            ValueError: a trial was ended by a signal, or none finished.
         """
         drive(pool, self._trainings(trials), self._finish)
         if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):

@@ -1,4 +1,4 @@
-"""How far a row is from the one that its table compares with, such as the `full` of the ablations."""
+"""Difference of a row to the one that its table compares with, such as the `full` of the ablations."""
 
 from statistics import mean, stdev
 from typing import NamedTuple

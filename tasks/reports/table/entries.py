@@ -1,4 +1,4 @@
-"""Labels, order and the paper's numbers of the rows that runs stand in: from the experiment that they are of."""
+"""Labels, order and the paper's numbers of the rows of runs, from their experiment."""
 
 from collections.abc import Sequence
 from pathlib import Path
