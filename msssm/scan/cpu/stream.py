@@ -86,7 +86,7 @@ class PackedClassifier:
             InputError: a transform of `torch.func` is active, or a tensor is of another kind.
         """
         if transformed():
-            raise InputError("streaming has no rules for transforms of torch.func: use SequenceClassifier.step")
+            raise InputError("streaming does not support transforms of torch.func: use SequenceClassifier.step")
         batch, (_, _, channels) = len(x), self._state_shape
         for name, given, shape, dtype in (
             ("encoder's output", x, (batch, channels), torch.float32),
