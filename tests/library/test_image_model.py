@@ -69,7 +69,7 @@ def test_the_position_embedding_is_added_to_each_position() -> None:
 
 def test_without_positions_another_resolution_is_taken() -> None:
     assert PatchEmbedding(8, 4, 3, 5)(images(16)).shape == (2, 16, 5)
-    with pytest.raises(ValueError, match=r"has 4 patches.*got 16"):
+    with pytest.raises(ValueError, match=r"of 4 patches.*got 16"):
         PatchEmbedding(8, 4, 3, 5, position_embedding=True)(images(16))
 
 
