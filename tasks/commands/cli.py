@@ -29,6 +29,7 @@ from tasks.base import SequenceTask
 from tasks.callbacks.bad_batches import LossSpikes
 from tasks.callbacks.dashboard import Dashboard
 from tasks.callbacks.energy import EnergyMeter
+from tasks.callbacks.processor_time import ProcessorTime
 from tasks.complaints import complaint, enters_our_code
 from tasks.experiments.named import named_recipe
 from tasks.messages import quiet, say
@@ -280,7 +281,7 @@ class MsssmCLI(LightningCLI):
             # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
             kwargs.update(enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto")
             kwargs["callbacks"] = [c for c in _as_list(config.callbacks) if not isinstance(c, ProgressBar)]
-        self.timer, self.energy = Timer(), EnergyMeter()
+        self.timer, self.processor_time, self.energy = Timer(), ProcessorTime(), EnergyMeter()
         kwargs["plugins"] = _with_durable_checkpoints(config.plugins)
         self.best: RunCheckpoint = self._get(self.config_init, "checkpoint")
         if self.subcommand == "fit":
@@ -288,7 +289,8 @@ class MsssmCLI(LightningCLI):
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         if self.subcommand == "fit":
             first = FirstValidation(self.best)
-            extra = [first, self.timer, self.energy, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
+            meters = [self.timer, self.processor_time, self.energy]
+            extra = [first, *meters, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
             self.last = LastCheckpoint(self.run_dir / "checkpoints")
@@ -354,6 +356,7 @@ class MsssmCLI(LightningCLI):
                     "steps": steps,
                     "epochs": epochs,
                     "train_seconds": seconds,
+                    "cpu_seconds": self.processor_time.seconds,
                     "processor_joules": self.energy.joules,
                     "processes": self.trainer.world_size,
                     "precision": str(self.trainer.precision),

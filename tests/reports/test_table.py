@@ -127,7 +127,7 @@ def test_small_networks_on_whole_data_are_called_reduced(tmp_path: Path, capsys:
 
 def test_csv_has_the_provenance_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
-        energy = {"processor_joules": 1234.6} if seed else {}  # earlier runs have no such key
+        energy = {"processor_joules": 1234.6, "cpu_seconds": 99.6} if seed else {}  # earlier runs have no such key
         write_run(tmp_path, "s4d", seed, 0.4, dirty=seed == 1, **energy)
     table(tmp_path, capsys)
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
@@ -136,6 +136,7 @@ def test_csv_has_the_provenance_of_each_run(tmp_path: Path, capsys: pytest.Captu
         ("1", "True", "False"),
     ]
     assert [line["processor_joules"] for line in lines] == ["", "1235"]
+    assert [line["cpu_seconds"] for line in lines] == ["", "100"]
     assert all(line["commit"] == "c" * 40 and line["data_digest"] == "d" * 64 for line in lines)
     assert "with uncommitted changes" in (tmp_path / "table.md").read_text()
 
@@ -267,3 +268,12 @@ def test_a_run_without_a_test_has_no_place_in_a_table(tmp_path: Path, capsys: py
     write_run(tmp_path, "s4d", 0, 0.47, test={})
     _, _, *rows = table(tmp_path, capsys)
     assert [row[0] for row in rows] == ["MS-SSM(S6)", "root operator alone (bound)"]
+
+
+def test_durations_are_of_one_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "s4d", 0, 0.4, cpu_seconds=50.0)
+    header, _, row, *_ = table(tmp_path, capsys)
+    assert row[header.index("training, CPU s")] == "50"
+    write_run(tmp_path, "s4d", 1, 0.4)  # of an earlier version
+    header, _, row, *_ = table(tmp_path, capsys)
+    assert row[header.index("training, s")] == "100"

@@ -75,6 +75,7 @@ def test_metrics_record_what_it_takes_to_trust_them(complete: tuple[Path, Path])
     assert metrics["versions"]["torch"] == torch.__version__.split("+")[0]
     assert metrics["hardware"]["threads"] == torch.get_num_threads()
     assert metrics["train_seconds"] > 0
+    assert metrics["cpu_seconds"] > 0
     assert 0 <= metrics["test"]["test/accuracy"] <= 1
     assert {"commit", "dirty", "parameters", "precision", "processes", "processor_joules"} <= metrics.keys()
 

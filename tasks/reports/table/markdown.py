@@ -24,7 +24,7 @@ def header(section: Section) -> list[str]:
         "min .. max",
         "seeds",
         "parameters",
-        "training, s",
+        "training, CPU s" if _clock(section) == "cpu_seconds" else "training, s",
     ]
     if any(row.paper for row in section.rows):
         names.append(f"paper: {benchmark.measure} on {benchmark.paper_name(run)}{benchmark.unit}")
@@ -36,7 +36,7 @@ def header(section: Section) -> list[str]:
 def cells(section: Section) -> list[list[str]]:
     """Rows of a section, best first, then the bound of a trivial answer."""
     width = len(header(section))
-    lines = [_cells(row) for row in section.ranked]
+    lines = [_cells(row, _clock(section)) for row in section.ranked]
     if section.compare:
         for line, row in zip(lines, section.ranked, strict=True):
             line[3:3] = _difference(row)
@@ -94,7 +94,13 @@ def _section(section: Section) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: Row) -> list[str]:
+def _clock(section: Section) -> str:
+    """Metric of the duration: runs of earlier versions have the wall clock alone."""
+    runs = [run for row in section.rows for run in row.runs]
+    return "cpu_seconds" if all("cpu_seconds" in run.metrics for run in runs) else "train_seconds"
+
+
+def _cells(row: Row, clock: str) -> list[str]:
     show = row.benchmark.show
     low, high = row.interval()
     return [
@@ -104,7 +110,7 @@ def _cells(row: Row) -> list[str]:
         f"{show(min(row.values))} .. {show(max(row.values))}" if len(row.runs) > 1 else "",
         str(len(row.runs)),
         f"{row.runs[0].metrics['parameters']:,}",
-        f"{mean(run.metrics['train_seconds'] for run in row.runs):.0f}",
+        f"{mean(run.metrics[clock] for run in row.runs):.0f}",
         row.paper,
     ]
 

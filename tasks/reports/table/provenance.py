@@ -51,6 +51,7 @@ def _line(section: Section, row: Row, run: Run) -> dict[str, Any]:
         "processes": metrics["processes"],
         "precision": metrics["precision"],
         "train_seconds": f"{metrics['train_seconds']:.1f}",
+        "cpu_seconds": _whole(metrics.get("cpu_seconds")),
         "processor_joules": _whole(metrics.get("processor_joules")),
         "data_digest": metrics["data"]["digest"],
         "commit": metrics["commit"],
