@@ -146,11 +146,11 @@ def _ratio(value: float | None) -> str:
 
 def plot(rows: list[Row], path: Path) -> None:
     """Left: the layer's time against L. Right: its peak memory against S."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     from matplotlib import pyplot
 
+    from tasks.reports import style
+
+    style.apply()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for method in dict.fromkeys(row.method for row in rows if row.section == "length"):
         points = [
@@ -161,7 +161,6 @@ def plot(rows: list[Row], path: Path) -> None:
         left.plot(*zip(*points, strict=True), "o-", label=method)
     left.set(xscale="log", yscale="log", xlabel="L (steps)", ylabel="forward + backward (ms)")
     left.set_title("MultiScaleSSM(128), S = 3, 2 rows: time against length")
-    left.grid(alpha=0.3)
     lengths = sorted({int(x) for line in left.lines for x in line.get_xdata()})
     left.set_xticks(lengths, map(str, lengths))
     left.minorticks_off()
@@ -174,11 +173,10 @@ def plot(rows: list[Row], path: Path) -> None:
         right.plot(*zip(*points, strict=True), "o-", label="msssm")
     right.set(xlabel="S (levels; S + 2 bands)", ylabel="peak above inputs and gradients (MiB)", ylim=(0, None))
     right.set_title("MultiScaleSSM(128), (8, 1024): memory against S")
-    right.grid(alpha=0.3)
     for axes in (left, right):
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     pyplot.close(figure)
 
 

@@ -39,7 +39,7 @@ FLOORS: dict[str, list[str]] = {
         ".",
     ],
     "tasks": [
-        "messages paths complaints process reports.html reports.markdown",
+        "messages paths complaints process reports.html reports.markdown reports.style",
         "recipes",
         "run",
         "metrics",

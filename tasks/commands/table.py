@@ -12,7 +12,7 @@ from tasks.reports.table.benchmarks import BENCHMARKS
 from tasks.reports.table.entries import entries
 from tasks.reports.table.markdown import document
 from tasks.reports.table.page import page
-from tasks.reports.table.plots import bars, learning_curves
+from tasks.reports.table.plots import intervals, learning_curves
 from tasks.reports.table.provenance import write_csv
 from tasks.reports.table.rows import section
 from tasks.reports.table.runs import read_runs
@@ -56,7 +56,7 @@ def write_table(folder: Path, known: Sequence[Table]) -> None:
     for each in sections:
         task = each.benchmark.task
         plots[task] = [folder / f"{task}.png", folder / f"{task}_curves.png"]
-        bars(plots[task][0], each)
+        intervals(plots[task][0], each)
         learning_curves(plots[task][1], each)
     if (folder / "listops_report.png").exists():
         plots.get("listops", []).append(folder / "listops_report.png")

@@ -4,10 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
@@ -15,10 +12,12 @@ from matplotlib.ticker import MaxNLocator
 
 from msssm.diagnostics.mixer import COLLAPSED
 from msssm.diagnostics.nan_guard import band_name
+from tasks.reports import style
 
 
 def write_all(folder: Path, result: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Path]:
     """Draws those plots for which the model has data; returns titles and paths."""
+    style.apply()
     makers: dict[str, tuple[str, Callable[..., bool]]] = {
         "Effective memory": ("memory", memory_plot),
         "Eigenvalues": ("eigenvalues", eigenvalues_plot),
@@ -46,7 +45,8 @@ def _heatmap(axes: Axes, values: Any, title: str, norm: Any, form: Callable[[flo
     axes.set_xticks(range(values.shape[1]), _bands(values.shape[1]), rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(values.shape[0]), [str(layer) for layer in range(values.shape[0])], fontsize=7)
     axes.set_ylabel("layer")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(title)
+    axes.grid(visible=False)
 
 
 def memory_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]) -> bool:
@@ -97,14 +97,13 @@ def mixing_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]
     left.axhline(float(np.mean(distances)), color="black", linestyle="--", label=f"mean {np.mean(distances):.1f}")
     left.set(xlabel="layer", ylabel="mean mixing distance, steps")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(layers)))
     for index, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
         profile = arrays[layer["path"]]["profile"].numpy()
         label = f"layer {index}" if index in (0, len(layers) - 1) else None
         right.plot(np.arange(1, len(profile) + 1), np.cumsum(profile), color=colour, linewidth=1, label=label)
     right.set(xscale="log", ylim=(0, 1.02), xlabel="last steps", ylabel="share of |J| within them")
-    right.grid(alpha=0.3)
     right.legend(loc="lower right")
     return _save(figure, path)
 
@@ -124,25 +123,26 @@ def mixer_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any])
     axes[1].set(xlabel="bands in effect, exp(entropy)", xlim=(0, count * 1.05))
     axes[1].set_ylim(len(chosen) - 0.5, -0.5)
     axes[1].set_yticks(range(len(chosen)), [str(layer) for layer in range(len(chosen))], fontsize=7)
-    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8, ncols=2, frameon=False)
+    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8, ncols=2)
     shares = np.mean([arrays[layer["path"]]["shares"].numpy() for layer in chosen], axis=0)
     steps = np.array_split(np.arange(len(shares)), min(len(shares), 200))
     binned = np.array([shares[part].mean(0) for part in steps])
     axes[2].stackplot([part[0] for part in steps], binned.T, labels=_bands(count))
     axes[2].set(xlabel="step of one validation sample", ylabel="share, mean over layers", ylim=(0, 1))
     axes[2].set_xlim(0, max(int(steps[-1][0]), 1))
-    axes[2].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=count, fontsize=7, frameon=False)
+    axes[2].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=count, fontsize=7)
     return _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> bool:
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)
     return True
 
 
 def profile_plot(path: Path, points: list[dict[str, Any]], laws: dict[str, dict[str, Any]]) -> None:
     """Time and memory against the length, one colour per number of levels; the fitted laws as lines."""
+    style.apply()
     parts = list(laws)
     figure, axes = plt.subplots(len(parts), 3, figsize=(14, 3.6 * len(parts)), layout="constrained", squeeze=False)
     levels = sorted({point["levels"] for point in points})

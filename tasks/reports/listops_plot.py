@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from tasks.reports import style
 
 
 def report_plot(path: Path, lines: list[dict[str, Any]]) -> None:
     """Draws one panel per kind of line, with Wilson's 95 % intervals; the dashed line is the accuracy over all."""
+    style.apply()
     overall = next(line for line in lines if line["kind"] == "all")
     kinds = list(dict.fromkeys(line["kind"] for line in lines if line["kind"] != "all"))
     groups = [[line for line in lines if line["kind"] == kind] for kind in kinds]
@@ -26,8 +26,8 @@ def report_plot(path: Path, lines: list[dict[str, Any]]) -> None:
         ax.axhline(100 * overall["accuracy"], color="black", linestyle="--", linewidth=1)
         ax.set_xticks(range(len(group)), [line["name"] for line in group], rotation=30, ha="right", fontsize=8)
         ax.set_xlim(-0.6, len(group) - 0.4)
-        ax.set_title(kind, loc="left", fontsize=10)
-        ax.grid(axis="y", alpha=0.3)
+        ax.set_title(kind)
+        ax.grid(axis="x", visible=False)
     axes[0].set_ylabel("accuracy, %")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)

@@ -6,16 +6,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib
+from matplotlib import pyplot as plt
 
 from msssm.errors import InputError
+from tasks.reports import style
 from tasks.reports.markdown import table
 from tasks.reports.table.entries import entries
 from tasks.reports.table.runs import read_runs
 from tasks.run.provenance import read_json
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -86,6 +84,7 @@ def markdown(rows: Rows, seeds: dict[str, int]) -> str:
 
 def plot(path: Path, rows: Rows) -> None:
     """Draws one panel per kind of expression, a line per row with standard errors."""
+    style.apply()
     first = next(iter(rows.values()))
     kinds = list(dict.fromkeys(line["kind"] for line in first if line["kind"] != "all"))
     figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 4.5), sharey=True, layout="constrained")
@@ -97,9 +96,9 @@ def plot(path: Path, rows: Rows) -> None:
             errors = [100 * standard_error(line) for line in chosen]
             ax.errorbar(range(len(names)), values, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-        ax.set_title(kind, loc="left", fontsize=10)
-        ax.grid(axis="y", alpha=0.3)
+        ax.set_title(kind)
+        ax.grid(axis="x", visible=False)
     axes[0].set_ylabel("accuracy on fresh expressions, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)

@@ -1,34 +1,53 @@
 """The table as pictures: the rows with their intervals, and the learning curves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tasks.reports.table.rows import Section
+from tasks.reports import style
+from tasks.reports.table.rows import Row, Section
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+MANY = 10  # colours that can be told apart
 
 
-def bars(path: Path, section: Section) -> None:
-    """A bar per row with its 95 % interval, the worst at the bottom, and the bound of a trivial answer as a line."""
+def finding(section: Section) -> str:
+    """What the table shows, as a sentence: the best row, and how many others its interval does not exclude."""
+    first, *others = section.ranked
+    show, (low, high) = section.benchmark.show, first.interval()
+    near = sum(low <= row.interval()[1] and row.interval()[0] <= high for row in others)
+    best = f"Best: {first.label}, {show(first.mean)}"
+    if not others:
+        return best
+    if near == 0:
+        return f"{best}, above all others"
+    return f"{best}; {near} of {len(others)} other rows within the intervals"
+
+
+def intervals(path: Path, section: Section) -> None:
+    """Draws a dot per row with its 95 % interval, small dots for seeds, and a line at the bound of a trivial answer."""
+    style.apply()
     benchmark, rows = section.benchmark, section.ranked[::-1]
     scale = 100 if benchmark.percent else 1
-    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.4 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.32 * len(rows)), layout="constrained")
     for place, row in enumerate(rows):
-        low, high = row.interval()
-        color = "tab:orange" if row.label.startswith("MS-SSM") else "tab:blue"
-        error = [[scale * (row.mean - low)], [scale * (high - row.mean)]]
-        axes.barh(place, scale * row.mean, color=color, xerr=error, capsize=3)
+        color = style.OURS if row.label.startswith("MS-SSM") else style.OTHERS
+        axes.hlines(place, *(scale * end for end in row.interval()), color=color, linewidth=2)
+        axes.plot(scale * row.mean, place, "o", color=color, markersize=7)
+        if len(row.runs) > 1:
+            seeds = [scale * value for value in row.values]
+            axes.plot(seeds, [place] * len(seeds), "|", color="black", markersize=9)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.grid(axis="y", visible=False)
     if bound := benchmark.bound(section.first):
-        axes.axvline(scale * bound[1], color="black", linestyle="--", label=bound[0])
+        axes.axvline(scale * bound[1], color="black", linestyle="--", linewidth=1, label=bound[0])
         figure.legend(loc="outside lower right")
-    axes.set_xlabel(f"test {benchmark.measure}{benchmark.unit}; 95 % interval")
-    axes.set_title(section.title, loc="left")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    over = "over seeds (ticks)" if any(len(row.runs) > 1 for row in rows) else benchmark.interval_over
+    axes.set_xlabel(f"test {benchmark.measure}{benchmark.unit}; 95 % interval {over}")
+    axes.set_title(f"{section.title}\n{finding(section)}")
+    _save(figure, path)
 
 
 def read_curve(folder: Path, tag: str) -> tuple[list[int], list[float]]:
@@ -41,25 +60,50 @@ def read_curve(folder: Path, tag: str) -> tuple[list[int], list[float]]:
     return sorted(points), [points[step] for step in sorted(points)]
 
 
+def band(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps that all curves have, and there the lowest value, the mean and the highest."""
+    points = [dict(zip(steps, values, strict=True)) for steps, values in curves]
+    steps = sorted(set.intersection(*(set(each) for each in points)))
+    values = np.array([[each[step] for step in steps] for each in points])
+    return steps, list(values.min(0)), list(values.mean(0)), list(values.max(0))
+
+
 def learning_curves(path: Path, section: Section) -> None:
-    """Validation metric against training steps, one colour per row, one line per seed."""
+    """Draws the validation metric against training steps: mean over seeds, in a band from the lowest to the highest.
+
+    Of more rows than there are colours, the first, the best and the worst have one.
+    """
+    style.apply()
     benchmark = section.benchmark
     scale = 100 if benchmark.percent else 1
-    many = len(section.rows) > 10
-    colors = plt.get_cmap("turbo", len(section.rows)) if many else plt.get_cmap("tab10")
-    figure, axes = plt.subplots(figsize=(12, 7) if many else (8, 5), layout="constrained")
-    for index, row in enumerate(section.rows):
-        for number, run in enumerate(row.runs):
-            steps, values = read_curve(run.folder, benchmark.metric.replace("test/", "val/"))
-            label = row.label if number == 0 else None
-            axes.plot(steps, [scale * value for value in values], color=colors(index), marker=".", label=label)
-    axes.set_title(section.title, loc="left")
-    axes.set_xlabel("training steps")
+    rows = section.ranked
+    named = rows if len(rows) <= MANY else [row for row in rows if row in (section.rows[0], rows[0], rows[-1])]
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for row in rows:
+        if row not in named:
+            steps, _, mean, _ = _curve(row)
+            axes.plot(steps, scale * np.array(mean), color=style.QUIET, linewidth=0.7, alpha=0.6)
+    for row in named:
+        steps, lowest, mean, highest = _curve(row)
+        [line] = axes.plot(steps, scale * np.array(mean), marker=".", label=row.label)
+        axes.fill_between(
+            steps, scale * np.array(lowest), scale * np.array(highest), color=line.get_color(), alpha=0.15
+        )
+    several = any(len(row.runs) > 1 for row in rows)
+    axes.set_title(f"{section.title}\n{finding(section)}")
+    axes.set_xlabel("training steps" + ("; band: lowest to highest seed" if several else ""))
     axes.set_ylabel(f"validation {benchmark.measure}{benchmark.unit}")
-    axes.grid(alpha=0.3)
-    if many:
-        figure.legend(fontsize="small", loc="outside right upper")
-    else:
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    if len(named) < len(rows):
+        axes.plot([], [], color=style.QUIET, linewidth=0.7, label=f"the other {len(rows) - len(named)}")
+    axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def _curve(row: Row) -> tuple[list[int], list[float], list[float], list[float]]:
+    tag = row.benchmark.metric.replace("test/", "val/")
+    return band([read_curve(run.folder, tag) for run in row.runs])
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path)
     plt.close(figure)

@@ -1,0 +1,35 @@
+"""Pictures of the table say what its numbers say."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tasks.reports.table.plots import band, finding
+from tasks.reports.table.rows import Section
+
+
+def row(label: str, mean: float, low: float, high: float) -> Any:
+    return SimpleNamespace(label=label, mean=mean, interval=lambda: (low, high))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([row("A", 0.9, 0.8, 1.0)], "Best: A, 0.90"),
+        ([row("A", 0.9, 0.8, 1.0), row("B", 0.5, 0.4, 0.6)], "Best: A, 0.90, above all others"),
+        (
+            [row("A", 0.9, 0.8, 1.0), row("B", 0.85, 0.7, 0.99), row("C", 0.5, 0.4, 0.79), row("D", 0.5, 0.4, 0.8)],
+            "Best: A, 0.90; 2 of 3 other rows within the intervals",
+        ),
+    ],
+)
+def test_the_title_counts_the_rows_that_the_interval_of_the_best_meets(rows: list[Any], says: str) -> None:
+    section = SimpleNamespace(ranked=rows, benchmark=SimpleNamespace(show=lambda value: f"{value:.2f}"))
+    assert finding(cast(Section, section)) == says
+
+
+def test_the_band_goes_from_the_lowest_to_the_highest_seed() -> None:
+    curves = [([10, 20, 30], [1.0, 2.0, 3.0]), ([10, 20, 25, 30], [3.0, 1.0, 9.0, 3.0])]
+    assert band(curves) == ([10, 20, 30], [1.0, 1.0, 3.0], [2.0, 1.5, 3.0], [3.0, 2.0, 3.0])
+    assert band([([], [])]) == ([], [], [], [])
