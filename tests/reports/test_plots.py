@@ -30,6 +30,8 @@ def test_the_title_counts_the_rows_that_the_interval_of_the_best_meets(rows: lis
 
 
 def test_the_band_goes_from_the_lowest_to_the_highest_seed() -> None:
-    curves = [([10, 20, 30], [1.0, 2.0, 3.0]), ([10, 20, 25, 30], [3.0, 1.0, 9.0, 3.0])]
-    assert band(curves) == ([10, 20, 30], [1.0, 1.0, 3.0], [2.0, 1.5, 3.0], [3.0, 2.0, 3.0])
-    assert band([([], [])]) == ([], [], [], [])
+    steps, *values = band([([10, 20, 30], [1.0, 2.0, 3.0]), ([10, 20, 25, 30], [3.0, 1.0, 9.0, 3.0])])
+    assert steps == [10, 20, 30]
+    assert [list(each) for each in values] == [[1.0, 1.0, 3.0], [2.0, 1.5, 3.0], [3.0, 2.0, 3.0]]
+    steps, *values = band([([], [])])
+    assert (steps, [list(each) for each in values]) == ([], [[], [], []]), "a run without events"

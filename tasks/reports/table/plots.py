@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tasks.reports import style
 from tasks.reports.table.rows import Row, Section
+
+Values = npt.NDArray[np.float64]
 
 MANY = 10  # colours that can be told apart
 
@@ -34,7 +38,8 @@ def intervals(path: Path, section: Section) -> None:
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.32 * len(rows)), layout="constrained")
     for place, row in enumerate(rows):
         color = style.OURS if row.label.startswith("MS-SSM") else style.OTHERS
-        axes.hlines(place, *(scale * end for end in row.interval()), color=color, linewidth=2)
+        low, high = row.interval()
+        axes.hlines(place, scale * low, scale * high, color=color, linewidth=2)
         axes.plot(scale * row.mean, place, "o", color=color, markersize=7)
         if len(row.runs) > 1:
             seeds = [scale * value for value in row.values]
@@ -60,12 +65,12 @@ def read_curve(folder: Path, tag: str) -> tuple[list[int], list[float]]:
     return sorted(points), [points[step] for step in sorted(points)]
 
 
-def band(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], list[float], list[float], list[float]]:
+def band(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], Values, Values, Values]:
     """Steps that all curves have, and there the lowest value, the mean and the highest."""
     points = [dict(zip(steps, values, strict=True)) for steps, values in curves]
     steps = sorted(set.intersection(*(set(each) for each in points)))
     values = np.array([[each[step] for step in steps] for each in points])
-    return steps, list(values.min(0)), list(values.mean(0)), list(values.max(0))
+    return steps, values.min(0), values.mean(0), values.max(0)
 
 
 def learning_curves(path: Path, section: Section) -> None:
@@ -81,14 +86,12 @@ def learning_curves(path: Path, section: Section) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for row in rows:
         if row not in named:
-            steps, _, mean, _ = _curve(row)
-            axes.plot(steps, scale * np.array(mean), color=style.QUIET, linewidth=0.7, alpha=0.6)
+            steps, _, mean, _ = _curve(row, scale)
+            axes.plot(steps, mean, color=style.QUIET, linewidth=0.7, alpha=0.6)
     for row in named:
-        steps, lowest, mean, highest = _curve(row)
-        [line] = axes.plot(steps, scale * np.array(mean), marker=".", label=row.label)
-        axes.fill_between(
-            steps, scale * np.array(lowest), scale * np.array(highest), color=line.get_color(), alpha=0.15
-        )
+        steps, lowest, mean, highest = _curve(row, scale)
+        [line] = axes.plot(steps, mean, marker=".", label=row.label)
+        axes.fill_between(steps, lowest, highest, color=line.get_color(), alpha=0.15)
     several = any(len(row.runs) > 1 for row in rows)
     axes.set_title(f"{section.title}\n{finding(section)}")
     axes.set_xlabel("training steps" + ("; band: lowest to highest seed" if several else ""))
@@ -99,11 +102,13 @@ def learning_curves(path: Path, section: Section) -> None:
     _save(figure, path)
 
 
-def _curve(row: Row) -> tuple[list[int], list[float], list[float], list[float]]:
+def _curve(row: Row, scale: float) -> tuple[list[int], Values, Values, Values]:
     tag = row.benchmark.metric.replace("test/", "val/")
-    return band([read_curve(run.folder, tag) for run in row.runs])
+    steps, *values = band([read_curve(run.folder, tag) for run in row.runs])
+    lowest, mean, highest = scale * np.array(values)
+    return steps, lowest, mean, highest
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path)
     plt.close(figure)
