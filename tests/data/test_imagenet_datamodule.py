@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_loader
 
 from datamodules import Batch, ImageNetDataModule
 from datamodules.imagenet.dataset import ImageSampler
 from tests.support.images import CLASSES, png16, write_folder, write_tars
+from tests.support.recorder import steps_after_each_checkpoint
 from tests.support.tolerances import FLOAT32, METRIC, allowed, assert_near
 
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 4, "num_workers": 0}
@@ -225,49 +224,18 @@ def test_provenance(folder: Path, own_folder: Path) -> None:
     assert len({changed, _data(own_folder).digest, _data(folder).digest}) == 3
 
 
-class _Recorder(LightningModule):
-    """Notes what each step sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[tuple[float, float]] = []
-
-    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
-        self.seen.append((batch.x.double().sum().item(), (batch.y[:, 1] + 2 * batch.y[:, 2]).double().sum().item()))
-        return self.weight * batch.x.mean()
-
-    def validation_step(self, batch: Batch) -> None: ...
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_every_checkpoint_continues_exactly(folder: Path, tmp_path: Path, workers: int) -> None:
     def data() -> ImageNetDataModule:
         options = {"random_erasing": 0.5, "mixup": 0.5, "num_workers": workers}
         return ImageNetDataModule(source=str(folder), **{**SMALL, **options})
 
-    def trainer(*savers: ModelCheckpoint) -> Trainer:
-        return Trainer(
-            max_epochs=2,
-            callbacks=list(savers),
-            enable_checkpointing=bool(savers),
-            logger=False,
-            accelerator="cpu",
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+    def note(batch: Batch) -> tuple[float, float]:
+        return batch.x.double().sum().item(), (batch.y[:, 1] + 2 * batch.y[:, 2]).double().sum().item()
 
-    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    whole = _Recorder()
-    trainer(saver).fit(whole, datamodule=data())
-    assert len(set(whole.seen)) == 8
-    for done in (1, 4, 6):
-        rest = _Recorder()
-        trainer().fit(rest, datamodule=data(), ckpt_path=tmp_path / f"step={done}.ckpt")
-        assert rest.seen == whole.seen[done:]
+    whole, resumed = steps_after_each_checkpoint(tmp_path, data, note)
+    assert len(set(whole)) == 8
+    assert resumed == {done: whole[done:] for done in range(1, 8)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

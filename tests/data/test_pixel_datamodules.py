@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from datamodules import Batch, DigitsDataModule, SequentialCIFARDataModule
 from datamodules.pixels import PixelDataModule
 from tests.support.cifar10 import ROWS, accept_tiny, images, write_folder
+from tests.support.recorder import steps_after_each_checkpoint
 from tests.support.tolerances import FLOAT32, METRIC, STEP, assert_near
 
 
@@ -192,45 +191,14 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert len({tuple(order(*key)) for key in ((0, 0), (0, 1), (1, 0))}) == 3
 
 
-class _Recorder(LightningModule):
-    """Notes what each step sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[float] = []
-
-    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
-        assert batch.x.dtype == torch.float32
-        self.seen.append(batch.x[:, 20:40].double().sum().item())
-        return self.weight * batch.x.mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 def test_every_checkpoint_continues_exactly(tmp_path: Path) -> None:
-    def trainer(*savers: ModelCheckpoint) -> Trainer:
-        return Trainer(
-            max_epochs=2,
-            callbacks=list(savers),
-            enable_checkpointing=bool(savers),
-            logger=False,
-            accelerator="cpu",
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+    def note(batch: Batch) -> float:
+        assert batch.x.dtype == torch.float32
+        return batch.x[:, 20:40].double().sum().item()
 
-    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    whole = _Recorder()
-    trainer(saver).fit(whole, datamodule=DigitsDataModule(batch_size=300))
-    steps = len(whole.seen)
-    assert steps == 8
-    assert len(set(whole.seen)) == steps
-    for done in (1, 3, 4, 6):
-        rest = _Recorder()
-        trainer().fit(rest, datamodule=DigitsDataModule(batch_size=300), ckpt_path=tmp_path / f"step={done}.ckpt")
-        assert rest.seen == whole.seen[done:]
+    whole, resumed = steps_after_each_checkpoint(tmp_path, lambda: DigitsDataModule(batch_size=300), note)
+    assert len(set(whole)) == 8
+    assert resumed == {done: whole[done:] for done in range(1, 8)}
 
 
 def test_bad_options_say_what_to_do() -> None:

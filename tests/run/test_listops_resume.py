@@ -6,33 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import Batch, ListOpsDataModule
+from tests.support.recorder import Recorder, quiet_trainer
 
 EPOCHS, BATCHES = 3, 4
 
 
-class _Recorder(LightningModule):
-    """Notes what each step sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[tuple[int, list[int]]] = []
-
-    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
-        self.seen.append((index, batch.x.sum(dim=1).tolist()))
-        return self.weight * batch.lengths.float().mean()
-
-    def validation_step(self, batch: Batch) -> None: ...
-
-    def predict_step(self, batch: Batch) -> torch.Tensor:
-        return batch.y
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+def _note(batch: Batch) -> list[int]:
+    return batch.x.sum(dim=1).tolist()
 
 
 def _data(root: Path, **arguments: Any) -> ListOpsDataModule:
@@ -42,16 +25,6 @@ def _data(root: Path, **arguments: Any) -> ListOpsDataModule:
     )
 
 
-def _trainer(root: Path, **arguments: Any) -> Trainer:
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-    }
-    return Trainer(default_root_dir=root, **quiet, **arguments)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_every_checkpoint_continues_exactly(tmp_path: Path, num_workers: int) -> None:
     keep_all: dict[str, Any] = {"dirpath": tmp_path / "checkpoints", "save_top_k": -1}
@@ -59,19 +32,21 @@ def test_every_checkpoint_continues_exactly(tmp_path: Path, num_workers: int) ->
         ModelCheckpoint(**keep_all, filename="step{step}", every_n_train_steps=1),
         ModelCheckpoint(**keep_all, filename="epoch{step}", save_on_train_epoch_end=True),
     ]
-    whole = _Recorder()
-    _trainer(tmp_path, max_epochs=EPOCHS, callbacks=savers).fit(whole, _data(tmp_path, num_workers=num_workers))
+    whole = Recorder(_note)
+    quiet_trainer(default_root_dir=tmp_path, max_epochs=EPOCHS, callbacks=savers).fit(
+        whole, _data(tmp_path, num_workers=num_workers)
+    )
     assert len(whole.seen) == EPOCHS * BATCHES
-    epochs = [str([x for _, x in whole.seen[start : start + BATCHES]]) for start in range(0, EPOCHS * BATCHES, BATCHES)]
+    epochs = [str(whole.seen[start : start + BATCHES]) for start in range(0, EPOCHS * BATCHES, BATCHES)]
     assert len(set(epochs)) == EPOCHS
     checkpoints = list((tmp_path / "checkpoints").glob("*.ckpt"))
     assert len(checkpoints) == EPOCHS * BATCHES + EPOCHS
     for path in checkpoints:
         done = int(path.stem.split("=")[1])
-        rest = _Recorder()
+        rest = Recorder(_note)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*dataloader is not resumable")
-            _trainer(tmp_path, max_epochs=EPOCHS, enable_checkpointing=False).fit(
+            quiet_trainer(default_root_dir=tmp_path, max_epochs=EPOCHS, enable_checkpointing=False).fit(
                 rest, _data(tmp_path, num_workers=num_workers), ckpt_path=path
             )
         assert rest.seen == whole.seen[done:], path.name
@@ -80,7 +55,7 @@ def test_every_checkpoint_continues_exactly(tmp_path: Path, num_workers: int) ->
 def test_prediction_needs_no_data_set_and_keeps_order(tmp_path: Path) -> None:
     file = tmp_path / "expressions.txt"
     file.write_text("[MAX 2 9 [MIN 4 7 ] 0 ]\n[MIN 2 9 ]\n7\n1\n3\n[SM 9 9 ]\n")
-    trainer = _trainer(tmp_path, enable_checkpointing=False)
-    predictions = trainer.predict(_Recorder(), _data(tmp_path, predict_file=str(file)))
+    trainer = quiet_trainer(default_root_dir=tmp_path, enable_checkpointing=False)
+    predictions = trainer.predict(Recorder(_note), _data(tmp_path, predict_file=str(file)))
     assert torch.cat(predictions).tolist() == [9, 2, 7, 1, 3, 8]  # type: ignore[arg-type]
     assert not (tmp_path / "listops").exists()
