@@ -6,15 +6,21 @@ from html import escape
 from pathlib import Path
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+:root { color-scheme: light dark; --text: #222; --quiet: #666; --line: #ddd; --page: #fff; --alarm: #b00020; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e4e4; --quiet: #a5a5a5; --line: #444; --page: #1b1c1e; --alarm: #ff8a80; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+body { color: var(--text); background: var(--page); }
 table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-th { border-bottom: 2px solid #888; font-weight: 600; max-width: 11rem; }
-img { max-width: 100%; } .alarm { color: #b00020; } .scroll { overflow-x: auto; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: bottom; }
+td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
+th { border-bottom: 2px solid var(--quiet); font-weight: 600; max-width: 11rem; min-width: 4rem; }
+img { max-width: 100%; background: #fff; } .alarm { color: var(--alarm); } .scroll { overflow-x: auto; }
 figure { display: inline-block; width: 49%; margin: 0; vertical-align: top; }
+@media (max-width: 48rem) { figure { width: 100%; } }
 details { margin: .2rem 0; } dl { display: grid; grid-template-columns: 10rem auto; margin: .3rem 0 .8rem 1rem; }
-dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
+dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
@@ -23,18 +29,19 @@ def page(title: str, parts: Sequence[str]) -> str:
     return "\n".join(
         [
             "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style></head>',
+            '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head>",
             *("<body>", *parts, "</body></html>\n"),
         ]
     )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Formats rows of text, the first of which is the header."""
+    """Formats rows of text, the first of which is the header; scrolls where the page is narrower."""
     lines = []
     for row, tag in zip(rows, ["th", *["td"] * len(rows)], strict=False):
         lines.append("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    return "<table>" + "\n".join(lines) + "</table>"
+    return '<div class="scroll"><table>' + "\n".join(lines) + "</table></div>"
 
 
 def image(path: Path, title: str) -> str:
