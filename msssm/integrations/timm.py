@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
-from timm.layers import resample_abs_pos_embed
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import (
     adapt_input_conv,
     build_model_with_cfg,
@@ -30,7 +31,7 @@ from msssm.multiscale import MultiScaleSSM
 from msssm.param_groups import param_groups
 
 Pool = Literal["avg", "last", ""]
-Indices = int | Sequence[int]
+Indices = int | list[int]
 ImageSize = int | Sequence[int]
 
 
@@ -51,6 +52,7 @@ class TimmImageModel(nn.Module):
         scan_order: "raster" or "snake".
         pos_embed: a learned position embedding.
         bidirectional: a second layer per block, over the reversed patches.
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class TimmImageModel(nn.Module):
         scan_order: ScanOrder = "raster",
         pos_embed: bool = False,
         bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Builds embedding, backbone and head. Raises ValueError for an option out of its range."""
         super().__init__()
@@ -91,6 +95,7 @@ class TimmImageModel(nn.Module):
         ]
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
+        self.to(device, dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Maps images (B, C, H, W) to features (B, L, D) of the patches, in scan order."""
@@ -156,7 +161,7 @@ class TimmImageModel(nn.Module):
             self.backbone.norm = None
         if prune_head:
             self.reset_classifier(0, "")
-        return cast("list[int]", taken)
+        return taken
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -181,7 +186,7 @@ class TimmImageModel(nn.Module):
         """
         size, embedding = _pair(img_size), self.embedding
         embedding.check_divides(*size)
-        if embedding.position is not None:
+        if embedding.position is not None and size != embedding.height_width:
             position = _interpolated(embedding, embedding.position.detach(), embedding.height_width, size)
             embedding.position = nn.Parameter(position, embedding.position.requires_grad)
         embedding.image_size = size
@@ -224,7 +229,8 @@ def sequence_classifier(model: TimmImageModel) -> SequenceClassifier:
     pooling: Pooling = "mean" if model.global_pool == "avg" else "last"
     classifier = SequenceClassifier(model.embedding, model.backbone, model.num_classes, pooling)
     classifier.head = cast("nn.Linear", model.head)
-    return classifier.train(model.training)
+    classifier.training = model.training  # not of the parts, which may be frozen
+    return classifier
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: TimmImageModel) -> dict[str, Any]:
@@ -261,8 +267,10 @@ def _interpolated(embedding: PatchEmbedding, position: Tensor, old: tuple[int, i
 
 def _pair(img_size: ImageSize) -> tuple[int, int]:
     """(H, W) of a size that timm's users may give as a number, or as the list of a JSON file."""
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    return height, width
+    size = [img_size, img_size] if isinstance(img_size, int) else img_size
+    if len(size) != 2:
+        raise InputError(f"img_size must be H = W or (H, W), got {img_size!r}")
+    return size[0], size[1]
 
 
 def _cfg() -> dict[str, Any]:
