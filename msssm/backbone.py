@@ -30,6 +30,8 @@ class Backbone(SequenceLayer):
         recompute: keep each block's input and the results of its scans for the backward, and recompute the rest (see
             `msssm.recompute`), so that memory hardly grows with the number of levels. Layers that are not
             `recomputable`, and blocks with forward hooks inside, keep everything.
+        drop_path: probability that the last block is dropped for a whole row in training (stochastic depth, see
+            `Block`). Those before it have rates that grow linearly from 0 at the first, as in timm.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Backbone(SequenceLayer):
         glu: bool = True,
         dropout: float = 0.0,
         recompute: bool = True,
+        drop_path: float = 0.0,
     ) -> None:
         """Builds the blocks. Raises ValueError for an option out of its range."""
         super().__init__(d_model)
@@ -54,11 +57,15 @@ class Backbone(SequenceLayer):
             "glu": glu,
             "dropout": dropout,
             "recompute": recompute,
+            "drop_path": drop_path,
         }
         if n_layers < 1:
             raise InputError(f"n_layers must be at least 1, got {n_layers}")
+        if not 0 <= drop_path < 1:  # a single block has rate 0 and would not notice
+            raise InputError(f"drop_path must be in [0, 1), got {drop_path}")
+        rates = [drop_path * (i / max(1, n_layers - 1)) for i in range(n_layers)]
         self.blocks = nn.ModuleList(
-            Block(layer(d_model), norm, prenorm, glu, dropout, recompute) for _ in range(n_layers)
+            Block(layer(d_model), norm, prenorm, glu, dropout, recompute, rate) for rate in rates
         )
         self.norm = SequenceNorm(d_model, norm) if prenorm else None
 

@@ -14,8 +14,11 @@ from msssm.untouched import untouched
 class Block(SequenceLayer):
     """Residual block of MultiresNet (Shi et al. 2023), to which the published settings belong.
 
-        post-norm:  y = norm(x + dropout(f(x)))        pre-norm:  y = x + dropout(f(norm(x)))
+        post-norm:  y = norm(x + drop(f(x)))        pre-norm:  y = x + drop(f(norm(x)))
         f = sequence layer -> GELU -> linear D -> 2D -> GLU,   or the sequence layer alone (glu=False)
+
+    `drop` is stochastic in training alone: `dropout`, then stochastic depth (Huang et al. 2016, each row on its own).
+    What is kept is divided by its probability. Each call draws anew, so each chunk and each step.
 
     Args:
         layer: the sequence layer; its width is the block's.
@@ -24,6 +27,7 @@ class Block(SequenceLayer):
         glu: mix channels after the layer; Mamba's own block does so inside.
         dropout: probability that a whole channel of a row is dropped.
         recompute: recompute in the backward what `msssm.recompute` does not keep, if the layer is `recomputable`.
+        drop_path: probability that f is dropped for a whole row, which leaves y = x, or norm(x) in a post-norm block.
     """
 
     def __init__(
@@ -34,14 +38,16 @@ class Block(SequenceLayer):
         glu: bool = True,
         dropout: float = 0.0,
         recompute: bool = True,
+        drop_path: float = 0.0,
     ) -> None:
         """Builds norm and gated linear unit. Raises ValueError for an option out of its range."""
         super().__init__(layer.d_model)
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must be in [0, 1), got {dropout}")
+        for name, value in (("dropout", dropout), ("drop_path", drop_path)):
+            if not 0 <= value < 1:
+                raise InputError(f"{name} must be in [0, 1), got {value}")
         self.layer = layer
         self.norm = SequenceNorm(layer.d_model, norm)
-        self.prenorm, self.dropout, self.recompute = prenorm, dropout, recompute
+        self.prenorm, self.dropout, self.drop_path, self.recompute = prenorm, dropout, drop_path, recompute
         self.glu = nn.Linear(layer.d_model, 2 * layer.d_model) if glu else None
 
     def forward(
@@ -72,17 +78,19 @@ class Block(SequenceLayer):
     def _residual(
         self, x: Tensor, inner: Tensor, lengths: Tensor | None, state: State | None, return_state: bool
     ) -> tuple[Tensor, State | None]:
-        """Computes x + dropout(f(inner)), (B, L, D), and the layer's state if asked."""
+        """Computes x + drop(f(inner)), (B, L, D), and the layer's state if asked."""
         result = self.layer(inner, lengths, state, return_state)
         inner, new_state = result if return_state else (result, None)
         return x + self._mixed(inner), new_state
 
     def _mixed(self, inner: Tensor) -> Tensor:
-        """Mixes the channels of the layer's output (B, L, D), and applies dropout."""
+        """Mixes the channels of the layer's output (B, L, D), and drops channels and rows in training."""
         if self.glu is not None:
             inner = F.glu(self.glu(F.gelu(inner)), dim=-1)
         if self.training and self.dropout:
             inner = inner * F.dropout(torch.ones_like(inner[:, :1]), self.dropout)
+        if self.training and self.drop_path:
+            inner = inner * F.dropout(torch.ones_like(inner[:, :1, :1]), self.drop_path)
         return inner
 
     def initial_state(self, batch_size: int) -> State:

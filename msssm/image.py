@@ -17,17 +17,17 @@ class PatchEmbedding(nn.Module):
     In raster order without a position embedding, pixels may arrive in chunks of any size, down to single ones.
 
     Args:
-        image_size: H = W in pixels. Without a position embedding, images (B, C, H, W) may have another size.
+        image_size: H = W in pixels, or (H, W). Without a position embedding, images (B, C, H, W) may have another size.
         patch_size: P, side of a patch in pixels.
         in_channels: C.
         d_model: D.
         scan_order: rows of patches from left to right ("raster"), or every second one backwards ("snake").
-        position_embedding: add a learned vector to each of the (H / P)^2 positions.
+        position_embedding: add a learned vector to each of the H W / P^2 positions.
     """
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | tuple[int, int],
         patch_size: int = 16,
         in_channels: int = 3,
         d_model: int = 256,
@@ -36,18 +36,30 @@ class PatchEmbedding(nn.Module):
     ) -> None:
         """Builds the projection. Raises ValueError for an option out of its range."""
         super().__init__()
-        for name, value in (("image_size", image_size), ("patch_size", patch_size), ("in_channels", in_channels)):
+        self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
+        height, width = self.height_width
+        for name, value in (
+            ("image_size", min(height, width)),
+            ("patch_size", patch_size),
+            ("in_channels", in_channels),
+        ):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         if scan_order not in ("raster", "snake"):
             raise InputError(f"scan_order must be 'raster' or 'snake', got {scan_order!r}")
-        self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
         self.scan_order = scan_order
-        self._check_divides(image_size, image_size)
+        self.check_divides(height, width)
         self.projection = nn.Linear(patch_size**2 * in_channels, d_model)
         self.position: nn.Parameter | None = None
         if position_embedding:
-            self.position = nn.Parameter(0.02 * torch.randn((image_size // patch_size) ** 2, d_model))
+            positions = height * width // patch_size**2
+            self.position = nn.Parameter(0.02 * torch.randn(positions, d_model))
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """(H, W) of `image_size`."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, C, H, W), or pixels (B, H W, C) in raster order, to tokens (B, H W / P^2, D).
@@ -58,24 +70,29 @@ class PatchEmbedding(nn.Module):
         tokens: Tensor = self.projection(self._patches(x))
         if self.position is None:
             return tokens
-        if tokens.shape[1] != len(self.position):
+        other_grid = x.ndim == 4 and tuple(x.shape[2:]) != self.height_width
+        if other_grid or tokens.shape[1] != len(self.position):
             raise InputError(
                 f"the position embedding is of {len(self.position)} patches (image_size={self.image_size}), "
-                f"got {tokens.shape[1]}; resize the images, or train without position_embedding"
+                f"got {tokens.shape[1]} of an input of shape {tuple(x.shape)}; resize the images, or train without "
+                "position_embedding"
             )
         return tokens + self.position
 
     def _patches(self, x: Tensor) -> Tensor:
         """Cuts images into patches (B, L, P P C): pixels in raster order, channels innermost."""
-        side, patch = self.image_size, self.patch_size
+        patch = self.patch_size
         if x.ndim == 3 and x.shape[2] == self.in_channels:
             if patch == 1 and self.scan_order == "raster":
                 return x
-            if x.shape[1] != side**2:
-                raise InputError(f"an image of image_size={side} has {side**2} pixels, got {x.shape[1]}")
-            grid = x.unflatten(1, (side, side))
+            height, width = self.height_width
+            if x.shape[1] != height * width:
+                raise InputError(
+                    f"an image of image_size={self.image_size} has {height * width} pixels, got {x.shape[1]}"
+                )
+            grid = x.unflatten(1, (height, width))
         elif x.ndim == 4 and x.shape[1] == self.in_channels:
-            self._check_divides(*x.shape[2:])
+            self.check_divides(*x.shape[2:])
             grid = x.permute(0, 2, 3, 1)
         else:
             channels = self.in_channels
@@ -84,13 +101,25 @@ class PatchEmbedding(nn.Module):
                 "set in_channels to the data's"
             )
         cut = grid.unflatten(2, (-1, patch)).unflatten(1, (-1, patch))  # (B, H / P, P, W / P, P, C)
-        patches = cut.transpose(2, 3).flatten(3)
-        if self.scan_order == "snake":
-            backwards = torch.arange(patches.shape[1], device=x.device) % 2 == 1
-            patches = torch.where(backwards.view(-1, 1, 1), patches.flip(2), patches)
-        return patches.flatten(1, 2)
+        return self.scan(cut.transpose(2, 3).flatten(3))
 
-    def _check_divides(self, height: int, width: int) -> None:
+    def scan(self, grid: Tensor) -> Tensor:
+        """Reads a grid of patches (B, H / P, W / P, D) into tokens (B, L, D), in the scan order."""
+        return self._ordered(grid).flatten(1, 2)
+
+    def unscan(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Puts tokens (B, L, D) of images of height x width pixels back into their grid (B, H / P, W / P, D)."""
+        return self._ordered(tokens.unflatten(1, (height // self.patch_size, width // self.patch_size)))
+
+    def _ordered(self, grid: Tensor) -> Tensor:
+        """Turns every second row around in a snake, which is its own inverse."""
+        if self.scan_order == "raster":
+            return grid
+        backwards = torch.arange(grid.shape[1], device=grid.device) % 2 == 1
+        return torch.where(backwards.view(-1, 1, 1), grid.flip(2), grid)
+
+    def check_divides(self, height: int, width: int) -> None:
+        """Raises ValueError for an image of height x width pixels that does not divide into patches."""
         patch = self.patch_size
         if height % patch or width % patch:
             raise InputError(

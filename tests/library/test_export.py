@@ -45,12 +45,14 @@ def _backbone(layer: Any, **options: Any) -> Backbone:
 
 @pytest.mark.parametrize("name", [*LAYERS, *COMPLEX, "CausalAttention"])
 def test_a_saved_backbone_is_the_same_network(name: str, tmp_path: Path) -> None:
-    backbone = _backbone((LAYERS | COMPLEX).get(name, CausalAttention), norm="batch", prenorm=True, dropout=0.1)
+    options = {"norm": "batch", "prenorm": True, "dropout": 0.1, "drop_path": 0.2}
+    backbone = _backbone((LAYERS | COMPLEX).get(name, CausalAttention), **options)
     backbone.save_pretrained(tmp_path)
     torch.manual_seed(7)
     again, x = Backbone.from_pretrained(tmp_path), torch.randn(2, 12, 8)
     assert torch.equal(again(x), backbone(x))
     assert again.config == backbone.config
+    assert [block.drop_path for block in again.blocks] == [0, 0.2]
     assert not again.training
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 

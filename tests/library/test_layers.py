@@ -458,6 +458,57 @@ def test_dropout_drops_whole_channels_of_a_row_and_keeps_the_mean() -> None:
     assert_near(some, torch.where(some == 0, 0, full * 4 / 3), OUTPUT[torch.float64])
 
 
+@pytest.mark.parametrize("prenorm", [True, False])
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+def test_stochastic_depth_drops_the_branch_of_whole_rows_and_keeps_its_mean(prenorm: bool, compiled: bool) -> None:
+    """In training every row is x or x + f(x) / (1 - p), before the norm of a post-norm block; in evaluation nothing."""
+    torch.manual_seed(0)
+    rows = 2000
+    block = Block(MultiresConv(D, 1, 2), "layer", prenorm, drop_path=0.25).double()
+    x = signal(5, batch=1)
+    f = block.glu(torch.nn.functional.gelu(block.layer(block.norm(x) if prenorm else x)))  # type: ignore[misc]
+    f = torch.nn.functional.glu(f, dim=-1)
+    after = (lambda y: y) if prenorm else block.norm
+    assert_near(block.eval()(x), after(x + f), OUTPUT[torch.float64])
+    run = torch.compile(block, backend="aot_eager", fullgraph=True) if compiled else block
+    y = run.train()(x.expand(rows, -1, -1))
+    dropped = (y == after(x)).flatten(1).all(1)
+    assert_near(y, torch.where(dropped.view(-1, 1, 1), after(x), after(x + f * 4 / 3)), OUTPUT[torch.float64])
+    error = 5 * math.sqrt(0.25 * 0.75 / rows)
+    assert dropped.double().mean().item() == pytest.approx(0.25, abs=allowed(error, "5 standard errors"))
+    if prenorm:
+        assert_near(y.mean(0), (x + f)[0], allowed(error * 4 / 3, "5 standard errors of the branch"))
+
+
+@torch.no_grad()
+def test_stochastic_depth_leaves_lengths_and_state() -> None:
+    """A row that is dropped still moves the layer's state; its padding changes nothing."""
+    torch.manual_seed(0)
+    block = Block(multi()(D), "layer", prenorm=True, drop_path=0.5).double()
+    x, lengths = signal(9, batch=16), torch.tensor([9, 4] * 8)
+    whole, state = block.eval()(x, lengths, return_state=True)
+    y, trained = block.train()(x, lengths, return_state=True)
+    for one, other in zip(tensors(trained), tensors(state), strict=True):
+        assert torch.equal(one, other)
+    kept = [not torch.equal(y[row, : lengths[row]], x[row, : lengths[row]]) for row in range(16)]
+    assert 0 < sum(kept) < 16
+    for row, length in enumerate(lengths.tolist()):
+        expected = x + 2 * kept[row] * (whole - x)
+        assert_near(y[row, :length], expected[row, :length], OUTPUT[torch.float64])
+    stepped, _ = block.step(x[:, 0], block.initial_state(16))
+    once = (stepped == x[:, 0]).all(1)
+    assert 0 < once.sum() < 16
+    assert_near(stepped[~once], (2 * whole - x)[~once, 0], OUTPUT[torch.float64])
+    assert_near(block.eval().step(x[:, 0], block.initial_state(16))[0], whole[:, 0], OUTPUT[torch.float64])
+
+
+def test_the_rates_of_stochastic_depth_grow_linearly() -> None:
+    assert [block.drop_path for block in Backbone(S4D, 4, 5, drop_path=0.5).blocks] == [0, 0.125, 0.25, 0.375, 0.5]
+    assert [block.drop_path for block in Backbone(S4D, 4, 1, drop_path=0.5).blocks] == [0]
+    assert [block.drop_path for block in Backbone(S4D, 4, 2).blocks] == [0, 0]
+
+
 @pytest.mark.parametrize("name", LAYERS | WHOLE)
 @torch.no_grad()
 def test_a_state_dict_restores_the_layer(name: str) -> None:
@@ -491,6 +542,8 @@ def test_the_initial_state_of_a_float32_layer_is_float32() -> None:
         (lambda: MultiScaleSSM(4, ssm="s4", diagonal="complex", state_size=3), "must be even, got 3"),
         (lambda: CausalAttention(6, heads=2), "must divide d_model = 6, got heads = 2"),
         (lambda: Block(S4D(4), dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: Block(S4D(4), drop_path=-0.1), r"drop_path must be in \[0, 1\), got -0.1"),
+        (lambda: Backbone(S4D, 4, n_layers=1, drop_path=1.0), r"drop_path must be in \[0, 1\), got 1.0"),
         (lambda: Backbone(S4D, 4, n_layers=0), "n_layers must be at least 1, got 0"),
     ],
 )

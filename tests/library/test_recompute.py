@@ -94,6 +94,31 @@ def test_gradients_and_statistics_are_the_same_to_the_bit(layer: str, norm: Norm
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("prenorm", [True, False])
+def test_stochastic_depth_drops_the_same_rows_again(prenorm: bool) -> None:
+    """Bit-equal with and without recomputation, and the gradients of the rows that the output shows as kept."""
+    models = [backbone(recompute=recompute, drop_path=0.5, prenorm=prenorm, blocks=3) for recompute in (True, False)]
+    x = torch.randn(12, 20, D, generator=torch.Generator().manual_seed(1))
+    for lengths in (None, torch.tensor([20, 7] * 6)):
+        found = []
+        for model in models:
+            torch.manual_seed(4)
+            y = model(x, lengths)
+            found.append([y, *torch.autograd.grad(loss(y), [p for p in model.parameters() if p.numel()])])
+        assert_same(*found)
+    block = backbone(blocks=1, prenorm=True).blocks[0]
+    block.drop_path = 0.5
+    y = block(x)
+    kept = (y != x).flatten(1).any(1)
+    assert 0 < kept.sum() < 12
+    parameters = [p for p in block.parameters() if p.numel()]
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    dropped = torch.autograd.grad((y * weight).sum(), parameters)
+    of_kept = torch.autograd.grad((2 * block.eval()(x) * weight)[kept].sum(), parameters)
+    for one, other in zip(dropped, of_kept, strict=True):
+        assert_near(one, other, GRADIENT[torch.float32])
+
+
 @pytest.mark.parametrize("layer", ["s6", "s4", "plain torch", "Mamba"])
 def test_chunks_hand_gradients_on_through_the_state(layer: str) -> None:
     def run(model: Backbone, x: Tensor) -> Tensor:
