@@ -21,7 +21,7 @@ setup(
             SOURCES,
             extra_compile_args=["-O3", "-std=c++17", *FLAGS, *flags],
             extra_link_args=["-pthread"],
-            depends=["msssm/scan/cpu/common.h", "msssm/scan/cpu/exponential.h"],
+            depends=[f"msssm/scan/cpu/{name}.h" for name in ("common", "decomposition", "exponential")],
             optional=True,
         )
         for variant, flags in VARIANTS.items()

@@ -89,14 +89,11 @@ class MultiScaleDecomposition(nn.Module):
         """Maps x (B, L, D) to bands (B, L, S + 2, D), with `return_state` also each level's history; lengths (B,)."""
         lengths = true_lengths(lengths, x)
         low, high = self.step_parameters()
-        if state is not None:
-            check_history(state, self.initial_state(len(x)), x)
+        past = self.joined(state, x)
         # In half precision the bands stay in it, as those of torch.
         if x.dtype == low.dtype == torch.float32 and choose(self.backend, x.device, x.dtype) == "cpu":
-            past = None if state is None else torch.cat([x[:, :0], *(history.to(x.dtype) for history in state)], dim=1)
             bands, history = native.decomposition(inner_contiguous(x), low, high, past, lengths)
-            sizes = [(self.kernel_size - 1) * 2**level for level in range(self.levels)]
-            return (bands, history.split(sizes, dim=1)) if return_state else bands
+            return (bands, self.separated(history)) if return_state else bands
         bands, histories = _in_torch(x, low, high, self.initial_state(len(x)) if state is None else state, lengths)
         return (bands, histories) if return_state else bands
 
@@ -104,6 +101,17 @@ class MultiScaleDecomposition(nn.Module):
         """Low-pass and high-pass filters of all levels, each (S, K, D)."""
         low, high = (filters.expand(self.levels, -1, -1).contiguous() for filters in (self.low, self.high))
         return low, high
+
+    def joined(self, state: tuple[Tensor, ...] | None, x: Tensor) -> Tensor | None:
+        """Joins the levels' histories to one, (B, (K - 1) (2^S - 1), D), for an input x. Raises as `check_history`."""
+        if state is None:
+            return None
+        check_history(state, self.initial_state(len(x)), x)
+        return torch.cat([x[:, :0], *(history.to(x.dtype) for history in state)], dim=1)
+
+    def separated(self, history: Tensor) -> tuple[Tensor, ...]:
+        """Separates what `joined` joined."""
+        return history.split([(self.kernel_size - 1) * 2**level for level in range(self.levels)], dim=1)
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """Zeros: for each level s, the last (K - 1) 2^(s-1) values of a^{s-1}, (B, (K - 1) 2^(s-1), D)."""
@@ -128,7 +136,7 @@ def _in_torch(
 
 
 @plain_form("msssm::decomposition")
-def _plain(
+def plain_decomposition(
     x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Plain form of the native operator, whose histories are concatenated."""

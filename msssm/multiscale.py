@@ -8,6 +8,7 @@ from msssm.decomposition import ConvolutionBands, FilterInit, MultiScaleDecompos
 from msssm.errors import InputError
 from msssm.initialization import Initialization
 from msssm.layer import SequenceLayer
+from msssm.native_layer import native_layer
 from msssm.native_step import native_step
 from msssm.padding import mask_padding
 from msssm.scale_mixer import Mixer, ScaleMixer
@@ -157,12 +158,15 @@ class MultiScaleSSM(SequenceLayer):
         lengths = self.check_input(x, lengths)
         x = mask_padding(x, lengths)
         conv_state, ssm_state = (None, None) if state is None else state
-        bands, conv_state = self.decomposition(x, lengths, conv_state, return_state=True)
-        result = self.ssm(*self.ssm_inputs(x, bands), self.mixer(x), lengths, ssm_state, return_state)
-        if not return_state:
-            return result
-        y, ssm_state = result
-        return y, MultiScaleState(conv_state, ssm_state)
+        mix = self.mixer(x)
+        result = native_layer(self, x, mix, lengths, conv_state, ssm_state)
+        if result is None:
+            bands, conv_state = self.decomposition(x, lengths, conv_state, return_state=True)
+            output = self.ssm(*self.ssm_inputs(x, bands), mix, lengths, ssm_state, return_state)
+            y, ssm_state = output if return_state else (output, None)
+        else:
+            y, conv_state, ssm_state = result
+        return (y, MultiScaleState(conv_state, ssm_state)) if return_state else y
 
     def ssm_inputs(self, x: Tensor, bands: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs of Delta, B and C, (B, L, D) or (B, L, M, D), and inputs of the recurrences, (B, L, M, D)."""

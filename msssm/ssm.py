@@ -103,8 +103,7 @@ class S6(nn.Module):
         Returns:
             y (B, L, D), with `return_state` also the state (B, M, D, N).
         """
-        N = self.state_size
-        low_rank, B, C = self._project(x).split((self.rank, N, N), dim=-1)
+        low_rank, B, C = self.selection(x)
         return multiscale_scan(
             bands,
             low_rank,
@@ -126,6 +125,10 @@ class S6(nn.Module):
         """Zeros, (B, M, D, N), in the memory layout of a scan's last state: channels innermost."""
         bands, channels, states = self.log_rate.shape
         return self.log_rate.new_zeros(batch_size, bands, states, channels).transpose(2, 3)
+
+    def selection(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Low rank of Delta (B, L, M, R), and B and C (B, L, M, N), for an x as in `forward`."""
+        return self._project(x).split((self.rank, self.state_size, self.state_size), dim=-1)
 
     def _project(self, x: Tensor) -> Tensor:
         """Low rank of Delta, B and C of each band, (B, L, M, R + 2 N)."""

@@ -24,7 +24,7 @@ FLOORS: dict[str, list[str]] = {
         "classifier scan.triton.selfcheck",
         "scan.",
         "ssm doctor",
-        "baselines export native_step",
+        "baselines export native_layer native_step",
         "multiscale",
         "diagnostics integrations streaming",
         ".",

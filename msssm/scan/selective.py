@@ -173,7 +173,7 @@ def _run(operands: Operands, discretization: str, backend: str) -> tuple[Tensor,
         varying = (x.to(dtype) for x in (u, delta, A, B, C, mix))
         wide = Operands(*varying, D, delta_weight, delta_bias, lengths, state)  # type: ignore[call-arg]
         if backend == "cpu":
-            y, last = native.multiscale_scan(wide, discretization, (MIN_DELTA, MAX_DELTA))
+            y, last, _ = native.multiscale_scan(wide, discretization, (MIN_DELTA, MAX_DELTA))
         else:
             y, last = _in_torch(wide, discretization, _BANDED[backend])
     return y.to(u.dtype), last
@@ -195,7 +195,7 @@ def _in_torch(
 
 
 @plain_form("msssm::selective")
-def _plain(*arguments: Any) -> tuple[Tensor, ...]:
+def plain_selective(*arguments: Any) -> tuple[Tensor, ...]:
     """Plain form of the native operator, whose states are (B, M, N, D) and A (M, N, D)."""
     u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, state, zoh, *_ = arguments
     delta = delta if delta_weight is None else full_rank(delta, delta_weight)
@@ -209,4 +209,4 @@ def _plain(*arguments: Any) -> tuple[Tensor, ...]:
 @plain_form("msssm::triton_selective")
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     """Plain form of the Triton operator, which has no `delta_weight`."""
-    return _plain(*arguments[:7], None, *arguments[7:])
+    return plain_selective(*arguments[:7], None, *arguments[7:])

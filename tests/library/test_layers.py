@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+import msssm.native_layer
 import msssm.ssm
 from msssm import Backbone, Bidirectional, MultiScaleSSM, SequenceClassifier, SequenceLayer
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.block import Block
 from msssm.scan import selective_scan
+from msssm.scan.cpu.selective import Operands
 from msssm.scan.step_size import full_rank, step_size
 from tests.support.tolerances import GRADIENT, OUTPUT, allowed, assert_near
 
@@ -271,6 +273,16 @@ def spy_on_scans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]
             return _scan(u, delta, A, *rest, **options)
 
         monkeypatch.setattr(msssm.ssm, name, spy)
+    whole = msssm.native_layer.multiscale_scan
+
+    def spy_on_whole(operands: Operands, *rest: Any) -> Any:
+        assert operands.delta_weight is not None
+        assert operands.delta_bias is not None
+        full = full_rank(operands.delta, operands.delta_weight)
+        seen.append((step_size(full, operands.delta_bias).detach(), operands.A.detach()))
+        return whole(operands, *rest)
+
+    monkeypatch.setattr(msssm.native_layer, "multiscale_scan", spy_on_whole)
     return seen
 
 

@@ -1,5 +1,6 @@
 """The native decomposition: `decomposition.cpp` behind two `torch.library` operators, float32 only."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ def _strides(x: Tensor, bands: Tensor, history: Tensor | None) -> Any:
     return strides(x.unsqueeze(2), bands, (x if history is None else history).unsqueeze(2))
 
 
-def _rows(low: Tensor) -> int:
-    """Number of rows of all levels' histories together."""
-    levels, taps, _ = low.shape
+def rows(filters: Sequence[int]) -> int:
+    """Number of rows of all levels' histories together, for filters of the shape (S, K, D)."""
+    levels, taps, _ = filters
     return (taps - 1) * (2**levels - 1)
 
 
@@ -29,7 +30,7 @@ def _as_read(x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengt
     """Checks an operator's tensors and makes them readable by the native functions."""
     batch, _, channels = x.shape
     taps = (*low.shape[:2], channels)
-    past = None if history is None else strided(history, (batch, _rows(low), channels))
+    past = None if history is None else strided(history, (batch, rows(low.shape), channels))
     return strided(x, x.shape), dense(low, taps), dense(high, taps), past, dense_or_none(lengths, (batch,), WHOLE)
 
 
@@ -67,7 +68,7 @@ def _decomposition_fake(
     x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     batch, length, channels = x.shape
-    return x.new_empty(batch, length, low.shape[0] + 2, channels), x.new_empty(batch, _rows(low), channels)
+    return x.new_empty(batch, length, low.shape[0] + 2, channels), x.new_empty(batch, rows(low.shape), channels)
 
 
 @torch.library.custom_op("msssm::decomposition_backward", mutates_args=(), device_types="cpu")
@@ -84,7 +85,7 @@ def _decomposition_backward(
     x, low, high, history, lengths = _as_read(x, low, high, history, lengths)
     batch, length, channels = x.shape
     grad_bands = strided(grad_bands, (batch, length, len(low) + 2, channels))
-    grad_last = dense(grad_last, (batch, _rows(low), channels))
+    grad_last = dense(grad_last, (batch, rows(low.shape), channels))
     grad_x, grad_history = torch.empty_like(x), torch.empty_like(grad_last)
     grad_low, grad_high = x.new_empty(2, batch, *low.shape)  # per row of the batch, added up below
     native().msssm_decomposition_backward(

@@ -1,7 +1,11 @@
 // Selective scans over M bands, forward and backward. Time runs sequentially; nothing of size (B, L, M, D, N) is
 // written. The forward keeps the states before every segment of steps; the backward advances from there to the states
 // before every tile of a segment, and walks back over the tiles, whose states stay in the nearest cache.
+//
+// Where the scan gets filters, its input is x: the bands are made of it, and their gradients used, tile by tile in the
+// nearest cache. They are several times as large as x, and to write and to read them takes about as long as the scan.
 
+#include "decomposition.h"
 #include "exponential.h"
 
 namespace {
@@ -29,6 +33,7 @@ struct Call {
   int64_t batch, length, bands, channels, states, heads, rank, zoh, threads;
   // Channels last in A (M, N, D) and the states (B, M, N, D); what is absent is null.
   Array u, delta, B, C, mix;  // delta (B, L, M, R) where it has a weight (M, R, D)
+  Decomposition filters;      // of x; without taps u is given
   const float *A, *skip, *delta_weight, *delta_bias, *initial;
   const int64_t* lengths;
   float lowest_delta, highest_delta;
@@ -36,6 +41,15 @@ struct Call {
   int64_t length_of(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, length) : length; }
   int64_t all() const { return bands * states; }
   double operations() const { return (double)batch * length * bands * channels * states; }
+};
+
+// Bands of one block of channels and some steps, close together, read and written as part of a whole array would be.
+struct Bands {
+  std::vector<Vec> values;
+  Array from(const Column& at, int64_t start, int64_t steps, int64_t bands) {
+    values.resize(steps * bands);
+    return {(float*)values.data() - start * LANES - at.d, 0, LANES, steps * LANES};
+  }
 };
 
 // One row, one band, and a block of channels from d on.
@@ -145,7 +159,12 @@ void advance(const Call& c, const Lane& at, int64_t start, int steps, Vec longes
                             c.A + at.m * c.states * c.channels + at.d, steps, at.width, h, y});
 }
 
-void forward_group(const Call& c, int64_t b, int64_t group, float* y, float* last, float* checkpoints) {
+void forward_group(Call c, int64_t b, int64_t group, float* y, float* last, float* past, float* checkpoints) {
+  struct Filtered {
+    Column at;
+    Taps taps;
+    Levels values;
+  };
   const int64_t all = c.all(), length = c.length_of(b), segment = segment_of(c.bands, c.states);
   const int64_t segments = (c.length + segment - 1) / segment;
   const std::vector<Block> blocks = blocks_of_group(c.batch, c.channels, group);
@@ -157,6 +176,14 @@ void forward_group(const Call& c, int64_t b, int64_t group, float* y, float* las
   for_each_state([&](Vec& h, int64_t i, Block block) {
     h = c.initial ? load(c.initial + (b * all + i) * c.channels + block.d, block.width) : Vec{};
   });
+  std::vector<Filtered> filtered;
+  Bands bands;
+  if (c.filters.taps)
+    for (Block block : blocks) {
+      const Column at{b, block.d, block.width};
+      filtered.push_back({at, Taps(c.filters, at), Levels(c.filters, std::min<int64_t>(TILE, length))});
+      load_history(c.filters, at, filtered.back().values);
+    }
   for (int64_t start = 0; start < length; start += TILE) {
     const int steps = (int)std::min<int64_t>(TILE, length - start);
     if (checkpoints && start % segment == 0)
@@ -164,6 +191,12 @@ void forward_group(const Call& c, int64_t b, int64_t group, float* y, float* las
         store(checkpoints + ((b * segments + start / segment) * all + i) * c.channels + block.d, h, block.width);
       });
     for (size_t k = 0; k < blocks.size(); ++k) {
+      if (c.filters.taps) {
+        Filtered& own = filtered[k];
+        c.u = bands.from(own.at, start, TILE, c.bands);
+        split(c.filters, own.at, own.taps, start, 0, steps, own.values, &c.u);
+        own.values.forward(steps);
+      }
       Vec total[TILE] = {}, delta[TILE], u[TILE], band[TILE];
       for (int64_t m = 0; m < c.bands; ++m) {
         const Lane at{b, m, blocks[k].d, blocks[k].width};
@@ -184,10 +217,12 @@ void forward_group(const Call& c, int64_t b, int64_t group, float* y, float* las
   for_each_state([&](Vec& h, int64_t i, Block block) {
     store(last + (b * all + i) * c.channels + block.d, h, block.width);
   });
+  for (Filtered& own : filtered) own.values.write_past(past + b * c.filters.rows() * c.channels, own.at);
 }
 
-// Of a thread: of one segment, and of one tile of it.
+// Of a thread: of some segments, of one, and of one tile of it.
 struct Scratch {
+  Bands bands, grad_bands;
   std::vector<Vec> delta, u, weight, starts;
   Vec grad_band[TILE], y[TILE], grad_u[TILE], grad_delta[TILE];
   Vec states[(TILE + 1) * BACKWARD_STATES], changes[TILE * BACKWARD_STATES];
@@ -210,7 +245,8 @@ struct Sums {
 // A, skip, delta_weight and delta_bias per row of the batch; B, C, mix and a delta of low rank per group of channels,
 // (groups, B, L, M, ...).
 struct Gradients {
-  Array u, delta;
+  Array u, delta;  // or of x
+  DecompositionGradients filters;
   float *low_rank, *A, *B, *C, *mix, *skip, *delta_weight, *delta_bias, *initial;
 
   // To what follows `row` rows of L M in the buffers of the groups.
@@ -396,35 +432,67 @@ void backward_segment(const Call& c, const Lane& at, int64_t start, int steps, i
 }
 
 // Not inlined: where the scratch is known to be of the thread, its place would be asked for again and again.
-__attribute__((noinline)) void backward_group(const Call& c, const float* checkpoints, const Array& grad_y, const float* grad_last, int64_t b,
-                    int64_t group, const Gradients& g, Scratch& s) {
+__attribute__((noinline)) void backward_group(Call c, const float* checkpoints, const Array& grad_y,
+                                              const float* grad_last, const float* grad_past, int64_t b, int64_t group,
+                                              Gradients g, Scratch& s) {
+  struct Filtered {
+    Column at;
+    Taps taps, grad_taps;
+    Levels grads;
+  };
+  const Decomposition& filters = c.filters;
+  const Array grad_input = g.u;
   const int64_t all = c.all(), length = c.length_of(b), segment = segment_of(c.bands, c.states);
   const int64_t segments = (c.length + segment - 1) / segment, rows = (group * c.batch + b) * c.length;
+  // So many segments at a time that less than half of what the filters compute again lies before them.
+  const int64_t seen = filters.rows(), stretch = std::max<int64_t>(1, (seen + segment - 1) / segment) * segment;
   const std::vector<Block> blocks = blocks_of_group(c.batch, c.channels, group);
   std::vector<Sums> sums(blocks.size(), Sums(c));
+  std::vector<Filtered> filtered;
+  Levels values(filters, std::min(stretch + seen, length));
   s.fit(c, segment);
-  for (size_t k = 0; k < blocks.size(); ++k)
+  for (size_t k = 0; k < blocks.size(); ++k) {
     for (int64_t i = 0; i < all; ++i)
       sums[k].carry[i] = load(grad_last + (b * all + i) * c.channels + blocks[k].d, blocks[k].width);
+    if (!filters.taps) continue;
+    const Column at{b, blocks[k].d, blocks[k].width};
+    filtered.push_back({at, Taps(filters, at), Taps(filters), Levels(filters, stretch)});
+    filtered[k].grads.read_past(grad_past + b * seen * c.channels, at);
+  }
   g.for_each_group_buffer(c, (rows + length) * c.bands, [&](float* buffer, int64_t inner) {
     std::fill_n(buffer, (c.length - length) * c.bands * inner, 0.0f);
   });
   for (int64_t t = length; t < c.length; ++t)
     for (int64_t m = 0; m < c.bands; ++m)
       for (Block block : blocks) {
-        store(g.u.at(b, t, m) + block.d, Vec{}, block.width);
+        if (m == 0 || !filters.taps) store(g.u.at(b, t, m) + block.d, Vec{}, block.width);
         if (!c.delta_weight) store(g.delta.at(b, t, m) + block.d, Vec{}, block.width);
       }
-  for (int64_t index = (length + segment - 1) / segment - 1; index >= 0; --index) {
-    const int64_t start = index * segment, row = (rows + start) * c.bands;
-    const int steps = (int)std::min<int64_t>(segment, length - start);
-    g.for_each_group_buffer(c, row, [&](float* buffer, int64_t inner) {
-      std::fill_n(buffer, steps * c.bands * inner, 0.0f);
+  for (int64_t first = (length + stretch - 1) / stretch * stretch - stretch; first >= 0; first -= stretch) {
+    const int64_t count = std::min(stretch, length - first), halo = std::min(first, seen);
+    g.for_each_group_buffer(c, (rows + first) * c.bands, [&](float* buffer, int64_t inner) {
+      std::fill_n(buffer, count * c.bands * inner, 0.0f);
     });
-    for (size_t k = 0; k < blocks.size(); ++k)
-      for (int64_t m = 0; m < c.bands; ++m)
-        backward_segment(c, Lane{b, m, blocks[k].d, blocks[k].width}, start, steps, row + m,
-                         checkpoints + (b * segments + index) * all * c.channels, grad_y, g, s, sums[k]);
+    for (size_t k = 0; k < blocks.size(); ++k) {
+      if (filters.taps) {
+        const Filtered& own = filtered[k];
+        c.u = s.bands.from(own.at, first, stretch, c.bands);
+        g.u = s.grad_bands.from(own.at, first, stretch, c.bands);
+        if (halo == first) load_history(filters, own.at, values);
+        split(filters, own.at, own.taps, first, halo, count, values, &c.u);
+      }
+      for (int64_t index = (first + count - 1) / segment; index * segment >= first; --index) {
+        const int64_t start = index * segment;
+        for (int64_t m = 0; m < c.bands; ++m)
+          backward_segment(c, Lane{b, m, blocks[k].d, blocks[k].width}, start,
+                           (int)std::min<int64_t>(segment, length - start), (rows + start) * c.bands + m,
+                           checkpoints + (b * segments + index) * all * c.channels, grad_y, g, s, sums[k]);
+      }
+      if (filters.taps) {
+        Filtered& own = filtered[k];
+        join(filters, own.at, own.taps, first, halo, count, values, g.u, own.grads, own.grad_taps, grad_input);
+      }
+    }
   }
   for (size_t k = 0; k < blocks.size(); ++k) {
     auto write = [&](const std::vector<Vec>& values, float* out) {
@@ -437,15 +505,19 @@ __attribute__((noinline)) void backward_group(const Call& c, const float* checkp
     write(sums[k].delta_weight, g.delta_weight);
     write(sums[k].delta_bias, g.delta_bias);
   }
+  for (Filtered& own : filtered) g.filters.write(filters, own.at, own.grad_taps, own.grads);
 }
 
-// sizes: B, L, M, D, N, heads, R, zoh, threads. strides: (row, step, band) of u, delta, B, C, mix.
-// inputs: u, delta, B, C, mix, A, D, delta_weight, delta_bias, initial state.
+// sizes: B, L, M, D, N, heads, R, zoh, taps or 0, threads. strides: (row, step, band) of u or x, delta, B, C, mix,
+// history. inputs: u or x, delta, B, C, mix, A, D, delta_weight, delta_bias, initial state, low, high, history or null.
 Call make_call(const int64_t* sizes, const int64_t* strides, const float* const* in, const int64_t* lengths,
                const float* limits) {
-  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8],
-          array(in[0], strides), array(in[1], strides + 3), array(in[2], strides + 6), array(in[3], strides + 9),
-          array(in[4], strides + 12), in[5], in[6], in[7], in[8], in[9], lengths, limits[0], limits[1]};
+  const Array u = array(in[0], strides);
+  const int64_t taps = sizes[8], levels = taps ? sizes[2] - 2 : 0;
+  const Decomposition filters{levels, taps, sizes[3], u, array(in[12], strides + 15), in[10], in[11]};
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[9],
+          u, array(in[1], strides + 3), array(in[2], strides + 6), array(in[3], strides + 9),
+          array(in[4], strides + 12), filters, in[5], in[6], in[7], in[8], in[9], lengths, limits[0], limits[1]};
 }
 
 }  // namespace
@@ -458,30 +530,31 @@ int64_t msssm_segment(int64_t bands, int64_t states) { return segment_of(bands, 
 
 int64_t msssm_groups(int64_t batch, int64_t channels) { return groups_of(batch, channels); }
 
-// limits: least and greatest step size after the softplus. y (B, L, D), last (B, M, N, D), checkpoints
-// (B, segments, M, N, D) or null.
+// limits: least and greatest step size after the softplus. y (B, L, D), last (B, M, N, D), past (B, rows of history, D)
+// of filters, checkpoints (B, segments, M, N, D) or null.
 void msssm_selective_forward(const int64_t* sizes, const int64_t* strides, const float* const* in,
-                             const int64_t* lengths, const float* limits, float* y, float* last, float* checkpoints) {
+                             const int64_t* lengths, const float* limits, float* y, float* last, float* past,
+                             float* checkpoints) {
   const Call c = make_call(sizes, strides, in, lengths, limits);
   for_each_group(c.batch, c.channels, c.threads, c.operations(), [&](int64_t b, int64_t group) {
-    forward_group(c, b, group, y, last, checkpoints);
+    forward_group(c, b, group, y, last, past, checkpoints);
   });
 }
 
-// grad_strides: (row, step, band) of grad_y (band 0), grad_u, grad_delta.
-// out: grad_u, grad_delta (unused where it is of low rank), low_rank, A, B, C, mix (or null), skip, delta_weight,
-// delta_bias, initial.
+// grad_strides: (row, step, band) of grad_y (band 0), grad_u or grad_x, grad_delta.
+// out: grad_u or grad_x, grad_delta (unused where it is of low rank), low_rank, A, B, C, mix (or null), skip,
+// delta_weight, delta_bias, initial, low, high, history.
 void msssm_selective_backward(const int64_t* sizes, const int64_t* strides, const float* const* in,
                               const int64_t* lengths, const float* limits, const float* checkpoints,
-                              const float* grad_y, const float* grad_last, const int64_t* grad_strides,
-                              float* const* out) {
+                              const float* grad_y, const float* grad_last, const float* grad_past,
+                              const int64_t* grad_strides, float* const* out) {
   const Call c = make_call(sizes, strides, in, lengths, limits);
   const Array incoming = array(grad_y, grad_strides);
-  const Gradients g{array(out[0], grad_strides + 3), array(out[1], grad_strides + 6), out[2], out[3], out[4],
-                    out[5], out[6], out[7], out[8], out[9], out[10]};
+  const Gradients g{array(out[0], grad_strides + 3), array(out[1], grad_strides + 6), {out[11], out[12], out[13]},
+                    out[2], out[3], out[4], out[5], out[6], out[7], out[8], out[9], out[10]};
   for_each_group(c.batch, c.channels, c.threads, c.operations(), [&](int64_t b, int64_t group) {
     thread_local Scratch scratch;
-    backward_group(c, checkpoints, incoming, grad_last, b, group, g, scratch);
+    backward_group(c, checkpoints, incoming, grad_last, grad_past, b, group, g, scratch);
   });
 }
 }
