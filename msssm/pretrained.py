@@ -13,9 +13,35 @@ from torch import Tensor
 
 from msssm.errors import InputError, MissingFileError
 from msssm.layer import SequenceLayer
+from msssm.paths import local_path
 
+SHIPPED = Path(__file__).parent / "models"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 2
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with msssm."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def pretrained_folder(model: str | Path) -> Path:
+    """The folder of a shipped model's name, or that was given; `./x` is a folder even where a model is called x.
+
+    Raises:
+        FileNotFoundError: neither a name nor a folder.
+    """
+    names = shipped_models()
+    if str(model) in names:
+        return SHIPPED / str(model)
+    folder = local_path(model)
+    if not folder.is_dir():
+        there = f"the shipped models are {', '.join(names)}" if names else "no model is shipped with this version"
+        raise MissingFileError(
+            f"asked for the model {str(model)!r}, which is neither a shipped one nor a folder; {there}, and a folder is "
+            "one that save_pretrained or msssm export wrote"
+        )
+    return folder
 
 
 def layer_config(layer: Callable[[int], SequenceLayer]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from tasks.process import settle
 
 USAGE = """usage: msssm COMMAND ...
 
+  ecg                            what a trained model says about your ECG, at once: msssm ecg recording.hea
   fit, validate, test, predict   run a recipe: msssm fit --config listops [--option value ...]
   experiment                     every row of a table, trained and tabulated: msssm experiment quick --tasks listops
   table                          gather complete runs into a table and plots: msssm table results/quick
@@ -27,6 +28,7 @@ USAGE = """usage: msssm COMMAND ...
 
 # Each has `main(args)`.
 COMMANDS = {
+    "ecg": "tasks.commands.ecg",
     "table": "tasks.commands.table",
     "experiment": "tasks.commands.experiment",
     "sweep": "tasks.commands.sweep",

@@ -17,7 +17,7 @@ from torch import Tensor
 from datamodules import ECGBatch, PTBXLDataModule
 from msssm import Backbone, MultiScaleSSM
 from tasks import ECGTask
-from tasks.ecg import aggregate
+from tasks.recordings.inference import aggregate
 from tasks.main import main
 from tasks.metrics.ecg import auroc, f_max, macro
 from tasks.run.predictions import load
