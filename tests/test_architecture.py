@@ -47,7 +47,7 @@ FLOORS: dict[str, list[str]] = {
         "experiments.table",
         "reports.table",
         "reports",
-        "callbacks",
+        "callbacks recordings",
         "base",
         "tokens image ecg",
         "listops",

@@ -1,6 +1,6 @@
-"""How records are cut into windows."""
+"""Windows of a record."""
 
 
 def window_starts(samples: int, window: int, stride: int) -> list[int]:
-    """Where windows start, the last one at the end of the record."""
+    """Starts of the windows, the last of which ends with the record."""
     return sorted({*range(0, samples - window + 1, stride), samples - window})

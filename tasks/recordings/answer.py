@@ -1,8 +1,9 @@
-"""What a model says about recordings, printed and written: a table, .json, .csv and a picture on ECG paper."""
+"""A model's answer about recordings: a printed table, .json, .csv and a picture on ECG paper."""
 
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,48 +12,28 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError as DataError
-from datamodules.ptbxl.recording import FillMissing, Implausible, Recording, find_recordings, read_recording
+from datamodules.ptbxl.recording import Recording, find_recordings, read_recording
 from datamodules.ptbxl.typical import age_in_header, unlike
 from msssm.errors import InputError
 from tasks.paths import make_folder
 from tasks.recordings.inference import offline, standardised, stream
 from tasks.recordings.model import Answers, ClassAnswer, ECGModel
+from tasks.recordings.options import RecordingOptions
 from tasks.reports.ecg_paper import RESEARCH, ecg_figure
 
 LISTED, SHOWN = 0.05, 5  # the table has the classes of at least this probability, and at least so many
 
 
 @dataclass(frozen=True)
-class RecordingOptions:
-    """How recordings are read, and what is made of them.
-
-    Attributes:
-        sampling_rate: as `given_rate` of `read_recording`, which has the next three too.
-        leads: its `given_leads`.
-        fill_missing: likewise.
-        implausible: likewise.
-        stream: also feed the recording sample by sample.
-        output: folder.
-    """
-
-    sampling_rate: float | None
-    leads: list[str] | None
-    fill_missing: FillMissing
-    implausible: Implausible
-    stream: bool
-    output: Path
-
-
-@dataclass(frozen=True)
 class _Finding:
-    """A class and its probability."""
+    """Class with its probability in one recording."""
 
     known: ClassAnswer
     probability: float
 
     @property
-    def said(self) -> bool:
-        """Whether it reaches its threshold."""
+    def reached(self) -> bool:
+        """Whether the probability reaches the class's threshold."""
         return self.known.threshold is not None and self.probability >= self.known.threshold
 
     @property
@@ -65,7 +46,7 @@ def answer(model: ECGModel, sources: Sequence[Path], options: RecordingOptions) 
     """Prints a table per recording; writes <output>/<recording>.json and .png, and predictions.csv over all.
 
     Args:
-        model: what answers.
+        model: that answers.
         sources: recordings, or folders of them.
         options: how they are read.
 
@@ -76,24 +57,26 @@ def answer(model: ECGModel, sources: Sequence[Path], options: RecordingOptions) 
     files = named_recordings(sources)
     rows: dict[str, list[float]] = {}
     failures = []
-    for name, file in files.items():
-        try:
-            rows[name] = _answer_one(model, file, name, options)
-        except (InputError, DataError) as error:
-            failures.append(str(error))
-    if rows:
-        _write_csv(options.output / "predictions.csv", [each.name for each in model.answers.classes], rows)
-        print("\n".join([*_how(model), f"  {RESEARCH}", f"written to {options.output}"]))
+    try:
+        for name, file in files.items():
+            try:
+                rows[name] = _answer_one(model, file, name, options)
+            except (InputError, DataError) as error:
+                failures.append(str(error))
+    finally:  # also of those before an interruption
+        if rows:
+            _write_csv(options.output / "predictions.csv", [each.name for each in model.answers.classes], rows)
+            print("\n".join([*_meaning(model), RESEARCH, f"written to {options.output}"]))
     if failures:
         more = f"; {len(rows)} of {len(files)} recordings were predicted" if len(files) > 1 else ""
         raise InputError("\n".join(failures) + more)
 
 
 def named_recordings(sources: Sequence[Path]) -> dict[str, Path]:
-    """The recordings of all sources, each once, by the names of the outputs.
+    """Locates the recordings of all sources, each once, by the names of their outputs.
 
-    A name is the path within its folder, or from what all have in common where two would be alike; with the ending
-    only where two recordings differ in nothing else.
+    A name is the path within its folder, or from the folder that all have in common where two would be alike; it has
+    its suffix only where two recordings share the rest.
     """
     inside: dict[Path, Path] = {}
     for source in sources:
@@ -103,12 +86,12 @@ def named_recordings(sources: Sequence[Path]) -> dict[str, Path]:
         common = os.path.commonpath([file.absolute().parent for file in inside])
         inside = {file: file.absolute().relative_to(common) for file in inside}
     bare = {file: str(Path(str(path).removesuffix(".gz")).with_suffix("")) for file, path in inside.items()}
-    twice = [name for name in bare.values() if list(bare.values()).count(name) > 1]
-    return {str(inside[file]) if name in twice else name: file for file, name in bare.items()}
+    count = Counter(bare.values())
+    return {str(inside[file]) if count[name] > 1 else name: file for file, name in bare.items()}
 
 
 def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOptions) -> list[float]:
-    """Probabilities (K,) of one recording, told and written."""
+    """Prints and writes the answer about one recording; returns its probabilities (K,)."""
     answers = model.answers
     recording = read_recording(
         file,
@@ -119,21 +102,21 @@ def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOption
         implausible=options.implausible,
     )
     x = standardised(recording, answers.mean, answers.std)
-    windows = len(answers.windows.starts(len(x))[1])
+    _, starts = answers.windows.starts(len(x))
     different = unlike(recording, answers.typical, age_in_header(file)) if answers.typical else []
     logits = offline(model.network, x, answers.windows)
     if options.stream:
         _print_stream(model, x, recording, logits)
     probabilities = answers.probabilities(logits)
     findings = [_Finding(*each) for each in zip(answers.classes, probabilities, strict=True)]
-    findings.sort(key=lambda finding: (not finding.said, -finding.probability))
+    findings.sort(key=lambda finding: (not finding.reached, -finding.probability))
     seconds = len(x) / recording.sampling_rate
     about = [
         f"{seconds:.1f} s at {recording.sampling_rate} Hz",
         *(f"unlike PTB-XL: {each}" for each in different),
         *recording.notes,
     ]
-    print("\n".join([f"{name}: " + "\n  ".join(about), *_table(findings, answers), ""]))
+    print("\n".join([f"{name}: " + "\n  ".join(about), *_table(findings, answers), ""]), flush=True)
     content = {
         "recording": str(file),
         "model": model.name,
@@ -143,7 +126,7 @@ def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOption
         "sampling_rate": recording.sampling_rate,
         "notes": recording.notes,
         "unlike_ptbxl": different,
-        "windows": windows,
+        "windows": len(starts),
         "aggregation": answers.windows.aggregation,
         "probabilities": {each.known.name: each.probability for each in findings},
         "logits": {each.name: value for each, value in zip(answers.classes, logits.tolist(), strict=True)},
@@ -151,45 +134,44 @@ def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOption
     }
     if answers.validation:
         content |= {
-            "above_threshold": [each.known.name for each in findings if each.said],
+            "above_threshold": [each.known.name for each in findings if each.reached],
             "thresholds": {each.name: each.threshold for each in answers.classes},
-            "calibration": {"validation": answers.validation, "test": answers.test},
+            "meaning": _meaning(model),
         }
     path = options.output / name
     make_folder(path.parent)
     Path(f"{path}.json").write_text(json.dumps(content, indent=2) + "\n")
-    drawn = [(f"{each.title}  (at least {each.known.threshold:.2f})" if each.said else each.title, each.probability) for each in findings]
-    ecg_figure(recording.signal, recording.sampling_rate, name, about, drawn).savefig(f"{path}.png", dpi=200)
+    marked = [(f"{each.title}{' *' if each.reached else ''}", each.probability) for each in findings]
+    ecg_figure(recording.signal, recording.sampling_rate, name, about, marked).savefig(f"{path}.png", dpi=200)
     return probabilities
 
 
 def _table(findings: Sequence[_Finding], answers: Answers) -> Iterator[str]:
-    """Those that reach their thresholds, and the most probable others; the rest is counted only."""
-    said = sum(each.said for each in findings)
-    shown = max(SHOWN, said + sum(each.probability >= LISTED for each in findings[said:]))
+    """Formats the classes at their thresholds, then the most probable others; improbable ones are only counted."""
+    reached = sum(each.reached for each in findings)
+    shown = max(SHOWN, reached + sum(each.probability >= LISTED for each in findings[reached:]))
     for each in findings[:shown]:
-        line = ""
+        threshold, mark = each.known.threshold, ""
         if answers.validation:
-            threshold = each.known.threshold
-            line = f"{'':12}" if threshold is None else f"{'above' if each.said else 'below'} {threshold:.3f} "
-        yield f"  {each.probability:6.3f}  {'#' * round(20 * each.probability):20}  {line}{each.title}"
+            mark = f"{'*' if each.reached else ' '} {'     ' if threshold is None else f'{threshold:5.3f}'}  "
+        yield f"  {each.probability:6.3f}  {'#' * round(20 * each.probability):20}  {mark}{each.title}"
     if rest := findings[shown:]:
         yield f"  {len(rest)} other classes below {max(each.probability for each in rest):.3f}"
 
 
-def _how(model: ECGModel) -> list[str]:
-    """What the numbers mean, of a model that was judged."""
+def _meaning(model: ECGModel) -> list[str]:
+    """Explains the numbers of a model that was judged."""
     answers = model.answers
     if not answers.validation:
         return []
-    with_threshold = sum(each.threshold is not None for each in answers.classes)
-    test = answers.test
+    test, without = answers.test, sum(each.threshold is None for each in answers.classes)
+    before, after = test["calibration_error"]
+    data = "generated ECGs, which are not patients'" if answers.synthetic else "PTB-XL"
     return [
-        f"model {model.name}: probabilities are calibrated, and a threshold has the best F1 of its class, on PTB-XL's "
-        f"fold 9; {len(answers.classes) - with_threshold} of {len(answers.classes)} classes have too few positives "
-        "there for one",
-        f"  on fold 10, once: macro AUROC {test['auroc']:.3f}, calibration error {test['calibration_error'][1]:.4f} "
-        f"({test['calibration_error'][0]:.4f} before)",
+        f"model {model.name}, of {data}. *: the probability reaches the threshold beside it, which has the best F1 of its "
+        f"class on fold 9; {without} of {len(answers.classes)} classes are too rare there for one.",
+        f"The probabilities are calibrated on fold 9. On fold 10: macro AUROC {test['auroc']:.3f}, calibration error "
+        f"{after:.4f} ({before:.4f} uncalibrated).",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a network says about a recording of any length: at once, in bounded memory, or sample by sample."""
+"""Logits of a recording of any length: at once in bounded memory, or sample by sample."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ WINDOWS, POSITIONS = 32, 4096  # at a time, so that memory does not grow with th
 
 @dataclass(frozen=True)
 class Windows:
-    """How a model looks at recordings: `crop` samples at a time, every `stride` samples, or (None) at all of it."""
+    """Windows of a recording: `crop` samples every `stride` samples, or (None) all of it."""
 
     crop: int | None
     stride: int
     aggregation: str
 
     def starts(self, length: int) -> tuple[int, list[int]]:
-        """Samples per window, and where the windows of a recording begin; the last ends with it."""
+        """Samples per window, and the starts of a recording's windows, the last of which ends with it."""
         window = length if self.crop is None else self.crop
         if length < window:
             raise InputError(
@@ -36,9 +36,9 @@ class Windows:
 
 
 def aggregate(logits: Tensor, how: str) -> Tensor:
-    """Logits of a record from those of its windows: of their largest ("max") or mean ("mean") probability.
+    """Combines the logits (B, W, K) of windows to those of records, (B, K).
 
-    logits (B, W, K) -> (B, K).
+    The result is the logit of the largest ("max") or mean ("mean") probability.
     """
     if how == "max" or logits.shape[1] == 1:
         return logits.amax(1)
@@ -47,14 +47,14 @@ def aggregate(logits: Tensor, how: str) -> Tensor:
 
 
 def standardised(recording: Recording, mean: float, std: float) -> Tensor:
-    """(L, 12) float32 as in training; what is missing is the mean."""
+    """Standardises a recording to (L, 12) float32 as in training; missing samples become the mean."""
     x = np.where(recording.missing, 0.0, (recording.signal - mean) / std)
     return torch.from_numpy(x.astype(np.float32))
 
 
 @torch.inference_mode()
 def offline(model: SequenceClassifier, x: Tensor, windows: Windows) -> Tensor:
-    """Logits (K,) of a recording x (L, 12), in chunks of windows and of positions."""
+    """Computes the logits (K,) of a recording x (L, 12), in chunks of windows and of positions."""
     window, starts = windows.starts(len(x))
     logits = []
     for first in range(0, len(starts), WINDOWS):
@@ -67,10 +67,10 @@ def offline(model: SequenceClassifier, x: Tensor, windows: Windows) -> Tensor:
 
 
 def stream(model: SequenceClassifier, x: Tensor, windows: Windows) -> Iterator[Tensor]:
-    """Logits (K,) after each sample of x (L, 12): of the windows that are full, before the first of the one that fills.
+    """Yields logits (K,) after each sample of x (L, 12): those of the full windows, or of the first while it fills.
 
-    Kept are one running state for each window that a sample falls into, at most crop / stride and one more for the
-    last, which ends with the recording; and the logits of those that are full.
+    It keeps one running state for each window that contains the sample, at most crop / stride and one more for the
+    last, which ends with the recording, and the logits of the full windows.
     """
     stepper = StreamingClassifier(model)
     window, starts = windows.starts(len(x))

@@ -1,10 +1,9 @@
-"""A trained model as it answers about recordings: network, scaling, windows; calibration and thresholds if it has any.
+"""A trained model that answers about recordings: network, scaling, windows, calibration and thresholds.
 
-A folder that `msssm export --ecg` wrote has them in ecg.json, and nothing else is needed: no recipe, no data set.
+In a folder that `msssm export --ecg` wrote, ecg.json has all but the network; neither recipe nor data set is needed.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,18 +23,17 @@ FILE, FORMAT = "ecg.json", 1
 
 @dataclass(frozen=True)
 class ClassAnswer:
-    """What is known of one class; of a checkpoint's, only its name.
+    """One class of a model; of a checkpoint, its name and description alone are known.
 
     Attributes:
         name: as in the label set.
         description: in words.
-        positives: records of the validation fold that have it.
+        positives: its records in the validation fold.
         slope: of the calibration, probability = sigmoid(slope * logit + intercept).
         intercept: likewise.
-        threshold: of the calibrated probability, with the best F1 on the validation fold; None where that has too few
-            positives to tell, or the model tells nothing.
-        validation: on that fold, `auroc`, and at the threshold `sensitivity`, `specificity` and `precision`.
-        test: likewise on the test fold, which nothing was chosen on.
+        threshold: calibrated probability with the best F1 on the validation fold; None where that fold has too few
+            positives.
+        test: on the test fold, `auroc` and, at the threshold, `sensitivity`, `specificity` and `precision`.
     """
 
     name: str
@@ -44,25 +42,25 @@ class ClassAnswer:
     slope: float = 1.0
     intercept: float = 0.0
     threshold: float | None = None
-    validation: dict[str, float | None] = field(default_factory=dict)
     test: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """How a network's logits become answers: the content of ecg.json.
+    """Meaning of a network's logits: the content of ecg.json.
 
     Attributes:
         label_set: of PTB-XL.
-        mean: mV, of the training samples.
+        mean: of the training samples, in mV.
         std: likewise.
         sampling_rate: Hz.
-        windows: how the model looks at a recording.
+        windows: that the network reads.
         classes: in the order of the logits.
-        validation: of all classes together on the validation fold: `auroc` (macro), and `brier` and
-            `calibration_error` before and after the calibration. Empty of a checkpoint, as are the next two.
+        synthetic: whether the model was trained on generated ECGs.
+        validation: scores of all classes on the validation fold (`tasks.recordings.judge`); empty for a checkpoint, as
+            are the next two.
         test: likewise on the test fold.
-        typical: of each measure of `datamodules.ptbxl.typical`, the range that the training recordings keep.
+        typical: range of each measure of `datamodules.ptbxl.typical` over the training recordings.
     """
 
     label_set: str
@@ -71,24 +69,24 @@ class Answers:
     sampling_rate: int
     windows: Windows
     classes: list[ClassAnswer]
+    synthetic: bool = False
     validation: dict[str, Any] = field(default_factory=dict)
     test: dict[str, Any] = field(default_factory=dict)
     typical: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def probabilities(self, logits: Tensor) -> list[float]:
-        """Of logits (K,), calibrated."""
-        values = logits.double()
-        slope = values.new_tensor([each.slope for each in self.classes])
-        return torch.sigmoid(slope * values + values.new_tensor([each.intercept for each in self.classes])).tolist()
+        """Calibrated probabilities of logits (K,)."""
+        slope, intercept = logits.new_tensor([[each.slope, each.intercept] for each in self.classes]).double().T
+        return torch.sigmoid(slope * logits + intercept).tolist()
 
 
 class ECGModel(NamedTuple):
-    """What answers about recordings.
+    """Model that answers about recordings.
 
     Attributes:
-        name: of a shipped model, or where it was read from.
+        name: of a shipped model, or where it was read.
         network: in `eval()`, (B, L, 12) standardised leads -> (B, K) logits.
-        answers: what its logits mean.
+        answers: the meaning of its logits.
     """
 
     name: str
@@ -113,27 +111,25 @@ def read_answers(folder: Path) -> Answers:
     if not path.is_file():
         raise MissingFileError(f"{folder} has no {FILE}; name a folder that msssm export --ecg wrote")
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text())
-        fields = {name: value for name, value in content.items() if name != "format"}
-        fields["windows"] = Windows(**fields["windows"])
-        fields["classes"] = [ClassAnswer(**each) for each in fields["classes"]]
-        fields["typical"] = {name: (low, high) for name, (low, high) in fields["typical"].items()}
-        answers = Answers(**fields)
+        content = json.loads(path.read_text())
+        if content.pop("format") != FORMAT:
+            raise ValueError("another format")
+        content["windows"] = Windows(**content["windows"])
+        content["classes"] = [ClassAnswer(**each) for each in content["classes"]]
+        content["typical"] = {name: (low, high) for name, (low, high) in content["typical"].items()}
+        return Answers(**content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # of a file that is none of ours
-        raise InputError(f"{path} is damaged ({error}); export it again") from error
-    if content.get("format") != FORMAT:
-        raise InputError(f"{path} is not of format {FORMAT}; export it again with this version of msssm")
-    return answers
+        raise InputError(f"{path} is damaged or not of format {FORMAT} ({error}); export it again") from error
 
 
 def ecg_models() -> dict[str, Answers]:
-    """The shipped models that answer about ECGs, the best on the validation fold first."""
+    """Finds the shipped models that answer about ECGs, the best on the validation fold first."""
     found = {name: read_answers(SHIPPED / name) for name in shipped_models() if (SHIPPED / name / FILE).is_file()}
     return dict(sorted(found.items(), key=lambda item: -item[1].validation["auroc"]))
 
 
 def read_model(model: str | Path | None = None) -> ECGModel:
-    """A model by the name of a shipped one, or from a folder; by default the best of the shipped ones.
+    """Reads a shipped model by its name, or a folder; by default the best of the shipped ones.
 
     Raises:
         FileNotFoundError: there is no such model.
