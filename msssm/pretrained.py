@@ -21,12 +21,12 @@ FORMAT = 2
 
 
 def shipped_models() -> list[str]:
-    """Names of the models that come with msssm."""
+    """Lists the models that come with msssm."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
 def pretrained_folder(model: str | Path) -> Path:
-    """The folder of a shipped model's name, or that was given; `./x` is a folder even where a model is called x.
+    """Folder of a shipped model's name, or the given one; `./x` is a folder even if a model is named x.
 
     Raises:
         FileNotFoundError: neither a name nor a folder.
@@ -36,10 +36,9 @@ def pretrained_folder(model: str | Path) -> Path:
         return SHIPPED / str(model)
     folder = local_path(model)
     if not folder.is_dir():
-        there = f"the shipped models are {', '.join(names)}" if names else "no model is shipped with this version"
         raise MissingFileError(
-            f"asked for the model {str(model)!r}, which is neither a shipped one nor a folder; {there}, and a folder is "
-            "one that save_pretrained or msssm export wrote"
+            f"asked for the model {str(model)!r}, got neither a shipped one ({', '.join(names) or 'there is none'}) "
+            "nor a folder; name one of them, or a folder that save_pretrained or msssm export wrote"
         )
     return folder
 

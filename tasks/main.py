@@ -46,13 +46,16 @@ def main(args: list[str] | None = None) -> None:
     """Runs one command; `args` as `sys.argv[1:]`, which is the default.
 
     Raises:
-        SystemExit: with code 2 and a short message where the input was wrong.
+        SystemExit: with code 2 and a short message where the input was wrong, 130 after an interruption.
     """
     # The command draws into files alone; a notebook leaves its own backend here, which nothing else can import.
     os.environ["MPLBACKEND"] = "agg"
     settle()
     try:
         _dispatch(args)
+    except KeyboardInterrupt:
+        print("msssm: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         message = complaint(error)
         if message is None:

@@ -81,7 +81,7 @@ def unlike(recording: Recording, ranges: Mapping[str, Range], age: float | None 
         found.append(f"{', '.join(np.array(LEADS)[absent])} missing; PTB-XL has all twelve leads")
     seconds = len(recording.signal) / recording.sampling_rate
     if abs(seconds - SECONDS) > _LONGER:
-        found.append(f"{seconds:.1f} s long; PTB-XL's recordings, and the thresholds, are of {SECONDS} s")
+        found.append(f"{seconds:.1f} s long; calibration and thresholds are for PTB-XL's {SECONDS} s")
     slow_rate = recording.original_rate < recording.sampling_rate
     if slow_rate:
         found.append(f"sampled at {recording.original_rate:g} Hz: nothing above {recording.original_rate / 2:g} Hz")

@@ -8,9 +8,10 @@ from tasks.recordings.model import ecg_models, read_model
 from tasks.recordings.options import RecordingOptions, add_arguments
 from tasks.reports.ecg_paper import RESEARCH
 
-ASKED = """A recording is a 12-lead ECG at rest, like PTB-XL's: 10 s, in mV, as the electrocardiograph gives it. Any rate,
-order and usual name of the leads will do, in a WFDB record (.hea), a table (.csv, .tsv, .txt, also .gz) or an array
-(.npy, .npz); without a unit, mV is assumed. What was done to a recording, and how it is unlike PTB-XL, is printed."""
+ASKED = """A recording is a 12-lead ECG at rest, like PTB-XL's: 10 s, in mV, as the electrocardiograph gives it. Any
+rate, order and usual name of the leads will do, in a WFDB record (.hea), a table (.csv, .tsv, .txt, also .gz) or an
+array (.npy, .npz); without a unit, mV is assumed. What was done to a recording, and how it is unlike PTB-XL, is
+printed."""
 
 
 def main(args: list[str]) -> None:

@@ -168,7 +168,8 @@ def _measured(metrics: dict[str, Any] | None) -> list[str]:
     return [
         *(f"- {name}: {value:.4f}" for name, value in metrics["test"].items()),
         f"- best validation ({metrics['validation']['monitor']}): {metrics['validation']['best']:.4f}",
-        f"- one seed ({metrics['seed']}), {metrics['steps']:,} steps, tested once at the best validation",
-        f"- data: {json.dumps(metrics['data'], sort_keys=True)}",
+        f"- one seed ({metrics['seed']}), {metrics['steps']:,} steps, "
+        f"{'tested once' if metrics['test'] else 'not tested'} at the best validation",
+        f"- data: {json.dumps({key: metrics['data'][key] for key in sorted(metrics['data']) if key != 'positives'})}",
         f"- commit {commit}; {versions}; {hardware}",
     ]

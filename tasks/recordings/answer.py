@@ -150,11 +150,14 @@ def _table(findings: Sequence[_Finding], answers: Answers) -> Iterator[str]:
     """Formats the classes at their thresholds, then the most probable others; improbable ones are only counted."""
     reached = sum(each.reached for each in findings)
     shown = max(SHOWN, reached + sum(each.probability >= LISTED for each in findings[reached:]))
+    if answers.validation:
+        yield f"  {'probability':30}threshold  precision"
     for each in findings[:shown]:
-        threshold, mark = each.known.threshold, ""
+        known, columns = each.known, ""
         if answers.validation:
-            mark = f"{'*' if each.reached else ' '} {'     ' if threshold is None else f'{threshold:5.3f}'}  "
-        yield f"  {each.probability:6.3f}  {'#' * round(20 * each.probability):20}  {mark}{each.title}"
+            limits = [f"{value:5.3f}" for value in (known.threshold, known.test.get("precision")) if value is not None]
+            columns = f"{'*' if each.reached else ' '} {'      '.join(limits):18}"
+        yield f"  {each.probability:6.3f}  {'#' * round(20 * each.probability):20}  {columns}{each.title}"
     if rest := findings[shown:]:
         yield f"  {len(rest)} other classes below {max(each.probability for each in rest):.3f}"
 
@@ -166,12 +169,12 @@ def _meaning(model: ECGModel) -> list[str]:
         return []
     test, without = answers.test, sum(each.threshold is None for each in answers.classes)
     before, after = test["calibration_error"]
-    data = "generated ECGs, which are not patients'" if answers.synthetic else "PTB-XL"
+    data = "generated ECGs, of no patient" if answers.synthetic else "PTB-XL"
     return [
-        f"model {model.name}, of {data}. *: the probability reaches the threshold beside it, which has the best F1 of its "
-        f"class on fold 9; {without} of {len(answers.classes)} classes are too rare there for one.",
-        f"The probabilities are calibrated on fold 9. On fold 10: macro AUROC {test['auroc']:.3f}, calibration error "
-        f"{after:.4f} ({before:.4f} uncalibrated).",
+        f"model {model.name}, of {data}: probabilities are calibrated on fold 9. *: the threshold is reached, which "
+        f"has the best F1 of its class on fold 9 ({without} of {len(answers.classes)} are too rare there for one).",
+        f"On fold 10: precision as shown, macro AUROC {test['auroc']:.3f}, calibration error {after:.4f} ({before:.4f} "
+        "uncalibrated).",
     ]
 
 

@@ -1,15 +1,14 @@
 """Sections of an ECG model's card: use, data, calibration and thresholds."""
 
+from tasks.metrics.calibration import BINS
 from tasks.recordings.judge import MIN_POSITIVES
 from tasks.recordings.model import Answers
 from tasks.reports.ecg_paper import RESEARCH
 from tasks.reports.markdown import table
 
 _PTBXL = (
-    "PTB-XL (Wagner et al. 2020, PTB-XL, a large publicly available electrocardiography dataset, Scientific Data 7:154, "
-    "https://doi.org/10.1038/s41597-020-0495-6; PhysioNet, CC BY 4.0): folds 1 to 8 for training, 9 for validation, 10 for "
-    "the test. Labels are the SCP codes of each record; codes, folds and patients as published; likelihoods are not used, "
-    "unless the recipe sets data.likelihood."
+    "PTB-XL (Wagner et al. 2020, https://doi.org/10.1038/s41597-020-0495-6; PhysioNet, CC BY 4.0): folds 1 to 8 for training, 9 for validation, 10 for the test. SCP codes, folds and patients as published; "
+    "likelihoods are not used, unless the recipe sets data.likelihood."
 )
 _SYNTHETIC = "Generated ECGs in PTB-XL's format, of no patient: this model is for tests of the software alone."
 
@@ -21,8 +20,9 @@ def ecg_sections(answers: Answers) -> list[str]:
     return [
         "## Intended use",
         "",
-        f"Research on ECG classification, and a start for fine-tuning. {RESEARCH} Most PTB-XL patients are adults of one "
-        "German centre, with recordings of 1989 to 1996; elsewhere, calibration and thresholds do not hold without a check.",
+        f"Research on ECG classification, and a start for fine-tuning. {RESEARCH} PTB-XL has recordings of adults in "
+        "Germany of 1989 to 1996, from one maker's devices; calibration and thresholds hold elsewhere only if a check "
+        "says so.",
         "",
         f"Input: 12 leads at rest in mV, resampled to {answers.sampling_rate} Hz, read in {seen}. "
         "`msssm ecg recording.hea --model path/to/this/folder`.",
@@ -33,10 +33,10 @@ def ecg_sections(answers: Answers) -> list[str]:
         "",
         "## Calibration and thresholds",
         "",
-        "Each class's probability is sigmoid(slope * logit + intercept), fitted on fold 9 (Platt 1999), and its threshold "
-        f"has the best F1 there. Classes with fewer than {MIN_POSITIVES} records in fold 9 share one fit and have no "
-        "threshold. The Brier score and the calibration error (10 bins of equal width) are over all records and classes, "
-        "uncalibrated -> calibrated; fold 9 is what the calibration was fitted on.",
+        "Each class's probability is sigmoid(slope * logit + intercept), fitted on fold 9 (Platt 1999), and its "
+        f"threshold has the best F1 there. Classes with fewer than {MIN_POSITIVES} records in fold 9 share one fit and "
+        f"have no threshold. Brier score and calibration error ({BINS} bins of equal width) are over all records and "
+        "classes, uncalibrated -> calibrated.",
         "",
         *table(
             [

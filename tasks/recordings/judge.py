@@ -15,7 +15,9 @@ from tasks.metrics.ecg import auroc, macro
 from tasks.recordings.inference import Windows, aggregate
 from tasks.recordings.model import Answers, ClassAnswer
 
-MIN_POSITIVES = 10  # records of the validation fold from which on a class gets a calibration and a threshold of its own
+# Records of the validation fold with which a class has a calibration and a threshold of its own; the best F1 of fewer
+# records does not last on the test fold.
+MIN_POSITIVES = 20
 
 Floats = npt.NDArray[np.float64]
 
