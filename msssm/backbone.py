@@ -122,5 +122,6 @@ class Backbone(SequenceLayer):
             backbone = cls(**{**config, "layer": layer_factory(config["layer"])})
             backbone.load_state_dict(own)
         except (RuntimeError, TypeError) as error:
-            raise InputError(f"{folder}: the weights do not fit the config ({error}); export it again") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{folder}: the weights do not fit the config ({reason}); export it again") from error
         return backbone.eval()

@@ -102,7 +102,8 @@ def load_exported(folder: str | Path) -> SequenceTask:
     try:
         cast(nn.Module, task.model).load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
-        raise InputError(f"{folder}: the weights do not fit the recipe ({error}); export it again") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder}: the weights do not fit the recipe ({reason}); export it again") from error
     return cast(SequenceTask, task.eval())
 
 

@@ -7,8 +7,9 @@ from tasks.reports.ecg_paper import RESEARCH
 from tasks.reports.markdown import table
 
 _PTBXL = (
-    "PTB-XL (Wagner et al. 2020, https://doi.org/10.1038/s41597-020-0495-6; PhysioNet, CC BY 4.0): folds 1 to 8 for training, 9 for validation, 10 for the test. SCP codes, folds and patients as published; "
-    "likelihoods are not used, unless the recipe sets data.likelihood."
+    "PTB-XL (Wagner et al. 2020, https://doi.org/10.1038/s41597-020-0495-6; PhysioNet, CC BY 4.0): folds 1 to 8 "
+    "for training, 9 for validation, 10 for the test. SCP codes, folds and patients as published; likelihoods are not "
+    "used, unless the recipe sets data.likelihood."
 )
 _SYNTHETIC = "Generated ECGs in PTB-XL's format, of no patient: this model is for tests of the software alone."
 

@@ -76,7 +76,8 @@ class Answers:
 
     def probabilities(self, logits: Tensor) -> list[float]:
         """Calibrated probabilities of logits (K,)."""
-        slope, intercept = logits.new_tensor([[each.slope, each.intercept] for each in self.classes]).double().T
+        fits = [(each.slope, each.intercept) for each in self.classes]
+        slope, intercept = torch.tensor(fits, dtype=torch.float64).T
         return torch.sigmoid(slope * logits + intercept).tolist()
 
 
@@ -148,5 +149,6 @@ def read_model(model: str | Path | None = None) -> ECGModel:
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
-        raise InputError(f"{folder}: the weights do not fit {FILE} ({error}); export it again") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder}: the weights do not fit {FILE} ({reason}); export it again") from error
     return ECGModel(str(model), network.eval(), answers)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from datamodules.ptbxl.recording import FillMissing, Implausible
-from tasks.paths import path_option
+from msssm.paths import local_path
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class RecordingOptions:
     @classmethod
     def of(cls, parsed: Any) -> "RecordingOptions":
         """Takes them from a parsed command line."""
-        return cls(**{field.name: getattr(parsed, field.name) for field in fields(cls)})
+        values = {field.name: getattr(parsed, field.name) for field in fields(cls)}
+        return cls(**{**values, "output": local_path(values["output"])})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings of which most leads are flat or cannot be an ECG in mV: refuse (the default) or accept",
     )
     parser.add_argument("--stream", action="store_true", help="also feed the recording sample by sample")
-    parser.add_argument(
-        "--output", type=path_option, default=Path("predictions"), help="folder for .json, .csv and .png; default: "
-        "predictions",
-    )  # fmt: skip
+    parser.add_argument("--output", default="predictions", help="folder for .json, .csv and .png; default: predictions")
 
 
 def _names(given: str | list[str]) -> list[str]:
