@@ -200,6 +200,12 @@ def test_importing_the_library_is_lean(package: str) -> None:
     assert not tops & (HEAVY | {"datamodules", "tasks", "tensorboard"})
 
 
+def test_a_shipped_model_answers_without_lightning() -> None:
+    loaded = loaded_by("from tasks.main import main; main(['ecg'])")
+    assert "tasks.recordings.answer" in loaded
+    assert not {name.split(".")[0] for name in loaded} & {"lightning", "timm", "torchvision", "torchmetrics"}
+
+
 def test_the_generic_command_line_loads_no_code_of_a_task_and_draws_nothing() -> None:
     """torchmetrics loads matplotlib where it finds it: what counts is that no loaded module of ours asks for it."""
     loaded = loaded_by("from tasks.main import main; main(['fit', '--help'])")
