@@ -36,6 +36,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    """Imports a public class at its first use."""
     # Lightning and timm take seconds to import, and reading a recording does without.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

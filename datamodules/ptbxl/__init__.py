@@ -35,6 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Imports the data module at its first use."""
     # The data module imports Lightning, which takes seconds, and reading a recording does without.
     if name not in ("ECGBatch", "PTBXLDataModule"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What PTB-XL's recordings have in common, as numbers: a recording outside of them is unlike what a model has seen."""
+"""Ranges that PTB-XL's recordings keep: a recording outside of them is unlike what a model was trained on."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -30,10 +30,10 @@ Range = tuple[float, float]
 
 
 def measures(signal: Floats, sampling_rate: float) -> dict[str, float]:
-    """Of a recording (L, 12) in mV, NaN where a lead or a sample is missing: the four numbers that `_MEANING` names.
+    """Computes the numbers of `_MEANING` for a recording (L, 12) in mV, NaN for missing samples.
 
-    Of a recording longer than PTB-XL's, the median over pieces of their length. Numbers that cannot be had, such as
-    that of the limb leads where one is missing, are left out.
+    A recording longer than PTB-XL's has the median over pieces of their length. A number that cannot be had, such as
+    that of the limb leads without one of them, is left out.
     """
     length = min(len(signal), round(SECONDS * sampling_rate))
     pieces = signal[: len(signal) // length * length].reshape(-1, length, signal.shape[1])
@@ -64,7 +64,7 @@ def _of_piece(piece: Floats, sampling_rate: float) -> dict[str, float]:
 
 
 def typical_ranges(signals: Iterable[Floats], sampling_rate: float) -> dict[str, Range]:
-    """Between the `QUANTILES` of each measure over recordings (L, 12) in mV; from 0 of that of the limb leads."""
+    """Computes the `QUANTILES` of each measure over recordings (L, 12) in mV; that of the limb leads starts at 0."""
     found = [measures(signal, sampling_rate) for signal in signals]
     ranges: dict[str, Range] = {}
     for name in _MEANING:
@@ -74,7 +74,7 @@ def typical_ranges(signals: Iterable[Floats], sampling_rate: float) -> dict[str,
 
 
 def unlike(recording: Recording, ranges: Mapping[str, Range], age: float | None = None) -> list[str]:
-    """How a recording differs from PTB-XL's: leads, length, rate, amplitude, filters, limb leads, and age in years."""
+    """Lists how a recording differs from PTB-XL's in leads, length, rate, age in years, and the measures."""
     found = []
     absent = recording.missing.all(axis=0)
     if absent.any():
@@ -97,7 +97,7 @@ def unlike(recording: Recording, ranges: Mapping[str, Range], age: float | None 
 
 
 def age_in_header(path: Path) -> float | None:
-    """Years, of a WFDB header with a comment such as `# Age: 56` or `#<age>: 56`; PTB-XL's 300 is more than 89."""
+    """Reads the age in years from a WFDB header's comment, such as `# Age: 56` or `#<age>: 56`."""
     if path.suffix.lower() != ".hea":
         return None
     text = path.read_bytes().decode("latin-1")

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say, and where to draw the line. Pure functions of arrays."""
+"""Calibration of probabilities, thresholds on them, and the scores of both, as pure functions of arrays."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ Array = npt.NDArray[Any]
 
 
 def platt(target: Array, logit: Array) -> tuple[float, float]:
-    """Slope (not negative) and intercept of the logistic regression of `target` on `logit`, both (n,).
+    """Fits slope (not negative) and intercept of the logistic regression of `target` on `logit`, both (n,).
 
-    Platt 1999, "Probabilistic outputs for support vector machines", with its targets (N+ + 1) / (N+ + 2) and
-    1 / (N- + 2), which keep a class that is separated perfectly from certainty.
+    The targets are (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep a class that is separated perfectly from certainty
+    (Platt 1999, "Probabilistic outputs for support vector machines").
     """
     positives = target.sum()
     negatives = len(target) - positives
@@ -34,14 +34,14 @@ def platt(target: Array, logit: Array) -> tuple[float, float]:
 
 
 def best_f1_threshold(target: Array, probability: Array) -> float:
-    """The probability from which on calling a sample positive gives the highest F1; (n,) both, with a positive."""
+    """Finds the probability from which on calling a sample positive has the highest F1; (n,) both, with a positive."""
     precision, recall, thresholds = precision_recall_curve(target, probability)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
     return float(thresholds[np.argmax(f1[:-1])])
 
 
 def at_threshold(target: Array, probability: Array, threshold: float) -> dict[str, float | None]:
-    """Sensitivity, specificity and precision of `probability >= threshold`, (n,) both; None where it is 0 / 0."""
+    """Computes sensitivity, specificity and precision of `probability >= threshold`, (n,) both; None for 0 / 0."""
     called, positive = probability >= threshold, target > 0
     right = int((called & positive).sum())
 
@@ -56,7 +56,7 @@ def at_threshold(target: Array, probability: Array, threshold: float) -> dict[st
 
 
 def calibration_error(target: Array, probability: Array) -> float:
-    """Expected calibration error over all entries of both: `BINS` bins of equal width, weighted by their entries."""
+    """Computes the expected calibration error over all entries, in `BINS` bins of equal width."""
     target, probability = target.ravel(), probability.ravel()
     index = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     gap = np.bincount(index, probability - target, BINS)

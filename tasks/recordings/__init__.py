@@ -1,1 +1,1 @@
-"""A model of PTB-XL and a recording that a user brings: probabilities, pictures, streams. Lightning is not imported."""
+"""Answers of a model of PTB-XL about recordings that a user brings. All but `judge` and `card` do without Lightning."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datamodules.ptbxl.record import LEADS
 from msssm import Backbone, SequenceClassifier
 from msssm.errors import InputError, MissingFileError
-from msssm.pretrained import SHIPPED, WEIGHTS, pretrained_folder, shipped_models
+from msssm.pretrained import WEIGHTS, pretrained_folder, shipped_models
 from tasks.recordings.inference import Windows
 
 FILE, FORMAT = "ecg.json", 1
@@ -125,7 +125,8 @@ def read_answers(folder: Path) -> Answers:
 
 def ecg_models() -> dict[str, Answers]:
     """Finds the shipped models that answer about ECGs, the best on the validation fold first."""
-    found = {name: read_answers(SHIPPED / name) for name in shipped_models() if (SHIPPED / name / FILE).is_file()}
+    folders = {name: pretrained_folder(name) for name in shipped_models()}
+    found = {name: read_answers(folder) for name, folder in folders.items() if (folder / FILE).is_file()}
     return dict(sorted(found.items(), key=lambda item: -item[1].validation["auroc"]))
 
 
