@@ -19,7 +19,7 @@ _LIMB = [LEADS.index(lead) for lead in ("I", "II", "III", "AVR", "AVL", "AVF")]
 _LAW = np.array([[-1.0, 1.0], [-0.5, -0.5], [1.0, -0.5], [-0.5, 1.0]])
 _UNITS = {"amplitude": "mV", "slow": "%", "fast": "%", "limb leads": "%"}
 _MEANING = {
-    "amplitude": "the median lead goes from lowest to highest by",
+    "amplitude": "the range of the median lead (electrodes, or a wrong gain) is",
     "slow": f"the share of the power below {SLOW:g} Hz (baseline wander, or another filter against it) is",
     "fast": f"the share of the power above {FAST:g} Hz (mains and muscle, or another low-pass filter) is",
     "limb leads": "III, aVR, aVL and aVF are off what I and II give (misnamed or exchanged leads) by",
