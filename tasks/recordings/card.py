@@ -17,7 +17,9 @@ _SYNTHETIC = "Generated ECGs in PTB-XL's format, of no patient: this model is fo
 def ecg_sections(answers: Answers) -> list[str]:
     """Returns the lines of the sections, each of which ends with an empty one."""
     windows = answers.windows
-    seen = f"windows of {windows.crop / answers.sampling_rate:g} s, {windows.aggregation}" if windows.crop else "whole"
+    seen = "whole"
+    if windows.crop is not None:
+        seen = f"in windows of {windows.crop / answers.sampling_rate:g} s ({windows.aggregation} of the probabilities)"
     return [
         "## Intended use",
         "",
@@ -25,7 +27,7 @@ def ecg_sections(answers: Answers) -> list[str]:
         "Germany of 1989 to 1996, from one maker's devices; calibration and thresholds hold elsewhere only if a check "
         "says so.",
         "",
-        f"Input: 12 leads at rest in mV, resampled to {answers.sampling_rate} Hz, read in {seen}. "
+        f"Input: 12 leads at rest in mV, resampled to {answers.sampling_rate} Hz, read {seen}. "
         "`msssm ecg recording.hea --model path/to/this/folder`.",
         "",
         "## Data",
