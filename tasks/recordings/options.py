@@ -24,7 +24,8 @@ class RecordingOptions:
     def of(cls, parsed: Any) -> "RecordingOptions":
         """Takes them from a parsed command line."""
         values = {field.name: getattr(parsed, field.name) for field in fields(cls)}
-        return cls(**{**values, "output": local_path(values["output"])})
+        leads = values["leads"] and [name.strip() for name in values["leads"].strip("[] ").split(",")]
+        return cls(**{**values, "leads": leads, "output": local_path(values["output"])})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--leads",
-        type=_names,
+        type=str,
         help="I,II,..: the columns in order, of a file that does not name them; any other name, as x, skips a column",
     )
     parser.add_argument(
@@ -52,10 +53,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="also feed the recording sample by sample")
     parser.add_argument("--output", default="predictions", help="folder for .json, .csv and .png; default: predictions")
-
-
-def _names(given: str | list[str]) -> list[str]:
-    """Splits `I,II` or `[I, II]`; a recipe may hold a list."""
-    if isinstance(given, list):
-        return given
-    return [name.strip() for name in given.strip().removeprefix("[").removesuffix("]").split(",")]

@@ -6,14 +6,16 @@ from scipy.special import expit
 from sklearn.metrics import f1_score
 
 from tasks.metrics.calibration import at_threshold, best_f1_threshold, brier, calibration_error, platt
-from tests.support.tolerances import FLOAT64
+from tests.support.tolerances import FLOAT64, allowed
+
+SOLVER = allowed(1e-3, "where the minimisation stops")
 
 
 def test_platt_finds_the_line_that_labels_were_drawn_from() -> None:
     generator = np.random.default_rng(0)
     logit = generator.normal(size=200_000)
     target = generator.random(len(logit)) < expit(2 * logit - 1)
-    assert platt(target, logit) == pytest.approx((2, -1), abs=0.03)
+    assert platt(target, logit) == pytest.approx((2, -1), abs=allowed(0.03, "3 standard errors of 200,000 labels"))
 
 
 def test_platt_leaves_the_mean_of_its_targets_and_no_certainty_in_a_separated_class() -> None:
@@ -21,7 +23,7 @@ def test_platt_leaves_the_mean_of_its_targets_and_no_certainty_in_a_separated_cl
     target, logit = np.array([0, 0, 0, 0, 1, 1]), np.array([-9.0, -8, -7, -6, 6, 7])
     slope, intercept = platt(target, logit)
     probability = expit(slope * logit + intercept)
-    assert probability.sum() == pytest.approx(2 * 3 / 4 + 4 * 1 / 6, abs=1e-3)
+    assert probability.sum() == pytest.approx(2 * 3 / 4 + 4 * 1 / 6, abs=SOLVER)
     assert 0.05 < probability.min() < probability.max() < 0.95
 
 
@@ -29,7 +31,7 @@ def test_a_misleading_logit_gets_no_slope() -> None:
     target, logit = np.array([1, 1, 0, 0] * 10), np.array([-1.0, -2, 1, 2] * 10)
     slope, intercept = platt(target, logit)
     assert slope == 0
-    assert expit(intercept) == pytest.approx(0.5, abs=1e-3)
+    assert expit(intercept) == pytest.approx(0.5, abs=SOLVER)
 
 
 def test_the_threshold_has_the_best_f1_of_all() -> None:
