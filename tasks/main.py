@@ -10,6 +10,7 @@ from tasks.process import settle
 
 USAGE = """usage: msssm COMMAND ...
 
+  ecg                            what a trained model says about your ECG, at once: msssm ecg recording.hea
   fit, validate, test, predict   run a recipe: msssm fit --config listops [--option value ...]
   experiment                     every row of a table, trained and tabulated: msssm experiment quick --tasks listops
   table                          gather complete runs into a table and plots: msssm table results/quick
@@ -27,6 +28,7 @@ USAGE = """usage: msssm COMMAND ...
 
 # Each has `main(args)`.
 COMMANDS = {
+    "ecg": "tasks.commands.ecg",
     "table": "tasks.commands.table",
     "experiment": "tasks.commands.experiment",
     "sweep": "tasks.commands.sweep",
@@ -44,13 +46,16 @@ def main(args: list[str] | None = None) -> None:
     """Runs one command; `args` as `sys.argv[1:]`, which is the default.
 
     Raises:
-        SystemExit: with code 2 and a short message where the input was wrong.
+        SystemExit: with code 2 and a short message where the input was wrong, 130 after an interruption.
     """
     # The command draws into files alone; a notebook leaves its own backend here, which nothing else can import.
     os.environ["MPLBACKEND"] = "agg"
     settle()
     try:
         _dispatch(args)
+    except KeyboardInterrupt:
+        print("msssm: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         message = complaint(error)
         if message is None:

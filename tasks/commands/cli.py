@@ -8,7 +8,6 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -368,10 +367,9 @@ class MsssmCLI(LightningCLI):
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set, or the prediction for `--record`."""
         if self._get(self.config, "record") is not None:
-            from tasks.commands.recordings import RecordingOptions, predict_recordings
+            from tasks.commands.recordings import predict_record
 
-            options = {field.name: self._get(self.config, field.name) for field in fields(RecordingOptions)}
-            predict_recordings(model, datamodule, self.ckpt_path, RecordingOptions(**options))
+            predict_record(model, datamodule, self.ckpt_path, self.config[self.subcommand])
             return
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):

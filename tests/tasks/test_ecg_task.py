@@ -17,9 +17,9 @@ from torch import Tensor
 from datamodules import ECGBatch, PTBXLDataModule
 from msssm import Backbone, MultiScaleSSM
 from tasks import ECGTask
-from tasks.ecg import aggregate
 from tasks.main import main
 from tasks.metrics.ecg import auroc, f_max, macro
+from tasks.recordings.inference import aggregate
 from tasks.run.predictions import load
 from tests.support.ptbxl import copy_to
 from tests.support.tolerances import FLOAT64, GRADIENT, METRIC, assert_near
