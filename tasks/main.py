@@ -11,6 +11,7 @@ from tasks.process import settle
 USAGE = """usage: msssm COMMAND ...
 
   fit, validate, test, predict   run a recipe: msssm fit --config listops [--option value ...]
+  recipes                        the recipes and experiments there are: listed, shown, copied: msssm recipes listops
   experiment                     every row of a table, trained and tabulated: msssm experiment quick --tasks listops
   table                          gather complete runs into a table and plots: msssm table results/quick
   sweep                          options of a recipe, searched by Optuna: msssm sweep --config x.yaml --vary ...
@@ -27,6 +28,7 @@ USAGE = """usage: msssm COMMAND ...
 
 # Each has `main(args)`.
 COMMANDS = {
+    "recipes": "tasks.commands.recipes",
     "table": "tasks.commands.table",
     "experiment": "tasks.commands.experiment",
     "sweep": "tasks.commands.sweep",
