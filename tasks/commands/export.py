@@ -1,6 +1,5 @@
 """`msssm export`: a run as a folder to share: safetensors, recipe and model card, without pickle."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from msssm.paths import local_path
 from msssm.pretrained import WEIGHTS, read_pretrained, write_pretrained
 from tasks.base import SequenceTask
 from tasks.commands.load import build, load_run, run_arguments
+from tasks.commands.parser import CommandParser
 from tasks.paths import make_folder, path_option
 from tasks.run.provenance import read_json
 
@@ -24,14 +24,17 @@ RECIPE = "recipe.yaml"
 
 
 def main(args: list[str]) -> None:
-    """Writes model.safetensors, config.json, recipe.yaml and README.md (the model card) of a run.
+    """Writes a trained model as a folder to share: weights as safetensors, recipe and model card, without pickle.
+
+    The files are model.safetensors, config.json, recipe.yaml and README.md, the model card. Further options are those
+    of the recipe.
 
     Raises:
         ValueError: there is no trained run, or the folder is not empty.
     """
-    parser = argparse.ArgumentParser(prog="msssm export", description=main.__doc__)
+    parser = CommandParser("export", main, "msssm export --run_dir runs/mine --output my_model")
     run_arguments(parser)
-    parser.add_argument("--output", type=path_option, required=True, help="new folder")
+    parser.add_argument("--output", type=path_option, required=True, metavar="FOLDER", help="where to write; a new one")
     parser.add_argument("--onnx", action="store_true", help="also the backbone's streaming step, as step.onnx")
     options, overrides = parser.parse_known_args(args)
     if options.output.is_dir() and any(options.output.iterdir()):

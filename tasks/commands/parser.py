@@ -1,11 +1,13 @@
 """The parser of a subcommand: its help is a page with examples, and an option's earlier name is told its new one."""
 
 import argparse
+import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from msssm.errors import InputError
+from tasks.recipes import renamed
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -15,28 +17,20 @@ class CommandParser(argparse.ArgumentParser):
         command: as it is typed, such as "data verify".
         main: whose docstring describes the command, up to what it raises.
         examples: command lines at the end of the help.
-        renamed: options of earlier versions, and the words that replace them.
     """
 
-    def __init__(
-        self,
-        command: str,
-        main: Callable[..., Any],
-        examples: str = "",
-        renamed: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, command: str, main: Callable[..., Any], examples: str) -> None:
         """Has no options yet but --help."""
-        description = textwrap.dedent(f"    {main.__doc__ or ''}").partition("\n\nRaises:")[0]
         super().__init__(
             prog=f"msssm {command}",
-            description=description,
-            epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), '  ')}" if examples else None,
+            description=(inspect.getdoc(main) or "").partition("\n\nRaises:")[0],
+            epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
             formatter_class=_Page,
             allow_abbrev=False,
         )
-        self.renamed = renamed or {}
+        self._renamed = renamed.COMMAND_OPTIONS.get(command, {})
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parses what belongs to the command, and returns the rest.
 
         Raises:
@@ -44,8 +38,8 @@ class CommandParser(argparse.ArgumentParser):
         """
         for word in args or ():
             option = word.partition("=")[0]
-            if option in self.renamed:
-                raise InputError(f"{option} is called {self.renamed[option]} now")
+            if option in self._renamed:
+                raise InputError(f"{option} is now {self._renamed[option]}; rename it")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -64,5 +58,8 @@ class _Page(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        told = action.default in (None, argparse.SUPPRESS, False, []) or "default" in text
-        return text if told or not action.option_strings else f"{text} (default: %(default)s)"
+        untold = any(action.default is each for each in (None, False, argparse.SUPPRESS)) or action.default == []
+        if untold or "default" in text or not action.option_strings:
+            return text
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{text} (default: {default})"

@@ -31,8 +31,10 @@ def main(args: list[str]) -> None:
         InputError: there is nothing of that name, or the output exists.
     """
     parser = CommandParser("recipes", main, EXAMPLES)
-    parser.add_argument("name", nargs="?", help="of a recipe, an experiment, a table or a row; all by default")
-    parser.add_argument("--output", type=path_option, metavar="PATH", help="copy it to a new file, or a new folder")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="of a recipe, an experiment, a table or a row; all by default"
+    )
+    parser.add_argument("--output", type=path_option, metavar="PATH", help="copy it to this new file, or new folder")
     options = parser.parse_args(args)
     if options.output is not None:
         _copy(options.name, options.output)
