@@ -76,3 +76,16 @@ def test_python_examples_run(page: str, code: str) -> None:
 def test_there_are_examples() -> None:
     assert len(BLOCKS) >= 8
     assert PYTHON
+
+
+def test_promises_name_tests_that_are_there() -> None:
+    """docs/promises.md: every row names a test, and every name is one."""
+    text = Path("docs/promises.md").read_text()
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| promise")]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", row)
+        assert named, row
+        for file, name in named:
+            [path] = Path("tests").rglob(file)
+            assert re.search(rf"^def {name}\(" if name else "^def test_", path.read_text(), re.M), (file, name)

@@ -49,6 +49,14 @@ from tasks.run.saved_config import SavedConfig
 
 # What a recipe may build by name. Anything else importable stays closed to a downloaded config.
 ALLOWED = ["msssm", "datamodules", "tasks", "lightning.pytorch", "torch.nn"]
+SUBCOMMANDS = {
+    "fit": "Trains a recipe, and tests its best validation at the end. The same command resumes an unfinished run.",
+    "validate": "Validates the weights of a run.",
+    "test": "Tests the weights of a run.",
+    "predict": "Prints a prediction for each sample of --data.predict_file, or for the ECGs of --record.",
+}
+HELP = """RECIPE is a YAML file or a name that `msssm recipes` lists; a run's config.yaml is one, with its checkpoint.
+Options of the recipe's own classes: --model.help tasks.ListOpsTask, --data.help datamodules.ListOpsDataModule."""
 
 
 class MsssmCLI(LightningCLI):
@@ -107,6 +115,8 @@ class MsssmCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"msssm {subcommand} --config RECIPE [--OPTION VALUE ...]"
+        parser.description = f"{SUBCOMMANDS[subcommand]} {HELP}"
         if subcommand == "predict" == self.arguments[0]:
             from tasks.commands.recordings import add_arguments  # with the code of the ECG, for no other command
 

@@ -1,7 +1,6 @@
 """`msssm ecg`: a shipped model's answer about ECGs, with no recipe, no checkpoint and no data set."""
 
-import argparse
-
+from tasks.commands.parser import CommandParser
 from tasks.paths import path_option
 from tasks.recordings.answer import answer
 from tasks.recordings.model import ecg_models, read_model
@@ -13,6 +12,12 @@ rate, order and usual name of the leads will do, in a WFDB record (.hea), a tabl
 array (.npy, .npz); without a unit, mV is assumed. What was done to a recording, and how it is unlike PTB-XL, is
 printed."""
 
+EXAMPLES = """
+msssm ecg recording.hea
+msssm ecg recordings --output answers
+msssm ecg ecg.csv --sampling_rate 257 --stream
+"""
+
 
 def main(args: list[str]) -> None:
     """Prints the probability of each statement, and writes .json, .csv and a picture on ECG paper.
@@ -21,8 +26,8 @@ def main(args: list[str]) -> None:
         ValueError: recordings that cannot be used; the others are answered first.
         FileNotFoundError: no such recording or model.
     """
-    description = str(main.__doc__).split("\n")[0]
-    parser = argparse.ArgumentParser(prog="msssm ecg", description=description, epilog=f"{ASKED} {RESEARCH}")
+    parser = CommandParser("ecg", main, EXAMPLES)
+    parser.description = f"{parser.description}\n\n{ASKED} {RESEARCH}"
     parser.add_argument(
         "recordings", nargs="*", type=path_option, help="files, or folders of them; with none, the models are listed"
     )

@@ -1,6 +1,5 @@
 """`msssm export`: a run as a folder to share: safetensors, recipe and model card, without pickle."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from msssm.paths import local_path
 from msssm.pretrained import WEIGHTS, read_pretrained, write_pretrained
 from tasks.base import SequenceTask
 from tasks.commands.load import LoadedRun, build, load_run, run_arguments
+from tasks.commands.parser import CommandParser
 from tasks.ecg import ECGTask
 from tasks.paths import make_folder, path_option
 from tasks.recordings.card import ecg_sections
@@ -30,14 +30,17 @@ RECIPE = "recipe.yaml"
 
 
 def main(args: list[str]) -> None:
-    """Writes model.safetensors, config.json, recipe.yaml and README.md (the model card) of a run.
+    """Writes a trained model as a folder to share: weights as safetensors, recipe and model card, without pickle.
+
+    The files are model.safetensors, config.json, recipe.yaml and README.md, the model card. Further options are those
+    of the recipe.
 
     Raises:
         ValueError: there is no trained run, or the folder is not empty.
     """
-    parser = argparse.ArgumentParser(prog="msssm export", description=main.__doc__)
+    parser = CommandParser("export", main, "msssm export --run_dir runs/mine --output my_model")
     run_arguments(parser)
-    parser.add_argument("--output", type=path_option, required=True, help="new folder")
+    parser.add_argument("--output", type=path_option, required=True, metavar="FOLDER", help="where to write; a new one")
     parser.add_argument(
         "--ecg",
         action="store_true",

@@ -127,7 +127,7 @@ def test_the_line_of_a_validation_shows_what_selects_the_run(run: Path) -> None:
 
 def test_it_is_diagnosed_and_exported(run: Path, tmp_path: Path) -> None:
     """Windows of signals, and the run's own numbers in its model card."""
-    main(["diagnose", "--run_dir", str(run), "--rows=2"])
+    main(["diagnose", "--run_dir", str(run), "--samples=2"])
     result = json.loads((run / "diagnostics.json").read_text())
     assert result["network"] == "ECGTask"
     assert result["lengths"] == [250, 250]
