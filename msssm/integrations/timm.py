@@ -56,7 +56,8 @@ class TimmImageModel(nn.Module):
         scan_order: "raster" or "snake".
         pos_embed: a learned position embedding.
         bidirectional: a second layer per block, over the reversed patches.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
     """
 
     def __init__(
