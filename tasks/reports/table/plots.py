@@ -30,9 +30,9 @@ def finding(section: Section) -> str:
     return f"{best}; {near} of {len(others)} other rows within the intervals"
 
 
+@style.styled
 def intervals(path: Path, section: Section) -> None:
     """Draws a dot per row with its 95 % interval, small dots for seeds, and a line at the bound of a trivial answer."""
-    style.apply()
     benchmark, rows = section.benchmark, section.ranked[::-1]
     scale = 100 if benchmark.percent else 1
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.32 * len(rows)), layout="constrained")
@@ -73,12 +73,12 @@ def band(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], Va
     return steps, values.min(0), values.mean(0), values.max(0)
 
 
+@style.styled
 def learning_curves(path: Path, section: Section) -> None:
     """Draws the validation metric against training steps: mean over seeds, in a band from the lowest to the highest.
 
     Of more rows than there are colours, the first, the best and the worst have one.
     """
-    style.apply()
     benchmark = section.benchmark
     scale = 100 if benchmark.percent else 1
     rows = section.ranked
