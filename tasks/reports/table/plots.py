@@ -32,7 +32,7 @@ def finding(section: Section) -> str:
 
 @style.styled
 def intervals(path: Path, section: Section) -> None:
-    """Draws a dot per row with its 95 % interval, small dots for seeds, and a line at the bound of a trivial answer."""
+    """Draws a dot per row with its 95 % interval, and a tick for each of several seeds."""
     benchmark, rows = section.benchmark, section.ranked[::-1]
     scale = 100 if benchmark.percent else 1
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.32 * len(rows)), layout="constrained")
@@ -46,11 +46,11 @@ def intervals(path: Path, section: Section) -> None:
             axes.plot(seeds, [place] * len(seeds), "|", color="black", markersize=9)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.grid(axis="y", visible=False)
-    if bound := benchmark.bound(section.first):
-        axes.axvline(scale * bound[1], color="black", linestyle="--", linewidth=1, label=bound[0])
-        figure.legend(loc="outside lower right")
     over = "over seeds (ticks)" if any(len(row.runs) > 1 for row in rows) else benchmark.interval_over
-    axes.set_xlabel(f"test {benchmark.measure}{benchmark.unit}; 95 % interval {over}")
+    label = f"test {benchmark.measure}{benchmark.unit}; 95 % interval, {over}"
+    # As words: a line at it would press together what is to be compared.
+    bound = benchmark.bound(section.first)
+    axes.set_xlabel(f"{label}\n{bound[0]}: {benchmark.show(bound[1])}" if bound else label)
     axes.set_title(f"{section.title}\n{finding(section)}")
     _save(figure, path)
 
