@@ -19,7 +19,7 @@ OF = $(if $(filter-out quick,$(PROFILE)),--of $(PROFILE))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-gpu lint reproduce-table choices ablations listops-report publish bench dashboard soak fuzz audit lock clean
+.PHONY: help install test test-gpu lint reproduce-table choices ablations listops-report publish bench dashboard soak fuzz audit docs lock clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -82,6 +82,14 @@ audit: $(TOOLS)/pip-audit ## Look the locked packages up in the published adviso
 		--format json --output $(TOOLS)/audit.json >/dev/null 2>&1
 	@$(PYTHON) .ci/audit.py $(TOOLS)/audit.json
 
+docs: $(TOOLS)/docs/.ready ## Build the documentation into site/; a broken link or an undocumented public name fails
+	@NO_MKDOCS_2_WARNING=1 $(TOOLS)/docs/bin/mkdocs build
+
+$(TOOLS)/docs/.ready: docs/requirements.txt
+	@$(PYTHON) -m venv $(TOOLS)/docs
+	@$(TOOLS)/docs/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 lock: $(TOOLS)/pip-tools ## Write requirements.lock: the versions of constraints.txt and the digests of their files
 	@$(TOOLS)/pip-tools/bin/pip-compile --quiet --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 		--no-emit-options --no-strip-extras --allow-unsafe --constraint constraints.txt --extra dev \
@@ -101,5 +109,5 @@ dashboard: $(READY) ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir_spec runs:runs,results:results
 
 clean: ## Remove caches and build products; keeps .venv, data and results
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find msssm datamodules tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +

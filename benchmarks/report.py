@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import pyplot
 
 from benchmarks.compare import BOTH, FORWARD, Row
 from benchmarks.floors import Floors
 from msssm.doctor import processor
+from tasks.reports import style
 
 # What the ratios are against; those that a case lacks stay empty.
 PEERS = {"sequential": "sequential", "Blelloch": "Blelloch", "assoc.": "associative_scan", "torch": "pure torch"}
@@ -144,13 +146,9 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
+@style.styled
 def plot(rows: list[Row], path: Path) -> None:
     """Left: the layer's time against L. Right: its peak memory against S."""
-    from matplotlib import pyplot
-
-    from tasks.reports import style
-
-    style.apply()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for method in dict.fromkeys(row.method for row in rows if row.section == "length"):
         points = [

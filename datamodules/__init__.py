@@ -1,12 +1,16 @@
 """Data modules, independent of models and tasks."""
 
-from datamodules.batching import Batch
-from datamodules.cifar10 import SequentialCIFARDataModule
-from datamodules.digits import DigitsDataModule
-from datamodules.imagenet import ImageNetDataModule
-from datamodules.listops import ListOpsDataModule
-from datamodules.ptbxl import ECGBatch, PTBXLDataModule
-from datamodules.synthetic_tokens import SelectiveCopyingDataModule
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.batching import Batch
+    from datamodules.cifar10 import SequentialCIFARDataModule
+    from datamodules.digits import DigitsDataModule
+    from datamodules.imagenet import ImageNetDataModule
+    from datamodules.listops import ListOpsDataModule
+    from datamodules.ptbxl import ECGBatch, PTBXLDataModule
+    from datamodules.synthetic_tokens import SelectiveCopyingDataModule
 
 __all__ = [
     "Batch",
@@ -18,3 +22,22 @@ __all__ = [
     "SelectiveCopyingDataModule",
     "SequentialCIFARDataModule",
 ]
+
+_HOMES = {
+    "Batch": "datamodules.batching",
+    "DigitsDataModule": "datamodules.digits",
+    "ECGBatch": "datamodules.ptbxl",
+    "ImageNetDataModule": "datamodules.imagenet",
+    "ListOpsDataModule": "datamodules.listops",
+    "PTBXLDataModule": "datamodules.ptbxl",
+    "SelectiveCopyingDataModule": "datamodules.synthetic_tokens",
+    "SequentialCIFARDataModule": "datamodules.cifar10",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public class at its first use."""
+    # Lightning and timm take seconds to import, and reading a recording does without.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

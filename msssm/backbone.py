@@ -11,7 +11,7 @@ from msssm.errors import InputError
 from msssm.layer import SequenceLayer, State
 from msssm.norm import Norm, SequenceNorm
 from msssm.paths import local_path
-from msssm.pretrained import layer_config, layer_factory, read_pretrained, write_pretrained
+from msssm.pretrained import layer_config, layer_factory, pretrained_folder, read_pretrained, write_pretrained
 from msssm.untouched import untouched
 
 
@@ -115,18 +115,20 @@ class Backbone(SequenceLayer):
         write_pretrained(local_path(folder), self._config, self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Backbone":
-        """Loads a folder that `save_pretrained` or `msssm export` wrote, in `eval()`.
+    def from_pretrained(cls, model: str | Path) -> "Backbone":
+        """Loads a shipped model by its name, or a folder that `save_pretrained` or `msssm export` wrote, in `eval()`.
 
         Raises:
-            FileNotFoundError: a file is missing.
+            FileNotFoundError: there is no such model, or a file is missing.
             ValueError: a file is damaged or of another format, or its tensors do not fit its config.
         """
-        config, weights, prefix = read_pretrained(local_path(folder))
+        folder = pretrained_folder(model)
+        config, weights, prefix = read_pretrained(folder)
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         try:
             backbone = cls(**{**config, "layer": layer_factory(config["layer"])})
             backbone.load_state_dict(own)
         except (RuntimeError, TypeError) as error:
-            raise InputError(f"{folder}: the weights do not fit the config ({error}); export it again") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{folder}: the weights do not fit the config ({reason}); export it again") from error
         return backbone.eval()

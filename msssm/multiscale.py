@@ -59,7 +59,8 @@ class MultiScaleSSM(SequenceLayer):
         mixer_heads: groups of channels with mixer weights of their own.
         mixer_init: initial bias of the mixer; 1 starts near the plain sum of the bands.
         dt_rank: for "s6", rank of the projection to Delta; None for ceil(D / 16).
-        dt_min, dt_max: range of the initial Delta.
+        dt_min: least initial Delta.
+        dt_max: greatest initial Delta.
         dt_init: initial value of all Delta, instead of a range.
         skip: learned skip D^s u^s_t, absent in the paper.
 

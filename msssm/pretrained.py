@@ -13,9 +13,34 @@ from torch import Tensor
 
 from msssm.errors import InputError, MissingFileError
 from msssm.layer import SequenceLayer
+from msssm.paths import local_path
 
+SHIPPED = Path(__file__).parent / "models"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 2
+
+
+def shipped_models() -> list[str]:
+    """Lists the models that come with msssm."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def pretrained_folder(model: str | Path) -> Path:
+    """Folder of a shipped model's name, or the given one; `./x` is a folder even if a model is named x.
+
+    Raises:
+        FileNotFoundError: neither a name nor a folder.
+    """
+    names = shipped_models()
+    if str(model) in names:
+        return SHIPPED / str(model)
+    folder = local_path(model)
+    if not folder.is_dir():
+        raise MissingFileError(
+            f"asked for the model {str(model)!r}, got neither a shipped one ({', '.join(names) or 'there is none'}) "
+            "nor a folder; name one of them, or a folder that save_pretrained or msssm export wrote"
+        )
+    return folder
 
 
 def layer_config(layer: Callable[[int], SequenceLayer]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from msssm.errors import InputError
 from tasks.base import SequenceTask
 from tasks.metrics.bootstrap import RESAMPLES, percentile_interval, resample
 from tasks.metrics.ecg import auroc, f_max, macro, weighted_auroc
+from tasks.recordings.inference import aggregate
 from tasks.run.predictions import FILE, Predictions
 
 
@@ -168,14 +169,3 @@ class ECGTask(SequenceTask):
             "patients": len(np.unique(patients)),
             "windows_per_record": len(datamodule.starts),
         }
-
-
-def aggregate(logits: Tensor, how: str) -> Tensor:
-    """Combines the logits (B, W, K) of windows to those of records, (B, K).
-
-    The result is the logit of the largest ("max") or mean ("mean") probability.
-    """
-    if how == "max" or logits.shape[1] == 1:
-        return logits.amax(1)
-    sigmoid = nn.functional.logsigmoid
-    return sigmoid(logits).logsumexp(1) - sigmoid(-logits).logsumexp(1)

@@ -10,23 +10,37 @@ from tasks.process import settle
 
 USAGE = """usage: msssm COMMAND ...
 
-  fit, validate, test, predict   run a recipe: msssm fit --config listops [--option value ...]
-  experiment                     every row of a table, trained and tabulated: msssm experiment quick --tasks listops
-  table                          gather complete runs into a table and plots: msssm table results/quick
-  sweep                          options of a recipe, searched by Optuna: msssm sweep --config x.yaml --vary ...
-  compare                        two runs on the same test samples, by a paired bootstrap: msssm compare runs/a runs/b
-  doctor                         what is installed, what each operator runs on, and whether it could be faster
-  diagnose                       what a trained model does, as plots and one page: msssm diagnose --run_dir runs/x
-  listops-report                 accuracy by operator, depth and length, on fresh data and beyond the trained lengths
-  profile                        memory and time over levels and lengths, with the law through them
-  export                         weights as safetensors, recipe and model card: msssm export --run_dir runs/x --output y
-  data                           check or generate a data set: msssm data verify ptbxl
+use a trained model
+  ecg              what it says about your ECG, at once: msssm ecg recording.hea
+
+train and ask one network
+  fit              train a recipe: msssm fit --config listops [--option value ...]
+  validate, test   its weights again: msssm test --config runs/mine/config.yaml
+  predict          answers for your data: msssm predict --config runs/mine/config.yaml --record ecg.csv
+  diagnose         what it does, as plots on one page: msssm diagnose --run_dir runs/mine
+  listops-report   its accuracy by operator, depth and length, and beyond the trained lengths
+  export           a folder to share, without pickle: msssm export --run_dir runs/mine --output my_model
+
+compare many
+  recipes          the recipes and experiments there are: msssm recipes listops
+  experiment       every row of a table, trained and tabulated: msssm experiment quick --tasks listops
+  sweep            options of a recipe, searched: msssm sweep --config listops --results results/lr --vary ...
+  table            complete runs as a table and plots: msssm table results/quick
+  compare          two runs on the same test samples: msssm compare runs/a runs/b
+
+this machine
+  doctor           what is installed, what each operator runs on, and whether it could be faster
+  profile          memory and time of a block over levels and lengths
+  data             check or generate a data set: msssm data verify ptbxl
   --version
 
-`msssm fit --help` lists the options of a recipe."""
+One word each: --config a recipe or its name, --run_dir the folder of one run, --results that of many, --output
+where anything else is written. `msssm COMMAND --help` says more."""
 
 # Each has `main(args)`.
 COMMANDS = {
+    "ecg": "tasks.commands.ecg",
+    "recipes": "tasks.commands.recipes",
     "table": "tasks.commands.table",
     "experiment": "tasks.commands.experiment",
     "sweep": "tasks.commands.sweep",
@@ -44,13 +58,16 @@ def main(args: list[str] | None = None) -> None:
     """Runs one command; `args` as `sys.argv[1:]`, which is the default.
 
     Raises:
-        SystemExit: with code 2 and a short message where the input was wrong.
+        SystemExit: with code 2 and a short message where the input was wrong, 130 after an interruption.
     """
     # The command draws into files alone; a notebook leaves its own backend here, which nothing else can import.
     os.environ["MPLBACKEND"] = "agg"
     settle()
     try:
         _dispatch(args)
+    except KeyboardInterrupt:
+        print("msssm: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         message = complaint(error)
         if message is None:

@@ -47,7 +47,7 @@ FLOORS: dict[str, list[str]] = {
         "experiments.table",
         "reports.table",
         "reports",
-        "callbacks",
+        "callbacks recordings",
         "base",
         "tokens image ecg",
         "listops",
@@ -198,6 +198,12 @@ def test_importing_the_library_is_lean(package: str) -> None:
     tops = {name.split(".")[0] for name in loaded_by(f"import {package}")}
     assert package.split(".")[0] in tops
     assert not tops & (HEAVY | {"datamodules", "tasks", "tensorboard"})
+
+
+def test_a_shipped_model_answers_without_lightning() -> None:
+    loaded = loaded_by("from tasks.main import main; main(['ecg'])")
+    assert "tasks.recordings.answer" in loaded
+    assert not {name.split(".")[0] for name in loaded} & {"lightning", "timm", "torchvision", "torchmetrics"}
 
 
 def test_the_generic_command_line_loads_no_code_of_a_task_and_draws_nothing() -> None:

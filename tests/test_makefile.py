@@ -42,7 +42,9 @@ def outputs() -> set[str]:
     sources = [*Path("benchmarks").glob("*.py"), *Path("tasks").rglob("*.py"), Path("tests/robustness/soak.py")]
     options = r"\"--(?:output|results)\".*default=Path\(\"([\w./-]+)\"\)"
     return (
-        named | {path for source in sources for path in re.findall(options, source.read_text())} | {".fuzz", ".tools"}
+        named
+        | {path for source in sources for path in re.findall(options, source.read_text())}
+        | {".fuzz", ".tools", "site"}
     )
 
 

@@ -52,15 +52,16 @@ def test_msssm_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "expressions.txt").write_text("[MAX 2 9 [MIN 4 7 ] 0 ]\n")
     ptbxl_checkpoint(tmp_path / "best.ckpt")
     signal = simulate("SR", 0, np.random.default_rng(0)) / 1000
-    pd.DataFrame(signal[:300], columns=list(LEADS)).to_csv(tmp_path / "ecg.csv", index=False)
+    pd.DataFrame(signal[:660], columns=list(LEADS)).to_csv(tmp_path / "ecg.csv", index=False)
     monkeypatch.chdir(tmp_path)
     small = [*TINY_DATA, "--model.backbone.n_layers=1", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
-    commands = [shlex.split(command) for page, command in BLOCKS if page == "README.md" and "bin/msssm " in command]
+    pages = ("training.md", "README.md")
+    commands = [shlex.split(command) for page, command in BLOCKS if page in pages and command.startswith("msssm ")]
     for _, subcommand, *words in commands:
         main([subcommand, *words, *(small if subcommand == "fit" else [])])
     assert (tmp_path / "runs/mine/metrics.json").exists()
     assert (tmp_path / "predictions/ecg.json").exists()
-    assert {words[1] for words in commands} == {"fit", "test", "predict"}
+    assert {words[1] for words in commands} == {"fit", "test", "predict", "doctor", "ecg"}
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON)
@@ -73,3 +74,16 @@ def test_python_examples_run(page: str, code: str) -> None:
 def test_there_are_examples() -> None:
     assert len(BLOCKS) >= 8
     assert PYTHON
+
+
+def test_promises_name_tests_that_are_there() -> None:
+    """docs/promises.md: every row names a test, and every name is one."""
+    text = Path("docs/promises.md").read_text()
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| promise")]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", row)
+        assert named, row
+        for file, name in named:
+            [path] = Path("tests").rglob(file)
+            assert re.search(rf"^def {name}\(" if name else "^def test_", path.read_text(), re.M), (file, name)

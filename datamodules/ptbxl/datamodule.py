@@ -22,6 +22,7 @@ from datamodules.ptbxl.download import download
 from datamodules.ptbxl.labels import LABEL_SETS, class_names, multi_hot
 from datamodules.ptbxl.record import MISSING, SECONDS, UNITS_PER_MILLIVOLT, Signal
 from datamodules.ptbxl.synthetic import GENERATOR_VERSION, MIN_RECORDS, generate
+from datamodules.ptbxl.windows import window_starts
 
 _FOLDS = {"train": files.TRAIN_FOLDS, "val": (files.VAL_FOLD,), "test": (files.TEST_FOLD,)}
 
@@ -195,6 +196,7 @@ class PTBXLDataModule(DataModule):
         self.starts = window_starts(samples, self.window, self.stride)
         self.mean, self.std = 0.0, 0.0
         self.classes: list[str] = []
+        self.descriptions: dict[str, str] = {}
         self._converted: convert.Converted | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -220,6 +222,7 @@ class PTBXLDataModule(DataModule):
         corrupt = table.index.isin([entry["ecg_id"] for entry in converted.quarantine])
         labelled = labels.any(axis=1)
         self.classes = class_names(self.label_set, statements)
+        self.descriptions = {name: str(statements["description"].get(name, name)) for name in self.classes}
         self.dropped = int((~labelled & ~corrupt).sum())
         self.generated = (source / files.SYNTHETIC).is_file()
         self._labels, self._table = labels, table
@@ -345,11 +348,6 @@ class PTBXLDataModule(DataModule):
                 f"--data.max_corrupt {len(bad)}"
             )
         rank_zero_warn(f"{found}. They are left out")
-
-
-def window_starts(samples: int, window: int, stride: int) -> list[int]:
-    """Starts of the windows, the last of which ends with the record."""
-    return sorted({*range(0, samples - window + 1, stride), samples - window})
 
 
 def _moments(signals: Signal, rows: Ints) -> tuple[float, float]:

@@ -23,6 +23,7 @@ _PLAIN = (".txt",)
 ENDINGS = (".hea", ".npy", ".npz", *_TABLES, *_PLAIN, *(f"{ending}.gz" for ending in (*_TABLES, *_PLAIN)))
 _KINDS = "a WFDB header, a .csv, .tsv or .txt (also .gz), a .npy or .npz"
 MIN_SECONDS = 1.0
+_TOLD = 3  # leads whose reason an error has
 
 Floats = npt.NDArray[np.float64]
 # Einthoven 1895 and Goldberger 1942: the limb leads are two measurements seen six times.
@@ -176,7 +177,7 @@ def _check_plausible(values: Floats, rate: float, implausible: Implausible) -> l
     leads = [lead for lead, here in zip(LEADS, known, strict=True) if here]
     judgement = plausible.judge(leads, values[:, known], rate)
     faults = judgement.faults
-    listed = ", ".join(f"{lead} ({reason})" for lead, reason in faults.items())
+    listed = ", ".join([f"{lead} ({reason})" if i < _TOLD else lead for i, (lead, reason) in enumerate(faults.items())])
     if implausible == "refuse" and faults and (judgement.too_large or 2 * len(faults) >= len(leads)):
         if all(reason.startswith("constant") for reason in faults.values()):
             what = "is flat: no lead carries a signal" if len(faults) == len(leads) else "is flat in most leads"

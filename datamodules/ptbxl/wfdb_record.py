@@ -122,7 +122,9 @@ def _read_signals(path: Path, header: _Header) -> list[Channel]:
         if line[0] in ("..", ".") or "/" in line[0] or "\\" in line[0]:
             raise CorruptRecordError(f"cannot be read: {line[0]} is not a file beside its header")
         if not path.with_name(line[0]).is_file():
-            raise CorruptRecordError(f"{line[0]} is missing; it holds the samples, copy it beside {path.name}.hea")
+            raise CorruptRecordError(
+                f"cannot be read: {line[0]} is missing; it holds the samples, copy it beside {path.name}.hea"
+            )
         if len(line) < 3 or not re.match(r"[\d.]*[1-9]", line[2]):  # wfdb takes 200 units per mV instead of 0
             raise CorruptRecordError(f"{path.name}.hea has a lead without a positive ADC gain")
     # Records of one sample per frame are read as a matrix: for format 61, wfdb supports nothing else.

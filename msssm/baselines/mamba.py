@@ -30,7 +30,8 @@ class Mamba(SequenceLayer):
         state_size: N.
         expand: E / D.
         kernel_size: taps of the causal depthwise convolution.
-        dt_min, dt_max: range of the initial step sizes.
+        dt_min: least initial step size.
+        dt_max: greatest initial step size.
         backend: of the scan.
     """
 

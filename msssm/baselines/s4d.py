@@ -22,7 +22,8 @@ class S4D(SequenceLayer):
         state_size: N real numbers of state (N / 2 complex pairs).
         diagonal: "complex" (S4D-Lin) or "real" (A_n = -(n + 1)).
         discretization: "zoh" or "euler".
-        dt_min, dt_max: range of the initial step sizes.
+        dt_min: least initial step size.
+        dt_max: greatest initial step size.
     """
 
     def __init__(

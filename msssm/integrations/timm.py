@@ -41,18 +41,23 @@ class TimmImageModel(nn.Module):
     Args:
         ssm: "s6", "s4" or "none", see `MultiScaleSSM`.
         img_size: H = W, or (H, W), of the images (B, C, H, W); without `pos_embed`, any multiple of the patch is taken.
-        patch_size, in_chans: of the images.
+        patch_size: side of a patch, in pixels.
+        in_chans: C.
         num_classes: of the head; 0 for none.
         global_pool: "avg" (the paper's mean), "last" (the last patch), or "" for all patches.
-        embed_dim, depth: D and the number of blocks.
-        levels, kernel_size, state_size: S, K and N per band.
+        embed_dim: D.
+        depth: number of blocks.
+        levels: S.
+        kernel_size: K, taps of a filter.
+        state_size: N per band.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout of channels in every block.
         drop_path_rate: stochastic depth of the last block, see `Backbone`.
         scan_order: "raster" or "snake".
         pos_embed: a learned position embedding.
         bidirectional: a second layer per block, over the reversed patches.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
     """
 
     def __init__(

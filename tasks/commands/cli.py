@@ -8,7 +8,6 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +49,14 @@ from tasks.run.saved_config import SavedConfig
 
 # What a recipe may build by name. Anything else importable stays closed to a downloaded config.
 ALLOWED = ["msssm", "datamodules", "tasks", "lightning.pytorch", "torch.nn"]
+SUBCOMMANDS = {
+    "fit": "Trains a recipe, and tests its best validation at the end. The same command resumes an unfinished run.",
+    "validate": "Validates the weights of a run.",
+    "test": "Tests the weights of a run.",
+    "predict": "Prints a prediction for each sample of --data.predict_file, or for the ECGs of --record.",
+}
+HELP = """RECIPE is a YAML file or a name that `msssm recipes` lists; a run's config.yaml is one, with its checkpoint.
+Options of the recipe's own classes: --model.help tasks.ListOpsTask, --data.help datamodules.ListOpsDataModule."""
 
 
 class MsssmCLI(LightningCLI):
@@ -108,6 +115,8 @@ class MsssmCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"msssm {subcommand} --config RECIPE [--OPTION VALUE ...]"
+        parser.description = f"{SUBCOMMANDS[subcommand]} {HELP}"
         if subcommand == "predict" == self.arguments[0]:
             from tasks.commands.recordings import add_arguments  # with the code of the ECG, for no other command
 
@@ -368,10 +377,9 @@ class MsssmCLI(LightningCLI):
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set, or the prediction for `--record`."""
         if self._get(self.config, "record") is not None:
-            from tasks.commands.recordings import RecordingOptions, predict_recordings
+            from tasks.commands.recordings import predict_record
 
-            options = {field.name: self._get(self.config, field.name) for field in fields(RecordingOptions)}
-            predict_recordings(model, datamodule, self.ckpt_path, RecordingOptions(**options))
+            predict_record(model, datamodule, self.ckpt_path, self.config[self.subcommand])
             return
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):

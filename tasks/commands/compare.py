@@ -1,22 +1,26 @@
 """`msssm compare runA runB`: the difference of two runs on the same test samples, by a paired bootstrap."""
 
-import argparse
-
 import numpy as np
 
 from msssm.errors import InputError
+from tasks.commands.parser import CommandParser
 from tasks.metrics.bootstrap import RESAMPLES
 from tasks.metrics.paired import check_comparable, compare
 from tasks.paths import path_option
 from tasks.run.predictions import FILE, load
 
+EXAMPLES = "msssm compare results/quick/runs/listops/msssm_s6/seed0 results/quick/runs/listops/s4d/seed0"
+
 
 def main(args: list[str]) -> None:
-    """Prints the comparison of two run folders."""
-    parser = argparse.ArgumentParser(prog="msssm compare", description=__doc__)
-    parser.add_argument("run", type=path_option, nargs=2, help="folder of a complete run")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES)
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    """Says whether one run is better than another on the same test samples, by a paired bootstrap.
+
+    The interval is over test samples (patients, where they are known): it knows nothing of another training seed.
+    """
+    parser = CommandParser("compare", main, EXAMPLES)
+    parser.add_argument("run", type=path_option, nargs=2, metavar="RUN", help="folders of two complete runs, A and B")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, metavar="N", help="of the test samples")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the resamples")
     options = parser.parse_args(args)
     if options.resamples < 1:
         raise InputError(f"--resamples must be at least 1, got {options.resamples}")

@@ -1,44 +1,68 @@
 """`msssm data`: check a data set on disk, or generate one. Neither needs a recipe."""
 
-import argparse
 from pathlib import Path
 
+from tasks.commands.parser import CommandParser
 from tasks.paths import path_option
 
 
 def main(args: list[str]) -> None:
-    """Runs `verify ptbxl`, `verify cifar10` or `generate ptbxl`.
+    """Checks a data set on disk (verify), or writes a synthetic one in its format (generate). Neither needs a recipe.
 
     Raises:
         SystemExit: something is missing or corrupt (code 1).
     """
-    parser = argparse.ArgumentParser(prog="msssm data", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("verify", help="name what is missing or corrupt; exit code 1 if anything is")
-    make = commands.add_parser("generate", help="write synthetic records in the data set's own format")
-    for command, choices in ((check, ["ptbxl", "cifar10"]), (make, ["ptbxl"])):
-        command.add_argument("dataset", choices=choices)
-        command.add_argument("--root", type=path_option, default=Path("data"), help="folder for data sets")
-    check.add_argument("--verbose", action="store_true", help="every fault, where a folder has many")
-    check.add_argument("--source", type=path_option, help="folder or archive of the data set, if not <root>/<dataset>")
-    make.add_argument("--count", type=int, default=400, help="records")
-    make.add_argument("--seed", type=int, default=0)
-    make.add_argument("--rates", type=int, nargs="+", default=[100], help="Hz: 100, 500")
+    actions = {"verify": verify, "generate": generate}
+    if args and args[0] in actions:
+        actions[args[0]](args[1:])
+        return
+    examples = """
+        msssm data verify ptbxl
+        msssm data generate ptbxl --count 600
+    """
+    parser = CommandParser("data", main, examples)
+    parser.add_argument("action", choices=actions, help="each has a --help of its own")
+    parser.parse_args(args)
+
+
+def generate(args: list[str]) -> None:
+    """Writes synthetic records in the data set's own format, with labels that follow from how each record was made."""
+    parser = CommandParser("data generate", generate, "msssm data generate ptbxl --root data --count 600")
+    _data_set(parser, ["ptbxl"])
+    parser.add_argument("--count", type=int, default=400, metavar="N", help="records")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random")
+    parser.add_argument(
+        "--sampling_rates", type=int, nargs="+", default=[100], metavar="HZ", help="100, 500, or both: 100 500"
+    )
     options = parser.parse_args(args)
-    if options.command == "generate":
-        _generate(options)
-    else:
-        _verify(options)
+    from datamodules import ptbxl
+
+    rates = tuple(options.sampling_rates)
+    print(ptbxl.generate(options.root, options.count, seed=options.seed, sampling_rates=rates, progress=True))
 
 
-def _generate(options: argparse.Namespace) -> None:
-    from datamodules.ptbxl import generate
-
-    rates = tuple(options.rates)
-    print(generate(options.root, options.count, seed=options.seed, sampling_rates=rates, progress=True))
+def _data_set(parser: CommandParser, choices: list[str]) -> None:
+    parser.add_argument("dataset", choices=choices, metavar="NAME", help=" or ".join(choices))
+    parser.add_argument("--root", type=path_option, default=Path("data"), metavar="FOLDER", help="of all data sets")
 
 
-def _verify(options: argparse.Namespace) -> None:
+def verify(args: list[str]) -> None:
+    """Names what is missing or corrupt in a data set: files, digests, records, and what was converted from them.
+
+    Raises:
+        SystemExit: with code 1 if anything is.
+    """
+    examples = """
+        msssm data verify ptbxl
+        msssm data verify cifar10 --source cifar-10-python.tar.gz
+    """
+    parser = CommandParser("data verify", verify, examples)
+    _data_set(parser, ["ptbxl", "cifar10"])
+    parser.add_argument(
+        "--source", type=path_option, metavar="PATH", help="folder or archive of the data set; ROOT/NAME by default"
+    )
+    parser.add_argument("--verbose", action="store_true", help="every fault, where a folder has many")
+    options = parser.parse_args(args)
     from datamodules.faults import summary
 
     folder = options.root / options.dataset

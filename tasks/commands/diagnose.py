@@ -1,6 +1,5 @@
 """`msssm diagnose`: the behaviour of a trained model on validation data of its run, as plots, numbers and one page."""
 
-import argparse
 import itertools
 import time
 from typing import Any, cast
@@ -28,6 +27,7 @@ from msssm.errors import InputError
 from msssm.scale_mixer import ScaleMixer
 from msssm.ssm import S4, S6
 from tasks.commands.load import LoadedRun, load_run, run_arguments
+from tasks.commands.parser import CommandParser
 from tasks.paths import make_folder
 from tasks.reports import diagnosis_plots
 from tasks.reports.diagnosis_page import write_page
@@ -40,18 +40,23 @@ PROBED = 512  # steps of the probes of shift and padding
 
 
 def main(args: list[str]) -> None:
-    """Writes diagnostics.json, diagnostics.html and its plots into the run's folder.
+    """Says what a trained model does: how far each band remembers, what the mixer weighs, and what looks wrong.
 
-    Further options are those of the recipe, for example `--data.root elsewhere`.
+    Writes diagnostics.html (one page with its plots), diagnostics.json and the plots into the run's folder, and prints
+    the alarms. Further options are those of the recipe, for example --data.root elsewhere.
     """
-    parser = argparse.ArgumentParser(prog="msssm diagnose", description=main.__doc__)
+    parser = CommandParser("diagnose", main, "msssm diagnose --run_dir runs/mine")
     run_arguments(parser)
-    parser.add_argument("--rows", type=int, default=4, help="validation samples, spread over the batches")
-    parser.add_argument("--channels", type=int, default=8, help="output channels of each Jacobian, evenly spaced")
+    parser.add_argument(
+        "--samples", type=int, default=4, metavar="N", help="of the validation data, spread over its batches"
+    )
+    parser.add_argument(
+        "--channels", type=int, default=8, metavar="N", help="output channels of each Jacobian, evenly spaced"
+    )
     options, overrides = parser.parse_known_args(args)
     start = time.monotonic()
     run = load_run(options, overrides)
-    result, arrays = diagnose(run, options.rows, options.channels)
+    result, arrays = diagnose(run, options.samples, options.channels)
     result["seconds"] = time.monotonic() - start
     make_folder(run.folder)
     write_json(run.folder / "diagnostics.json", result)
@@ -69,7 +74,7 @@ def diagnose(run: LoadedRun, rows: int, channels: int) -> tuple[dict[str, Any], 
         ValueError: rows or channels are below 1, the task has no backbone, or a parameter is not finite.
     """
     if rows < 1 or channels < 1:
-        raise InputError(f"--rows and --channels must be at least 1, got {rows} and {channels}")
+        raise InputError(f"--samples and --channels must be at least 1, got {rows} and {channels}")
     for name, parameter in run.task.named_parameters():
         if not parameter.isfinite().all():
             raise InputError(

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from msssm.errors import InputError
+from tasks.commands.parser import CommandParser
 from tasks.commands.table import write_table
 from tasks.experiments.files import experiment_files, tables
 from tasks.experiments.places import open_pool, pool_arguments, resumable
@@ -18,6 +19,11 @@ from tasks.messages import say
 from tasks.paths import path_option
 
 LINES = "--trainer.callbacks+=tasks.callbacks.dashboard.EpochLines"
+EXAMPLES = """
+msssm experiment quick --tasks listops --seeds 0 1 --jobs 2
+msssm experiment quick --tasks listops --rows mamba --print_config
+msssm experiment paper --tasks ptbxl --data.root data --cluster slurm --resources gpus_per_node=1
+"""
 OWN = {"config", "run_dir", "seed_everything", "ckpt_path", "skip_test"}
 
 
@@ -70,18 +76,18 @@ def main(args: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="msssm experiment",
-        description=(main.__doc__ or "").partition("\n\n    Raises")[0],
-        epilog=f"Tables: {', '.join(tables())}.",
-        allow_abbrev=False,
+    parser = CommandParser("experiment", main, EXAMPLES)
+    names = ", ".join(dict.fromkeys(name.partition("/")[0] for name in tables()))
+    parser.add_argument(
+        "experiment", metavar="NAME", help=f"one of {names}; or a folder with tables of your own (msssm recipes)"
     )
-    parser.add_argument("experiment", help="a name (quick, ablations ...), or a folder with tables of your own")
-    parser.add_argument("--tasks", nargs="+", help="its tables; all by default")
-    parser.add_argument("--rows", nargs="+", help="all by default")
-    parser.add_argument("--seeds", nargs="+", type=int, help="those that the tables name by default")
-    parser.add_argument("--of", metavar="EXPERIMENT", help="ablations or choices over another experiment's base")
-    parser.add_argument("--results", type=path_option, metavar="FOLDER", help="results/EXPERIMENT by default")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="its tables; all by default")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="of the tables; all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="those that the tables name by default")
+    parser.add_argument("--of", metavar="NAME", help="ablations or choices over the base of another experiment")
+    parser.add_argument(
+        "--results", type=path_option, metavar="FOLDER", help="of the runs and the table; results/NAME by default"
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved recipes, and run nothing")
     pool_arguments(parser, jobs="by default one per core and thread on this machine, all at once on a cluster")
     return parser

@@ -1,6 +1,5 @@
 """`msssm export`: a run as a folder to share: safetensors, recipe and model card, without pickle."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -10,28 +9,43 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors.torch import load_file
 from torch import nn
 
+from datamodules import PTBXLDataModule
 from msssm import Backbone
 from msssm.errors import InputError, MissingFileError
 from msssm.export import step_to_onnx
 from msssm.paths import local_path
 from msssm.pretrained import WEIGHTS, read_pretrained, write_pretrained
 from tasks.base import SequenceTask
-from tasks.commands.load import build, load_run, run_arguments
+from tasks.commands.load import LoadedRun, build, load_run, run_arguments
+from tasks.commands.parser import CommandParser
+from tasks.ecg import ECGTask
 from tasks.paths import make_folder, path_option
+from tasks.recordings.card import ecg_sections
+from tasks.recordings.judge import judge
+from tasks.recordings.model import Answers, write_answers
+from tasks.run.checkpoint_io import read_checkpoint
 from tasks.run.provenance import read_json
 
 RECIPE = "recipe.yaml"
 
 
 def main(args: list[str]) -> None:
-    """Writes model.safetensors, config.json, recipe.yaml and README.md (the model card) of a run.
+    """Writes a trained model as a folder to share: weights as safetensors, recipe and model card, without pickle.
+
+    The files are model.safetensors, config.json, recipe.yaml and README.md, the model card. Further options are those
+    of the recipe.
 
     Raises:
         ValueError: there is no trained run, or the folder is not empty.
     """
-    parser = argparse.ArgumentParser(prog="msssm export", description=main.__doc__)
+    parser = CommandParser("export", main, "msssm export --run_dir runs/mine --output my_model")
     run_arguments(parser)
-    parser.add_argument("--output", type=path_option, required=True, help="new folder")
+    parser.add_argument("--output", type=path_option, required=True, metavar="FOLDER", help="where to write; a new one")
+    parser.add_argument(
+        "--ecg",
+        action="store_true",
+        help="also ecg.json for msssm ecg: calibration and thresholds, from folds 9 and 10 of the run's PTB-XL",
+    )
     parser.add_argument("--onnx", action="store_true", help="also the backbone's streaming step, as step.onnx")
     options, overrides = parser.parse_known_args(args)
     if options.output.is_dir() and any(options.output.iterdir()):
@@ -39,17 +53,30 @@ def main(args: list[str]) -> None:
     run = load_run(options, overrides)
     if run.checkpoint is None:
         raise InputError("an export needs trained weights: name a --run_dir with checkpoints/, or a --ckpt_path")
+    answers = _judged(run, run.checkpoint) if options.ecg else None
     make_folder(options.output)
     network = cast(nn.Module, run.task.model)
     name, backbone = next((name, module) for name, module in network.named_modules() if isinstance(module, Backbone))
     write_pretrained(options.output, backbone.config, network.state_dict(), f"{name}." if name else "")
     (options.output / RECIPE).write_text(portable(run.recipe))
     metrics = run.folder / "metrics.json"
-    card = model_card(run.task, read_json(metrics) if metrics.exists() else None)
+    card = model_card(run.task, read_json(metrics) if metrics.exists() else None, answers)
     card.save(options.output / "README.md")
+    if answers is not None:
+        write_answers(options.output, answers)
     if options.onnx:
         step_to_onnx(backbone, options.output / "step.onnx")
     print(options.output)
+
+
+def _judged(run: LoadedRun, checkpoint: Path) -> Answers:
+    """Judges an ECG run on its held-out folds. Raises InputError for a run of another task."""
+    if not isinstance(run.task, ECGTask) or not isinstance(run.datamodule, PTBXLDataModule):
+        raise InputError("--ecg needs a run of tasks.ECGTask and datamodules.PTBXLDataModule; leave it out for others")
+    run.datamodule.prepare_data()
+    run.datamodule.setup("test")
+    run.datamodule.load_state_dict(read_checkpoint(checkpoint)[PTBXLDataModule.__name__])
+    return judge(run.task.model, run.datamodule, run.task.aggregation)
 
 
 def portable(recipe: str) -> str:
@@ -78,12 +105,16 @@ def load_exported(folder: str | Path) -> SequenceTask:
     try:
         cast(nn.Module, task.model).load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
-        raise InputError(f"{folder}: the weights do not fit the recipe ({error}); export it again") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder}: the weights do not fit the recipe ({reason}); export it again") from error
     return cast(SequenceTask, task.eval())
 
 
-def model_card(task: SequenceTask, metrics: dict[str, Any] | None) -> ModelCard:
-    """Writes a card with the metrics of a complete run; without `metrics`, one that says there are none."""
+def model_card(task: SequenceTask, metrics: dict[str, Any] | None, answers: Answers | None = None) -> ModelCard:
+    """Writes a card with the metrics of a complete run; without `metrics`, one that says there are none.
+
+    The `answers` of an ECG model add its use, data, calibration and thresholds.
+    """
     kind = type(task).__name__
     backbone = next(module for module in task.modules() if isinstance(module, Backbone))
     results = [
@@ -115,6 +146,7 @@ def model_card(task: SequenceTask, metrics: dict[str, Any] | None) -> ModelCard:
         "",
         *_measured(metrics),
         "",
+        *(ecg_sections(answers) if answers else []),
         "## Use",
         "",
         "```python",
@@ -140,7 +172,8 @@ def _measured(metrics: dict[str, Any] | None) -> list[str]:
     return [
         *(f"- {name}: {value:.4f}" for name, value in metrics["test"].items()),
         f"- best validation ({metrics['validation']['monitor']}): {metrics['validation']['best']:.4f}",
-        f"- one seed ({metrics['seed']}), {metrics['steps']:,} steps, tested once at the best validation",
-        f"- data: {json.dumps(metrics['data'], sort_keys=True)}",
+        f"- one seed ({metrics['seed']}), {metrics['steps']:,} steps, "
+        f"{'tested once' if metrics['test'] else 'not tested'} at the best validation",
+        f"- data: {json.dumps({key: metrics['data'][key] for key in sorted(metrics['data']) if key != 'positives'})}",
         f"- commit {commit}; {versions}; {hardware}",
     ]

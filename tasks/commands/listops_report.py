@@ -17,6 +17,7 @@ from datamodules.listops import Expressions, generate_arrays
 from datamodules.listops.expressions import CLOSE, OPERATORS, PAD, TOKEN_IDS, join
 from msssm.errors import InputError
 from tasks.commands.load import LoadedRun, load_run, run_arguments
+from tasks.commands.parser import CommandParser
 from tasks.listops import ListOpsTask
 from tasks.metrics.intervals import wilson
 from tasks.paths import path_option
@@ -28,18 +29,27 @@ from tasks.run.provenance import read_json, write_json
 # Added to the data's own seed: no trained model has seen this stream.
 SEED_OFFSET = 1_000_003
 TOKENS_PER_BATCH = 100_000
+EXAMPLES = """
+msssm listops-report --run_dir runs/mine
+msssm listops-report --results results/quick
+"""
 
 
 def main(args: list[str]) -> None:
-    """Writes listops_report.json, .md and .png into the run's folder, and prints the table; --results gathers runs.
+    """Breaks the accuracy of a ListOps run down by root operator, depth and length, on fresh expressions.
 
-    The test set has expressions of the run's own distribution, from another seed and without any of the training set.
-    Length generalisation: the same trees at lengths of 1 to 2 and 2 to 4 times the longest trained.
+    The expressions are of the run's own distribution, from another seed and without any of the training set. Then the
+    same trees at lengths of 1 to 2 and 2 to 4 times the longest trained. Writes listops_report.json, .md and .png into
+    the run's folder, and prints the table. With --results all runs of a folder, side by side.
     """
-    parser = argparse.ArgumentParser(prog="msssm listops-report", description=main.__doc__)
+    parser = CommandParser("listops-report", main, EXAMPLES)
     run_arguments(parser)
-    parser.add_argument("--count", type=int, default=20_000, help="expressions; a tenth of it for each longer range")
-    parser.add_argument("--results", type=path_option, help="all complete runs below it instead, such as results/quick")
+    parser.add_argument(
+        "--count", type=int, default=20_000, metavar="N", help="expressions; a tenth of it for each longer range"
+    )
+    parser.add_argument(
+        "--results", type=path_option, metavar="FOLDER", help="all complete runs below it, in place of one run"
+    )
     options, overrides = parser.parse_known_args(args)
     if options.count < 10:
         raise InputError(f"--count must be at least 10, got {options.count}")

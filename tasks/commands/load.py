@@ -56,10 +56,12 @@ class _Builder(MsssmCLI):
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that name a run."""
-    parser.add_argument("--run_dir", type=path_option, help="folder of a run, with its config.yaml and checkpoints/")
-    parser.add_argument("--config", help="a recipe or its name, instead of the run's own config.yaml")
     parser.add_argument(
-        "--ckpt_path", type=path_option, help="a checkpoint, instead of the run's checkpoints/best.ckpt"
+        "--run_dir", type=path_option, metavar="RUN", help="folder of a run, with its config.yaml and checkpoints/"
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="a recipe or its name, instead of the run's own config.yaml")
+    parser.add_argument(
+        "--ckpt_path", type=path_option, metavar="FILE", help="a checkpoint, instead of the run's checkpoints/best.ckpt"
     )
 
 

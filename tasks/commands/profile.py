@@ -1,6 +1,5 @@
 """`msssm profile`: memory and time of one multi-scale block over levels and lengths, and the fitted law."""
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from msssm import MultiScaleSSM
 from msssm.block import Block
 from msssm.diagnostics import PowerLaw, fit_power_law, measure_cost, measure_kept
 from msssm.errors import InputError
+from tasks.commands.parser import CommandParser
 from tasks.paths import make_folder, path_option
 from tasks.reports.diagnosis_plots import profile_plot
 from tasks.reports.markdown import table
@@ -31,20 +31,29 @@ class BlockCost(NamedTuple):
 
 
 def main(args: list[str]) -> None:
-    """Time and memory of forward + backward of a block, as it is and keeping everything; profile.json, .md, .png.
+    """Measures the time and memory of one block, forward and backward, over levels and lengths.
 
-    The law is value = factor * bands^a * length^b, with bands = levels + 2.
+    The block is measured as it is and keeping everything for its backward. Through the points goes the law
+    value = factor * bands^a * length^b, with bands = levels + 2. Writes profile.json, .md and .png.
     """
-    parser = argparse.ArgumentParser(prog="msssm profile", description=main.__doc__)
-    parser.add_argument("--output", type=path_option, default=Path("runs/profile"), help="folder")
-    parser.add_argument("--levels", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5, 6])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
-    parser.add_argument("--d_model", type=int, default=128)
-    parser.add_argument("--state_size", type=int, default=16, help="per band")
-    parser.add_argument("--kernel_size", type=int, default=4)
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="over all points; the shortest time of each counts")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = CommandParser("profile", main, "msssm profile --levels 0 1 3 --lengths 512 2048 --output runs/profile")
+    parser.add_argument(
+        "--output", type=path_option, default=Path("runs/profile"), metavar="FOLDER", help="where to write"
+    )
+    for name, values, text in (
+        ("levels", [0, 1, 2, 3, 4, 5, 6], "S, each with each of the lengths"),
+        ("lengths", [512, 1024, 2048, 4096], "L"),
+    ):
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=values, metavar="N", help=text)
+    for name, default, text in (
+        ("d_model", 128, "D, channels"),
+        ("state_size", 16, "N, states of each band"),
+        ("kernel_size", 4, "K, taps of a filter"),
+        ("batch_size", 4, "B"),
+        ("rounds", 3, "over all points; the shortest time of each counts"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
     options = parser.parse_args(args)
     if options.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {options.rounds}")

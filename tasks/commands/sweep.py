@@ -4,35 +4,44 @@ import argparse
 
 from msssm.errors import InputError
 from tasks.commands.load import build
+from tasks.commands.parser import CommandParser
 from tasks.experiments.places import open_pool, pool_arguments, resumable
 from tasks.experiments.sweep.space import Option, check, parse
 from tasks.paths import path_option
+
+EXAMPLES = """
+msssm sweep --config quick/listops/msssm_s6 --results results/lr \\
+    --vary model.lr=log:1e-4..1e-2 --trials 10 --trainer.max_steps 400
+"""
 
 
 def main(args: list[str]) -> None:
     """Searches options of a recipe: each trial is an `msssm fit` in its own folder, validated and never tested.
 
     Options that are not of the sweep are passed on to every `msssm fit`. The same command resumes an interrupted sweep:
-    unfinished trials from their checkpoints, finished ones as they are; with a larger --trials it adds some.
+    unfinished trials from their checkpoints, finished ones as they are; with a larger --trials it adds some. Values of
+    --vary:
+
+        model.lr=log:1e-4..1e-2                     log-uniform
+        model.backbone.dropout=0..0.3               uniform
+        model.backbone.n_layers=2..6                integers, both ends included
+        model.backbone.layer.mixer=input,softmax    a choice
 
     Raises:
         ValueError: a wrong option or range, another sweep's folder, Optuna missing, or no trial that came to its end.
         SystemExit: with code 130 at Ctrl-C and SIGTERM, after the trials have written their checkpoints.
     """
-    parser = argparse.ArgumentParser(prog="msssm sweep", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="a recipe, or its name")
+    parser = CommandParser("sweep", main, EXAMPLES)
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe, or its name")
     parser.add_argument(
-        "--sweep_dir", type=path_option, required=True, help="folder of the study, its table and trials"
+        "--results", type=path_option, required=True, metavar="FOLDER", help="of the study, its trials and its table"
     )
     parser.add_argument(
-        "--vary",
-        action="append",
-        required=True,
-        metavar="OPTION=VALUES",
-        help="model.lr=log:1e-4..1e-2 (log-uniform), model.backbone.dropout=0..0.3 (uniform), "
-        "model.backbone.n_layers=2..6 (integers), model.backbone.layer.mixer=input,softmax (a choice); repeatable",
+        "--vary", action="append", required=True, metavar="OPTION=VALUES", help="an option to search; once for each"
     )
-    parser.add_argument("--trials", type=int, default=20, help="of the whole sweep, those that are there included")
+    parser.add_argument(
+        "--trials", type=int, default=20, metavar="N", help="of the whole sweep, those that are there included"
+    )
     pool_arguments(parser, jobs="1 on this machine")
     options, overrides = parser.parse_known_args(args)
     space = [parse(text) for text in options.vary]
@@ -49,12 +58,12 @@ def main(args: list[str]) -> None:
     recipe = build(options.config, overrides)
     check(space, lambda override: build(options.config, [*overrides, override]))
     checkpoint = recipe.config[recipe.subcommand].checkpoint
-    with open_study(options.sweep_dir, recipe.recipe, space, checkpoint.mode) as (study, lock):
-        pool = open_pool(options, 1, options.sweep_dir, lock)
-        runner = Runner(study, space, options.sweep_dir, ["--config", options.config, *overrides])
+    with open_study(options.results, recipe.recipe, space, checkpoint.mode) as (study, lock):
+        pool = open_pool(options, 1, options.results, lock)
+        runner = Runner(study, space, options.results, ["--config", options.config, *overrides])
         with resumable():
             runner.run(options.trials, pool)
-        print(write_table(options.sweep_dir, study, space, checkpoint.monitor))
+        print(write_table(options.results, study, space, checkpoint.monitor))
 
 
 def _check_numbers(options: argparse.Namespace, overrides: list[str], space: list[Option]) -> None:

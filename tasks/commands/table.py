@@ -1,10 +1,10 @@
 """`msssm table`: complete runs of one experiment, gathered into table.md, table.csv, table.html and plots."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from msssm.errors import InputError
+from tasks.commands.parser import CommandParser
 from tasks.experiments.files import experiment_files
 from tasks.experiments.table import Table, read_table
 from tasks.paths import path_option
@@ -19,17 +19,20 @@ from tasks.reports.table.runs import read_runs
 
 
 def main(args: list[str]) -> None:
-    """Prints the table of one results folder and writes it as table.md, table.csv, table.html and plots.
+    """Gathers the complete runs of a results folder into a table: prints it, and writes it with plots beside the runs.
 
-    Labels, order and the paper's numbers are those of the experiment whose rows the runs are.
+    It writes table.md, table.csv (one line per run, with its provenance), table.html (both, with the plots, on one
+    page) and the plots. Labels, order and the paper's numbers are those of the experiment whose rows the runs are.
 
     Raises:
         ValueError: there is no complete run, one is damaged, or runs of one task do not belong together.
     """
-    parser = argparse.ArgumentParser(prog="msssm table", description=__doc__)
-    parser.add_argument("folder", type=path_option, help="for example results/quick")
+    parser = CommandParser("table", main, "msssm table results/quick")
+    parser.add_argument("folder", type=path_option, metavar="RESULTS", help="folder with runs/ in it")
     parser.add_argument(
-        "--experiment", metavar="NAME", help="a name or a folder of tables; by default, whose rows there are"
+        "--experiment",
+        metavar="NAME",
+        help="whose labels and order: an experiment, or a folder of tables of your own; by default that of the rows",
     )
     options = parser.parse_args(args)
     known = [read_table(path) for path in experiment_files(options.experiment)] if options.experiment else []

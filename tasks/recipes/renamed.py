@@ -16,5 +16,11 @@ CLASSES = {
     "tasks.dashboards.EpochLines": "tasks.callbacks.dashboard.EpochLines",
     "tasks.nan_guard.NanGuard": "tasks.NanGuard",
 }
+# Of the commands that are not Lightning's.
+COMMAND_OPTIONS = {
+    "data generate": {"--rates": "--sampling_rates"},
+    "diagnose": {"--rows": "--samples"},
+    "sweep": {"--sweep_dir": "--results"},
+}
 # Parts of the names of weights.
 WEIGHTS = {"channel_mixer.": "glu.", "norm.norm.": "norm.inner."}

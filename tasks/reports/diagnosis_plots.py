@@ -15,9 +15,9 @@ from msssm.diagnostics.nan_guard import band_name
 from tasks.reports import style
 
 
+@style.styled
 def write_all(folder: Path, result: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Path]:
     """Draws those plots for which the model has data; returns titles and paths."""
-    style.apply()
     makers: dict[str, tuple[str, Callable[..., bool]]] = {
         "Effective memory": ("memory", memory_plot),
         "Eigenvalues": ("eigenvalues", eigenvalues_plot),
@@ -140,9 +140,9 @@ def _save(figure: Any, path: Path) -> bool:
     return True
 
 
+@style.styled
 def profile_plot(path: Path, points: list[dict[str, Any]], laws: dict[str, dict[str, Any]]) -> None:
     """Time and memory against the length, one colour per number of levels; the fitted laws as lines."""
-    style.apply()
     parts = list(laws)
     figure, axes = plt.subplots(len(parts), 3, figsize=(14, 3.6 * len(parts)), layout="constrained", squeeze=False)
     levels = sorted({point["levels"] for point in points})

@@ -8,9 +8,9 @@ from matplotlib import pyplot as plt
 from tasks.reports import style
 
 
+@style.styled
 def report_plot(path: Path, lines: list[dict[str, Any]]) -> None:
     """Draws one panel per kind of line, with Wilson's 95 % intervals; the dashed line is the accuracy over all."""
-    style.apply()
     overall = next(line for line in lines if line["kind"] == "all")
     kinds = list(dict.fromkeys(line["kind"] for line in lines if line["kind"] != "all"))
     groups = [[line for line in lines if line["kind"] == kind] for kind in kinds]

@@ -82,9 +82,9 @@ def markdown(rows: Rows, seeds: dict[str, int]) -> str:
     return "\n".join(parts) + "\n"
 
 
+@style.styled
 def plot(path: Path, rows: Rows) -> None:
     """Draws one panel per kind of expression, a line per row with standard errors."""
-    style.apply()
     first = next(iter(rows.values()))
     kinds = list(dict.fromkeys(line["kind"] for line in first if line["kind"] != "all"))
     figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 4.5), sharey=True, layout="constrained")

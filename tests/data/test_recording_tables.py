@@ -271,7 +271,7 @@ WHOLE = slice(None)
         (np.rint(200 * MILLIVOLTS).astype(np.int16), r"counts"),
         (MILLIVOLTS / 1e6, "the unit or the gain is wrong"),
         (MILLIVOLTS + 60, r"cannot be mV.* I \(a median of .*an offset"),
-        (changed(WHOLE, list(range(8)), 0.01), r"is flat in most leads: I \(constant at 0\.01 mV\).* V2 "),
+        (changed(WHOLE, list(range(8)), 0.01), r"is flat in most leads: I \(constant at 0\.01 mV\).*, V1, V2; "),
         (np.tile(MILLIVOLTS[:, :1], 12), "the same samples as every other lead.*one signal was copied"),
         ((MILLIVOLTS - MILLIVOLTS.mean(0)) / MILLIVOLTS.std(0), "they were standardised"),
         ((MILLIVOLTS - MILLIVOLTS.min(0)) / np.ptp(MILLIVOLTS, axis=0), "scaled by its own range"),

@@ -24,7 +24,7 @@ VARY = ["--vary", "model.lr=log:1e-3..1e-1", "--vary", "model.backbone.layer.lev
 
 
 def _arguments(recipe: Path, folder: Path, trials: int, *more: str) -> list[str]:
-    options = ["--config", str(recipe), "--sweep_dir", str(folder), "--trials", str(trials), *VARY]
+    options = ["--config", str(recipe), "--results", str(folder), "--trials", str(trials), *VARY]
     return ["sweep", *options, "--trainer.max_epochs", "1", *more]
 
 
@@ -113,7 +113,7 @@ def test_a_failed_trial_is_reported_and_does_not_end_the_sweep(tmp_path: Path) -
     """A learning rate of 1e30 leaves the finite numbers."""
     recipe, folder = write_recipe(tmp_path), tmp_path / "sweep"
     vary = ["--vary", "model.lr=0.01,1e30", "--trials", "4"]
-    main(["sweep", "--config", str(recipe), "--sweep_dir", str(folder), *vary])
+    main(["sweep", "--config", str(recipe), "--results", str(folder), *vary])
     assert {row["model.lr"] for row in _rows(folder)} == {"0.01"}
     assert 0 < (folder / "table.md").read_text().count("failed: msssm: ") == 4 - len(_rows(folder)) < 4
 
@@ -139,7 +139,7 @@ def test_a_failed_trial_is_reported_and_does_not_end_the_sweep(tmp_path: Path) -
 def test_a_wrong_option_is_one_line_and_starts_nothing(
     vary: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--sweep_dir", f"{tmp_path}/sweep", "--vary", vary, "--trainer.max_epochs=1"]
+    options = ["--results", f"{tmp_path}/sweep", "--vary", vary, "--trainer.max_epochs=1"]
     with pytest.raises(SystemExit, match="2"):
         main(["sweep", "--config", str(write_recipe(tmp_path)), *options])
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from matplotlib import pyplot as plt
 
+from tasks.reports import style
 from tasks.reports.table.plots import band, finding
 from tasks.reports.table.rows import Section
 
@@ -35,3 +37,10 @@ def test_the_band_goes_from_the_lowest_to_the_highest_seed() -> None:
     assert [list(each) for each in values] == [[1.0, 1.0, 3.0], [2.0, 1.5, 3.0], [3.0, 2.0, 3.0]]
     steps, *values = band([([], [])])
     assert (steps, [list(each) for each in values]) == ([], [[], [], []]), "a run without events"
+
+
+def test_the_style_is_of_our_own_figures_alone() -> None:
+    before = dict(plt.rcParams)
+    styled = style.styled(lambda: plt.rcParams["axes.titlelocation"])
+    assert [styled(), styled()] == ["left", "left"]
+    assert dict(plt.rcParams) == before

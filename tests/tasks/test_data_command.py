@@ -17,7 +17,7 @@ def _out(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_generated_data_set_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["data", "generate", "ptbxl", "--root", str(tmp_path), "--count", "200", "--rates", "500"])
+    main(["data", "generate", "ptbxl", "--root", str(tmp_path), "--count", "200", "--sampling_rates", "500"])
     PTBXLDataModule(root=str(tmp_path), sampling_rate=500).prepare_data()
     capsys.readouterr()
     main(["data", "verify", "ptbxl", "--root", str(tmp_path)])

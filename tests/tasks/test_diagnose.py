@@ -33,7 +33,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 
 def _diagnose(folder: Path, *options: str) -> dict[str, Any]:
-    main(["diagnose", "--run_dir", str(folder), "--rows", "2", *options])
+    main(["diagnose", "--run_dir", str(folder), "--samples", "2", *options])
     return json.loads((folder / "diagnostics.json").read_text())
 
 
@@ -110,7 +110,7 @@ def test_every_failure_sign_has_its_alarm() -> None:
 def test_a_layer_without_scales_is_diagnosed_too(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     layer = "--model.backbone.layer={class_path: msssm.baselines.CausalAttention, init_args: {heads: 2}}"
-    main(["diagnose", "--config", str(recipe), f"--run_dir={tmp_path}/start", "--rows=1", layer])
+    main(["diagnose", "--config", str(recipe), f"--run_dir={tmp_path}/start", "--samples=1", layer])
     result = json.loads((tmp_path / "start/diagnostics.json").read_text())
     assert result["checkpoint"] is None
     assert "memory" not in result["layers"][0]
@@ -122,7 +122,7 @@ def test_a_layer_without_scales_is_diagnosed_too(tmp_path: Path) -> None:
     [
         ([], "name a run with --run_dir"),
         (["--run_dir", "nowhere"], "nowhere/config.yaml does not exist"),
-        (["--run_dir", "{run}", "--rows", "0"], "must be at least 1, got 0"),
+        (["--run_dir", "{run}", "--samples", "0"], "must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_one_line(run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +178,13 @@ def test_images_are_diagnosed_too(tmp_path: Path, options: str, positions: int) 
     """ImageNet's loader gives bytes (B, 3, 16, 16), that of the digits pixels (B, 64, 1)."""
     folder = write_folder(tmp_path / "images", train=1, val=1)
     recipe = write_image_recipe(tmp_path)
-    words = ["--config", str(recipe), f"--run_dir={tmp_path}/run", "--rows=2", *options.format(folder=folder).split()]
+    words = [
+        "--config",
+        str(recipe),
+        f"--run_dir={tmp_path}/run",
+        "--samples=2",
+        *options.format(folder=folder).split(),
+    ]
     main(["diagnose", *words])
     result = json.loads((tmp_path / "run/diagnostics.json").read_text())
     assert result["lengths"] == [positions] * 2

@@ -17,9 +17,9 @@ from torch import Tensor
 from datamodules import ECGBatch, PTBXLDataModule
 from msssm import Backbone, MultiScaleSSM
 from tasks import ECGTask
-from tasks.ecg import aggregate
 from tasks.main import main
 from tasks.metrics.ecg import auroc, f_max, macro
+from tasks.recordings.inference import aggregate
 from tasks.run.predictions import load
 from tests.support.ptbxl import copy_to
 from tests.support.tolerances import FLOAT64, GRADIENT, METRIC, assert_near
@@ -127,7 +127,7 @@ def test_the_line_of_a_validation_shows_what_selects_the_run(run: Path) -> None:
 
 def test_it_is_diagnosed_and_exported(run: Path, tmp_path: Path) -> None:
     """Windows of signals, and the run's own numbers in its model card."""
-    main(["diagnose", "--run_dir", str(run), "--rows=2"])
+    main(["diagnose", "--run_dir", str(run), "--samples=2"])
     result = json.loads((run / "diagnostics.json").read_text())
     assert result["network"] == "ECGTask"
     assert result["lengths"] == [250, 250]

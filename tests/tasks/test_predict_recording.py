@@ -14,9 +14,9 @@ from datamodules.ptbxl import LEADS, simulate
 from datamodules.ptbxl.labels import class_names
 from datamodules.ptbxl.statements import scp_statements
 from msssm import Backbone, MultiScaleSSM
-from tasks.commands.recordings import Windows, offline, stream
 from tasks.ecg import ECGTask
 from tasks.main import main
+from tasks.recordings.inference import Windows, offline, stream
 from tasks.reports.ecg_paper import RESEARCH, ecg_figure
 from tasks.run.checkpoint_io import DurableCheckpointIO
 from tests.support.tolerances import FLOAT32, FLOAT64, allowed, assert_near
@@ -100,8 +100,8 @@ def test_a_stream_ends_at_the_offline_result(windows: Windows, length: int) -> N
 def test_memory_of_the_offline_run_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = task().model, torch.randn(500, 12)
     whole = [offline(model, x, windows) for windows in (Windows(None, 1, "mean"), Windows(100, 50, "max"))]
-    monkeypatch.setattr("tasks.commands.recordings.POSITIONS", 33)
-    monkeypatch.setattr("tasks.commands.recordings.WINDOWS", 2)
+    monkeypatch.setattr("tasks.recordings.inference.POSITIONS", 33)
+    monkeypatch.setattr("tasks.recordings.inference.WINDOWS", 2)
     parts = [offline(model, x, windows) for windows in (Windows(None, 1, "mean"), Windows(100, 50, "max"))]
     for a, b in zip(whole, parts, strict=True):
         assert_near(a, b, FLOAT32)

@@ -57,7 +57,7 @@ def _load(folder: Path, question: dict[str, str], mode: Literal["min", "max"]) -
     elif asked != question:
         changed = sorted(key for key in question.keys() | asked.keys() if question.get(key) != asked.get(key))
         raise InputError(
-            f"{folder} holds a sweep that differs in: {', '.join(changed)}; choose another --sweep_dir or delete it"
+            f"{folder} holds a sweep that differs in: {', '.join(changed)}; choose another --results or delete it"
         )
     return study
 

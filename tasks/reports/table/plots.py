@@ -30,9 +30,9 @@ def finding(section: Section) -> str:
     return f"{best}; {near} of {len(others)} other rows within the intervals"
 
 
+@style.styled
 def intervals(path: Path, section: Section) -> None:
-    """Draws a dot per row with its 95 % interval, small dots for seeds, and a line at the bound of a trivial answer."""
-    style.apply()
+    """Draws a dot per row with its 95 % interval, and a tick for each of several seeds."""
     benchmark, rows = section.benchmark, section.ranked[::-1]
     scale = 100 if benchmark.percent else 1
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.32 * len(rows)), layout="constrained")
@@ -46,11 +46,11 @@ def intervals(path: Path, section: Section) -> None:
             axes.plot(seeds, [place] * len(seeds), "|", color="black", markersize=9)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.grid(axis="y", visible=False)
-    if bound := benchmark.bound(section.first):
-        axes.axvline(scale * bound[1], color="black", linestyle="--", linewidth=1, label=bound[0])
-        figure.legend(loc="outside lower right")
     over = "over seeds (ticks)" if any(len(row.runs) > 1 for row in rows) else benchmark.interval_over
-    axes.set_xlabel(f"test {benchmark.measure}{benchmark.unit}; 95 % interval {over}")
+    label = f"test {benchmark.measure}{benchmark.unit}; 95 % interval, {over}"
+    # As words: a line at it would press together what is to be compared.
+    bound = benchmark.bound(section.first)
+    axes.set_xlabel(f"{label}\n{bound[0]}: {benchmark.show(bound[1])}" if bound else label)
     axes.set_title(f"{section.title}\n{finding(section)}")
     _save(figure, path)
 
@@ -73,12 +73,12 @@ def band(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], Va
     return steps, values.min(0), values.mean(0), values.max(0)
 
 
+@style.styled
 def learning_curves(path: Path, section: Section) -> None:
     """Draws the validation metric against training steps: mean over seeds, in a band from the lowest to the highest.
 
     Of more rows than there are colours, the first, the best and the worst have one.
     """
-    style.apply()
     benchmark = section.benchmark
     scale = 100 if benchmark.percent else 1
     rows = section.ranked

@@ -1,0 +1,105 @@
+"""Ranges that PTB-XL's recordings keep: a recording outside of them is unlike what a model was trained on."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from datamodules.ptbxl.record import LEADS, SECONDS
+from datamodules.ptbxl.recording import Recording
+
+QUANTILES = (0.001, 0.999)
+SLOW, FAST = 0.5, 40.0  # Hz
+_ADULT = 18
+_LONGER = 0.5  # s by which a recording may differ from PTB-XL's
+_LIMB = [LEADS.index(lead) for lead in ("I", "II", "III", "AVR", "AVL", "AVF")]
+# Einthoven 1895 and Goldberger 1942: III, aVR, aVL and aVF of I and II.
+_LAW = np.array([[-1.0, 1.0], [-0.5, -0.5], [1.0, -0.5], [-0.5, 1.0]])
+_UNITS = {"amplitude": "mV", "slow": "%", "fast": "%", "limb leads": "%"}
+_MEANING = {
+    "amplitude": "the range of the median lead (electrodes, or a wrong gain) is",
+    "slow": f"the share of the power below {SLOW:g} Hz (baseline wander, or another filter against it) is",
+    "fast": f"the share of the power above {FAST:g} Hz (mains and muscle, or another low-pass filter) is",
+    "limb leads": "III, aVR, aVL and aVF are off what I and II give (misnamed or exchanged leads) by",
+}
+
+Floats = npt.NDArray[np.float64]
+Range = tuple[float, float]
+
+
+def measures(signal: Floats, sampling_rate: float) -> dict[str, float]:
+    """Computes the numbers of `_MEANING` for a recording (L, 12) in mV, NaN for missing samples.
+
+    A recording longer than PTB-XL's has the median over pieces of their length. A number that cannot be had, such as
+    that of the limb leads without one of them, is left out.
+    """
+    length = min(len(signal), round(SECONDS * sampling_rate))
+    pieces = signal[: len(signal) // length * length].reshape(-1, length, signal.shape[1])
+    found = [_of_piece(piece, sampling_rate) for piece in pieces]
+    names = [name for name in _MEANING if any(name in each for each in found)]
+    return {name: float(np.median([each[name] for each in found if name in each])) for name in names}
+
+
+def _of_piece(piece: Floats, sampling_rate: float) -> dict[str, float]:
+    known = piece[:, ~np.isnan(piece).any(axis=0)]
+    found: dict[str, float] = {}
+    if known.shape[1]:
+        low, high = np.percentile(known, [0.5, 99.5], axis=0)
+        found["amplitude"] = float(np.median(high - low))
+        power = np.abs(np.fft.rfft(known - known.mean(axis=0), axis=0)) ** 2
+        frequency = np.fft.rfftfreq(len(piece), 1 / sampling_rate)
+        total = power.sum(axis=0)
+        moving = total > 0
+        for name, band in (("slow", frequency < SLOW), ("fast", frequency > FAST)):
+            if moving.any() and band.any():
+                found[name] = 100 * float(np.median(power[band][:, moving].sum(axis=0) / total[moving]))
+    limb = piece[:, _LIMB]
+    size = np.sqrt(np.mean((limb - limb.mean(axis=0)) ** 2))
+    if size > 0:  # false of NaN
+        off = limb[:, 2:] - limb[:, :2] @ _LAW.T
+        found["limb leads"] = 100 * float(np.sqrt(np.mean((off - off.mean(axis=0)) ** 2)) / size)
+    return found
+
+
+def typical_ranges(signals: Iterable[Floats], sampling_rate: float) -> dict[str, Range]:
+    """Computes the `QUANTILES` of each measure over recordings (L, 12) in mV; that of the limb leads starts at 0."""
+    found = [measures(signal, sampling_rate) for signal in signals]
+    ranges: dict[str, Range] = {}
+    for name in _MEANING:
+        low, high = np.quantile([each[name] for each in found if name in each], QUANTILES)
+        ranges[name] = (0.0 if name == "limb leads" else float(low), float(high))
+    return ranges
+
+
+def unlike(recording: Recording, ranges: Mapping[str, Range], age: float | None = None) -> list[str]:
+    """Lists how a recording differs from PTB-XL's in leads, length, rate, age in years, and the measures."""
+    found = []
+    absent = recording.missing.all(axis=0)
+    if absent.any():
+        found.append(f"{', '.join(np.array(LEADS)[absent])} missing; PTB-XL has all twelve leads")
+    seconds = len(recording.signal) / recording.sampling_rate
+    if abs(seconds - SECONDS) > _LONGER:
+        found.append(f"{seconds:.1f} s long; calibration and thresholds are for PTB-XL's {SECONDS} s")
+    slow_rate = recording.original_rate < recording.sampling_rate
+    if slow_rate:
+        found.append(f"sampled at {recording.original_rate:g} Hz: nothing above {recording.original_rate / 2:g} Hz")
+    if age is not None and age < _ADULT:
+        found.append(f"of a person of {age:g} years; nearly all in PTB-XL are adults")
+    signal = np.where(recording.missing, np.nan, recording.signal)
+    for name, value in measures(signal, recording.sampling_rate).items():
+        low, high = ranges[name]
+        if not low <= value <= high and not (name == "fast" and slow_rate):
+            unit = _UNITS[name]
+            found.append(f"{_MEANING[name]} {value:.3g} {unit}; in PTB-XL {low:.2g} to {high:.3g} {unit}")
+    return found
+
+
+def age_in_header(path: Path) -> float | None:
+    """Reads the age in years from a WFDB header's comment, such as `# Age: 56` or `#<age>: 56`."""
+    if path.suffix.lower() != ".hea":
+        return None
+    text = path.read_bytes().decode("latin-1")
+    match = re.search(r"^#\s*<?age>?\s*:\s*(\d+(?:\.\d+)?)\b", text, re.IGNORECASE | re.MULTILINE)
+    return float(match[1]) if match else None

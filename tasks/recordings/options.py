@@ -1,0 +1,55 @@
+"""Options of `msssm ecg` and of `msssm predict --record`: how recordings are read, and where the results go."""
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from datamodules.ptbxl.recording import FillMissing, Implausible
+from msssm.paths import local_path
+
+
+@dataclass(frozen=True)
+class RecordingOptions:
+    """Options that `add_arguments` describes; the first four are those of `read_recording`."""
+
+    sampling_rate: float | None
+    leads: list[str] | None
+    fill_missing: FillMissing
+    implausible: Implausible
+    stream: bool
+    output: Path
+
+    @classmethod
+    def of(cls, parsed: Any) -> "RecordingOptions":
+        """Takes them from a parsed command line."""
+        values = {field.name: getattr(parsed, field.name) for field in fields(cls)}
+        leads = values["leads"] and [name.strip() for name in values["leads"].strip("[] ").split(",")]
+        return cls(**{**values, "leads": leads, "output": local_path(values["output"])})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options to a command's parser."""
+    parser.add_argument(
+        "--sampling_rate", type=float, help="Hz, of a file without a rate and without a column of times"
+    )
+    parser.add_argument(
+        "--leads",
+        type=str,
+        help="I,II,..: the columns in order, of a file that does not name them; any other name, as x, skips a column",
+    )
+    parser.add_argument(
+        "--fill_missing",
+        choices=get_args(FillMissing),
+        default="derive",
+        help="missing leads and samples: no (an error), derive (limb leads from I and II; the default), zero (also "
+        "fills the rest with the mean)",
+    )
+    parser.add_argument(
+        "--implausible",
+        choices=get_args(Implausible),
+        default="refuse",
+        help="recordings of which most leads are flat or cannot be an ECG in mV: refuse (the default) or accept",
+    )
+    parser.add_argument("--stream", action="store_true", help="also feed the recording sample by sample")
+    parser.add_argument("--output", default="predictions", help="folder for .json, .csv and .png; default: predictions")
