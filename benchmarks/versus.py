@@ -1,7 +1,7 @@
 """Training steps of the quick recipes on this checkout and on another commit, in turn.
 
 git worktree add ../before COMMIT && (cd ../before && python setup.py build_ext --inplace)
-python -m benchmarks.versus ../before [--threads 1 2] [--rounds 8]
+python -m benchmarks.versus ../before [--threads 1 2] [--rounds 8] [--recompute]
 
 Each checkout computes in a process of its own, in a user's environment; they take turns, so that a slow spell of the
 machine meets both. The best of all turns counts.
@@ -32,12 +32,15 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("other", type=Path, help="root of another checkout, with its native library built")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--recompute", action="store_true", help="with recomputation, which the quick recipes have off")
     options = parser.parse_args(args)
     print("| training step | threads | other, ms | this, ms | times as fast |\n|---|---|---|---|---|")
     for name, row in RECIPES.items():
         recipe = str(named_recipe(row))
         for threads in options.threads:
-            workers = [_start(root, recipe, threads) for root in (options.other, Path(__file__).parents[1])]
+            workers = [
+                _start(root, recipe, threads, options.recompute) for root in (options.other, Path(__file__).parents[1])
+            ]
             turns = [[_turn(worker) for worker in workers] for _ in range(options.rounds)]
             for worker in workers:
                 worker.communicate()
@@ -45,10 +48,11 @@ def main(args: list[str] | None = None) -> None:
             print(f"| {name} | {threads} | {before:.1f} | {now:.1f} | {before / now:.2f} |", flush=True)
 
 
-def _start(root: Path, recipe: str, threads: int) -> subprocess.Popen[str]:
+def _start(root: Path, recipe: str, threads: int, recompute: bool) -> subprocess.Popen[str]:
     """A worker that imports msssm from `root`, with what the `msssm` command there sets before torch is loaded."""
     settle = "import importlib.util as u; u.find_spec('tasks.process') and __import__('tasks.process').process.settle()"
-    code = f"{settle}; import runpy; runpy.run_path({str(Path(__file__).resolve())!r})['work']({recipe!r}, {threads})"
+    work = f"run_path({str(Path(__file__).resolve())!r})['work']({recipe!r}, {threads}, {recompute})"
+    code = f"{settle}; from runpy import run_path; {work}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=root,
@@ -68,12 +72,12 @@ def _turn(worker: subprocess.Popen[str]) -> float:
     return float(worker.stdout.readline())
 
 
-def work(recipe: str, threads: int) -> None:
+def work(recipe: str, threads: int, recompute: bool) -> None:
     """In a worker: a turn for every line that comes in."""
     import torch
 
     torch.set_num_threads(threads)
-    step = training_step(recipe)
+    step = training_step(recipe, recompute)
     for _ in sys.stdin:
         times = []
         for _ in range(STEPS):
@@ -83,7 +87,7 @@ def work(recipe: str, threads: int) -> None:
         print(1e3 * min(times), flush=True)
 
 
-def training_step(recipe: str) -> Callable[[], None]:
+def training_step(recipe: str, recompute: bool = False) -> Callable[[], None]:
     """Forward, loss, backward, clipping and AdamW of a recipe's network, on random data of its sizes."""
     import torch
     import yaml
@@ -94,6 +98,7 @@ def training_step(recipe: str) -> Callable[[], None]:
     content = yaml.safe_load(Path(recipe).read_text())
     data, backbone = content["data"]["init_args"], content["model"]["init_args"]["backbone"]["init_args"]
     layer = backbone.pop("layer")["init_args"]
+    backbone["recompute"] = recompute
     if "recompute" not in inspect.signature(Backbone).parameters:  # an older checkout, which keeps everything
         del backbone["recompute"]
     torch.manual_seed(0)

@@ -101,7 +101,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def test_the_rows_of_a_table_differ_only_in_what_their_entries_say(name: str) -> None:
     """In a table of networks, that is the network: same data, same training budget, same optimiser.
 
-    The learning rates of small networks are the best that were found for each (docs/results/small/search.csv).
+    Small networks may have learning rates of their own, searched on fold 9 (docs/results/small/search.csv).
     """
     own = ("model.backbone.", *(("model.lr", "model.ssm_lr") if name.startswith("small/") else ()))
     table = read_table(table_file(name))
