@@ -18,6 +18,7 @@ DOCS = ROOT / "docs"
 PACKAGES = ("msssm", "datamodules", "tasks")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.M | re.S)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+EATEN = re.compile(r"<[A-Za-z]\w*[,^][^>]*>")
 log = get_plugin_logger("msssm")
 
 
@@ -85,6 +86,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return words if words.strip("`") == name else f"{words} (`{name}` of the repository)"
 
     return _outside_code(LINK, moved, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
+    """Warns of an inner product, <C, h>, outside of code: a browser takes it for a tag and shows nothing."""
+    for tag in EATEN.findall(html):
+        log.warning("%s: %s is read as HTML; write it as code", page.file.src_uri, tag)
 
 
 def _modules(package: Module) -> list[Module]:

@@ -32,7 +32,7 @@ def ms_ssm(x: Tensor, weights: Weights, ssm: str = "s6", mixer: str = "input", d
 def decompose(x: Tensor, phi: Tensor, psi: Tensor) -> Tensor:
     """Learned causal wavelet transform (section 3.1): x (B, L, D), filters (S, K, D) -> bands u (B, L, M, D).
 
-    a^0 = x,   a^s[t] = sum_k a^{s-1}[t - 2^{s-1} k] phi^s[k],   d^s[t] = sum_k a^{s-1}[t - 2^{s-1} k] psi^s[k]
+        a^0 = x,   a^s[t] = sum_k a^{s-1}[t - 2^{s-1} k] phi^s[k],   d^s[t] = sum_k a^{s-1}[t - 2^{s-1} k] psi^s[k]
 
     The bands are x, the details d^1 .. d^S and the approximation a^S, none of them downsampled.
     """
@@ -67,7 +67,9 @@ def s4(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, discretization: str) -> Tensor:
     """Recurrences (section 3.2): u (B, L, M, D), the rest broadcast to (B, L, M, D, N) -> y (B, L, M, D).
 
-    h_t = Abar h_{t-1} + Bbar u_t,   y_t = <C, h_t>,   Abar = exp(Delta A),   Bbar = (Abar - 1) / A B  or  Delta B
+        h_t = Abar h_{t-1} + Bbar u_t,   y_t = <C, h_t>,   Abar = exp(Delta A),   Bbar = (Abar - 1) / A B  or  Delta B
+
+    The states start at 0.
     """
     Bbar = {"zoh": torch.expm1(delta * A) / A * B, "euler": delta * B}[discretization]
     Bu_BLMDN = Bbar * u.unsqueeze(-1)

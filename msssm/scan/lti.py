@@ -32,7 +32,7 @@ def lti_scan(
         h^s_t = a h^s_{t-1} + b u^s_t,   y_t = sum_s mix_t[s] (<C^s, h^s_t> + D^s u^s_t)
         a = exp(delta A),   b = (a - 1) / A  or  delta
 
-    A complex A stands for conjugate pairs: the output is 2 Re<C, h>. The backend "torch" convolves by FFT, which is
+    A complex A stands for conjugate pairs: the output is 2 Re `<C, h>`. The backend "torch" convolves by FFT, which is
     causal up to its rounding, relative to the largest input of the row; the others run the recurrence.
 
     Args:

@@ -10,7 +10,7 @@ from tasks.reports import html
 _NOTES = {
     "Effective memory": "Left: mean over channels and modes of 1 / (1 - |Abar|), at the step sizes of a zero input. "
     "Right: sum |h| / max |h| of the response of each band's model to an impulse at the first step of validation "
-    "samples, with their gates and no longer than they are. For one mode exp(-t / tau) both are the same.",
+    "samples, with their Delta, B and C, and no longer than they are. For one mode exp(-t / tau) both are the same.",
     "Eigenvalues": "Where |Abar| lies per band; the recurrence contracts while all are below 1.",
     "Mixing distance": "d = sum |J| (m - n) / sum |J| at the last step m of the longest sample, J the Jacobian of one "
     "layer, mean over output channels (paper, table 6).",

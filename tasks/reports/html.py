@@ -18,8 +18,12 @@ td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
 th { border-bottom: 2px solid var(--quiet); font-weight: 600; max-width: 11rem; min-width: 4rem; }
 img { max-width: 100%; background: #fff; } .alarm { color: var(--alarm); } .scroll { overflow-x: auto; }
 figure { display: inline-block; width: 49%; margin: 0; vertical-align: top; }
-@media (max-width: 48rem) { figure { width: 100%; } }
-details { margin: .2rem 0; } dl { display: grid; grid-template-columns: 10rem auto; margin: .3rem 0 .8rem 1rem; }
+@media (max-width: 48rem) {
+  figure { width: 100%; } img { width: 40rem; max-width: none; } dl { grid-template-columns: 6rem auto; }
+  th { min-width: 6rem; } td:first-child { white-space: normal; min-width: 8rem; }
+}
+details { margin: .2rem 0; } summary { overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: 10rem auto; margin: .3rem 0 .8rem 1rem; }
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
@@ -45,5 +49,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def image(path: Path, title: str) -> str:
-    """Embeds a PNG file."""
-    return f'<img alt="{escape(title)}" src="data:image/png;base64,{b64encode(path.read_bytes()).decode()}">'
+    """Embeds a PNG file; on a phone it keeps a width at which it can be read, and scrolls."""
+    data = b64encode(path.read_bytes()).decode()
+    return f'<div class="scroll"><img alt="{escape(title)}" src="data:image/png;base64,{data}"></div>'
