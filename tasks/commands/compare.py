@@ -9,7 +9,7 @@ from tasks.metrics.paired import check_comparable, compare
 from tasks.paths import path_option
 from tasks.run.predictions import FILE, load
 
-EXAMPLES = "msssm compare results/quick/runs/listops/msssm_s6/seed0 results/quick/runs/listops/s4d/seed0"
+EXAMPLES = "msssm compare runs/a runs/b"
 
 
 def main(args: list[str]) -> None:

@@ -29,9 +29,15 @@ def main(args: list[str]) -> None:
     parser = CommandParser("ecg", main, EXAMPLES)
     parser.description = f"{parser.description}\n\n{ASKED} {RESEARCH}"
     parser.add_argument(
-        "recordings", nargs="*", type=path_option, help="files, or folders of them; with none, the models are listed"
+        "recordings",
+        nargs="*",
+        type=path_option,
+        metavar="RECORDING",
+        help="files, or folders of them; with none, the models are listed",
     )
-    parser.add_argument("--model", help="a shipped model's name, or a folder; default: the best of the shipped ones")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a shipped model's, or a folder; default: the best of the shipped ones"
+    )
     add_arguments(parser)
     options = parser.parse_args(args)
     if options.recordings:

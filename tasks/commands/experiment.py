@@ -22,7 +22,8 @@ LINES = "--trainer.callbacks+=tasks.callbacks.dashboard.EpochLines"
 EXAMPLES = """
 msssm experiment quick --tasks listops --seeds 0 1 --jobs 2
 msssm experiment quick --tasks listops --rows mamba --print_config
-msssm experiment paper --tasks ptbxl --data.root data --cluster slurm --resources gpus_per_node=1
+msssm experiment paper --tasks ptbxl --data.root data \\
+    --cluster slurm --resources gpus_per_node=1
 """
 OWN = {"config", "run_dir", "seed_everything", "ckpt_path", "skip_test"}
 

@@ -31,11 +31,12 @@ class RecordingOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options to a command's parser."""
     parser.add_argument(
-        "--sampling_rate", type=float, help="Hz, of a file without a rate and without a column of times"
+        "--sampling_rate", type=float, metavar="HZ", help="of a file without a rate and without a column of times"
     )
     parser.add_argument(
         "--leads",
         type=str,
+        metavar="NAMES",
         help="I,II,..: the columns in order, of a file that does not name them; any other name, as x, skips a column",
     )
     parser.add_argument(
@@ -52,4 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings of which most leads are flat or cannot be an ECG in mV: refuse (the default) or accept",
     )
     parser.add_argument("--stream", action="store_true", help="also feed the recording sample by sample")
-    parser.add_argument("--output", default="predictions", help="folder for .json, .csv and .png; default: predictions")
+    parser.add_argument(
+        "--output", default="predictions", metavar="FOLDER", help="for .json, .csv and .png; default: predictions"
+    )

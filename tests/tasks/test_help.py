@@ -1,6 +1,10 @@
 """Every command's help reads as a page, in one vocabulary; an earlier word of an option names the present one."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -25,7 +29,7 @@ def test_help_is_a_page(words: list[str], capsys: pytest.CaptureFixture[str], mo
     text = page(words, capsys, monkeypatch)
     assert text.startswith(f"usage: msssm {' '.join(words)} ")
     assert "Raises" not in text
-    assert max(map(len, text.partition("examples:")[0].splitlines())) <= 80
+    assert max(map(len, text.splitlines())) <= 80
     options = re.findall(r"^  (--\w+)(?: [^\n]*?)??(?:  +(\S.*)|\n {6,}(\S.*))$", text, re.M)
     unsaid = [name for name, beside, below in options if not beside and not below]
     assert not unsaid
@@ -37,9 +41,22 @@ def test_help_is_a_page(words: list[str], capsys: pytest.CaptureFixture[str], mo
 
 
 def test_the_commands_are_those_of_the_first_page() -> None:
+    assert max(map(len, USAGE.splitlines())) <= 80
     listed = re.findall(r"^  ([a-z][\w, -]*?)  ", USAGE, re.M)
     named = {name for entry in listed for name in entry.split(", ")}
     assert named == {*COMMANDS, "fit", "validate", "test", "predict"}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_ended_ends_the_command_without_a_traceback(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tasks.main", "recipes"]
+    ended = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize(
