@@ -12,6 +12,23 @@ def say(message: str) -> None:
     print(f"msssm: {message}", file=sys.stderr, flush=True)
 
 
+def _no_hint(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡")
+
+
+@contextmanager
+def without_hints() -> Iterator[None]:
+    """Silences Lightning's hints at its publisher's other products, and its use of what torch has deprecated."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(_no_hint)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+            yield
+    finally:
+        logger.removeFilter(_no_hint)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences Lightning's messages on seeds, devices, files and its publisher's other products."""

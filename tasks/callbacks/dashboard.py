@@ -21,10 +21,11 @@ from tasks.run.checkpoints import best_of
 def layout(monitor: str) -> dict[str, dict[str, list[Any]]]:
     """Charts of a run for TensorBoard, one of them of the metric that selects it, such as "val/accuracy"."""
     metric = monitor.removeprefix("val/")
+    title = "AUROC" if metric == "auroc" else metric.replace("_", " ").capitalize()
     return {
         "Training": {
             "Loss": ["Multiline", ["train/loss_step", "train/loss_epoch", "val/loss"]],
-            metric: ["Multiline", [f"train/{metric}$", f"val/{metric}$"]],  # regular expressions: no auroc_classes
+            title: ["Multiline", [f"train/{metric}$", f"val/{metric}$"]],  # regular expressions: no auroc_classes
             "Learning rate": ["Multiline", ["lr-AdamW/.*"]],
             "Gradient norm": ["Multiline", ["train/grad_norm"]],
             "Samples per second": ["Multiline", ["train/samples_per_second"]],

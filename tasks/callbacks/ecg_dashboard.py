@@ -60,7 +60,9 @@ class ECGDashboard(Callback):
             return
         sample, target, logits = (tensor.cpu().numpy() for tensor in pl_module.val_predictions.compute())
         names = pl_module.classes or [str(k) for k in range(target.shape[1])]
-        scores = {f"auroc/{n}": float(a) for n, a in zip(names, auroc(target, logits), strict=True) if np.isfinite(a)}
+        scores = {
+            f"val_auroc/{n}": float(a) for n, a in zip(names, auroc(target, logits), strict=True) if np.isfinite(a)
+        }
         for logger in trainer.loggers:
             logger.log_metrics(scores, trainer.global_step)
         due = int(self.pictures * trainer.global_step / trainer.estimated_stepping_batches)

@@ -7,7 +7,6 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +30,7 @@ from tasks.callbacks.energy import EnergyMeter
 from tasks.callbacks.processor_time import ProcessorTime
 from tasks.complaints import complaint, enters_our_code
 from tasks.experiments.named import named_recipe
-from tasks.messages import quiet, say
+from tasks.messages import quiet, say, without_hints
 from tasks.paths import expand
 from tasks.recipes.construct import constructors
 from tasks.recipes.errors import read_arguments, recipe_errors, recipes_first
@@ -43,6 +42,7 @@ from tasks.run.checks import FirstValidation, check_callbacks, check_checkpoint,
 from tasks.run.event_files import EventFiles, rewind
 from tasks.run.last_checkpoint import LastCheckpoint
 from tasks.run.lock import lock_run
+from tasks.run.logger import RunLogger
 from tasks.run.provenance import provenance, write_json
 from tasks.run.resume import changes, is_recipe
 from tasks.run.saved_config import SavedConfig
@@ -73,7 +73,7 @@ class MsssmCLI(LightningCLI):
         words = sys.argv[1:] if args is None else cast("list[str]", args)
         self.arguments = recipes_first(words, named_recipe)
         # The answer of the other commands is what they print.
-        with nullcontext() if words[0] == "fit" else quiet():
+        with without_hints() if words[0] == "fit" else quiet():
             super().__init__(
                 SequenceTask,
                 LightningDataModule,
@@ -284,7 +284,7 @@ class MsssmCLI(LightningCLI):
         if config.logger is None or config.logger is True:
             # Only a training writes events; a later test must not add to its curves.
             fit = self.subcommand == "fit"
-            logger = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
+            logger = RunLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
             kwargs["logger"] = logger if fit else False
         if self.subcommand == "predict":
             # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
@@ -373,6 +373,8 @@ class MsssmCLI(LightningCLI):
                     **self.provenance,
                 },
             )
+            values = "  ".join(f"{name} {value:.4f}" for name, value in test.items())
+            print(f"{self.run_dir}: {values or f'not tested; {self.best.monitor} {best:.4f}'}")
 
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set, or the prediction for `--record`."""

@@ -130,7 +130,8 @@ def test_tensorboard_shows_training_and_scales(complete: tuple[Path, Path]) -> N
 def test_optimiser_settings_reach_the_hyperparameters(complete: tuple[Path, Path]) -> None:
     hparams = yaml.safe_load((complete[1] / "hparams.yaml").read_text())
     assert hparams["lr"] == 0.01
-    assert hparams["backbone"]["init_args"]["layer"]["class_path"] == "msssm.MultiScaleSSM"
+    assert hparams["backbone.layer"] == "msssm.MultiScaleSSM"
+    assert {"_instantiator", "_class_path"}.isdisjoint(hparams)
     plugins = EventAccumulator(str(complete[1])).Reload().summary_metadata
     assert "_hparams_/experiment" in plugins, "TensorBoard's HPARAMS tab has the run"
 

@@ -111,9 +111,9 @@ def test_tensorboard_has_classes_and_pictures(run: Path) -> None:
     events = EventAccumulator(str(run), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
-    assert {"auroc/AFIB", "auroc/SR", "val/auroc", "val/f_max"} <= set(tags["scalars"])
+    assert {"val_auroc/AFIB", "val_auroc/SR", "val/auroc", "val/f_max"} <= set(tags["scalars"])
     assert {tag for tag in tags["scalars"] if tag.startswith("val/")} == _task().validation_metrics().keys()
-    assert "auroc/AFLT" not in tags["scalars"], "no record has it"
+    assert "val_auroc/AFLT" not in tags["scalars"], "no record has it"
     assert set(tags["images"]) == {f"ecg/{name}" for name in ("roc", "calibration", "examples", "confusion", "mixer")}
     assert len(events.Images("ecg/roc")) == 1
     (charts,) = events.Tensors("custom_scalars__config__")
