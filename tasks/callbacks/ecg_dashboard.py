@@ -97,6 +97,9 @@ class ECGDashboard(Callback):
             figures["mixer"] = ecg_plots.mixer_figure(
                 lead[0, span], data.sampling_rate, mixed[:, span], bands, start / data.sampling_rate
             )
+        if data.generated:
+            for figure in figures.values():
+                figure.suptitle("synthetic ECGs", fontsize="small")
         return figures
 
 

@@ -373,7 +373,7 @@ class MsssmCLI(LightningCLI):
                     **self.provenance,
                 },
             )
-            values = "  ".join(f"{name} {value:.4f}" for name, value in test.items())
+            values = "  ".join(f"{name} {value:.4g}" for name, value in test.items())
             print(f"{self.run_dir}: {values or f'not tested; {self.best.monitor} {best:.4f}'}")
 
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
