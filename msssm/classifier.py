@@ -5,9 +5,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from msssm.backbone import Backbone
 from msssm.errors import InputError
-from msssm.layer import State
+from msssm.layer import SequenceLayer, State
 from msssm.padding import last_position, mask_padding, masked_mean, true_lengths
 from msssm.untouched import untouched
 
@@ -34,12 +33,14 @@ class SequenceClassifier(nn.Module):
 
     Args:
         encoder: maps the batch's x to (B, L, D) position by position, for example `nn.Embedding` or `nn.Linear`.
-        backbone: of width D.
+        backbone: a stack of layers of width D, `Backbone`, or any other sequence layer.
         num_classes: outputs of the head.
         pooling: what the head reads: the "mean" over the true positions, or the "last" of them.
     """
 
-    def __init__(self, encoder: nn.Module, backbone: Backbone, num_classes: int, pooling: Pooling = "mean") -> None:
+    def __init__(
+        self, encoder: nn.Module, backbone: SequenceLayer, num_classes: int, pooling: Pooling = "mean"
+    ) -> None:
         """Adds a linear head. Raises ValueError for an unknown pooling."""
         super().__init__()
         if pooling not in ("mean", "last"):

@@ -63,6 +63,7 @@ class MultiScaleSSM(SequenceLayer):
         dt_max: greatest initial Delta.
         dt_init: initial value of all Delta, instead of a range.
         skip: learned skip D^s u^s_t, absent in the paper.
+        selection_norm: for "s6", RMS norm of Delta's low rank, B and C, absent in the paper, see `S6`.
 
     Its ablations (table 5):
 
@@ -100,6 +101,7 @@ class MultiScaleSSM(SequenceLayer):
         dt_max: float = 0.1,
         dt_init: float | None = None,
         skip: bool = False,
+        selection_norm: bool = False,
         decomposition: Literal["wavelet", "conv"] = "wavelet",
         selective_input: Literal["input", "band"] = "input",
         ssm_input: Literal["band", "input"] = "band",
@@ -111,6 +113,8 @@ class MultiScaleSSM(SequenceLayer):
             raise InputError(f"state_size must be at least 1, got {state_size}")
         if diagonal == "complex" and ssm != "s4":
             raise InputError(f"diagonal='complex' needs ssm='s4', got ssm={ssm!r}")
+        if selection_norm and ssm != "s6":
+            raise InputError(f"selection_norm needs ssm='s6', got ssm={ssm!r}")
         if selective_input not in ("input", "band") or (selective_input == "band" and ssm != "s6"):
             raise InputError(
                 f"selective_input must be 'input', or 'band' with ssm='s6', got {selective_input!r} with ssm={ssm!r}"
@@ -140,7 +144,7 @@ class MultiScaleSSM(SequenceLayer):
         }
         self.ssm: S6 | S4 | NoSSM
         if ssm == "s6":
-            self.ssm = S6(d_model, bands, state_size, dt_rank=dt_rank, **options)
+            self.ssm = S6(d_model, bands, state_size, dt_rank=dt_rank, selection_norm=selection_norm, **options)
         elif ssm == "s4":
             self.ssm = S4(d_model, bands, state_size, diagonal=diagonal, **options)
         elif ssm == "none":

@@ -44,6 +44,7 @@ def native_step(
         heads=layer.mixer.heads,
         softmax=layer.mixer.mode == "softmax",
         zoh=layer.ssm.discretization == "zoh",
+        normed=bool(layer.ssm.selection_norm),
         delta_limits=(MIN_DELTA, MAX_DELTA),
         log_rate_limits=LOG_RATE_LIMITS,
     )

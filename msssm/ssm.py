@@ -17,6 +17,8 @@ from msssm.untouched import untouched
 MIN_RATE, MAX_RATE = 1e-3, 1e6
 LOG_RATE_LIMITS = math.log(MIN_RATE), math.log(MAX_RATE)
 
+NORM_EPSILON = 1e-5
+
 
 def _decay_rate(log_rate: Tensor) -> Tensor:
     return torch.exp(log_rate.clamp(*LOG_RATE_LIMITS))
@@ -49,6 +51,8 @@ class S6(nn.Module):
         dt_min, dt_max: range of the initial step sizes at zero input, log-uniform.
         dt_init: initial value of all step sizes, instead of a range.
         skip: add a learned D^s u^s_t, initially 1.
+        selection_norm: divide W_1 x_t, B^s_t and C^s_t by their root mean squares (over R, N and N numbers), as Jamba
+            does (Lieber et al. 2024, section 6.4), here without weights.
         backend: of the scan, see `multiscale_scan`.
     """
 
@@ -67,12 +71,13 @@ class S6(nn.Module):
         dt_max: float = 0.1,
         dt_init: float | None = None,
         skip: bool = False,
+        selection_norm: bool = False,
         backend: Backend = "auto",
     ) -> None:
         """Builds the parameters of all bands. Raises ValueError for an initial value out of its range."""
         super().__init__()
         self.bands, self.state_size = bands, state_size
-        self.discretization, self.backend = discretization, backend
+        self.discretization, self.selection_norm, self.backend = discretization, selection_norm, backend
         self.rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
         A = initial_A(bands, state_size, initialization)
         self.log_rate = nn.Parameter(torch.log(-A).unsqueeze(1).repeat(1, d_model, 1))
@@ -128,7 +133,10 @@ class S6(nn.Module):
 
     def selection(self, x: Tensor) -> tuple[Tensor, ...]:
         """Low rank of Delta (B, L, M, R), and B and C (B, L, M, N), for an x as in `forward`."""
-        return self._project(x).split((self.rank, self.state_size, self.state_size), dim=-1)
+        selected = self._project(x).split((self.rank, self.state_size, self.state_size), dim=-1)
+        if not self.selection_norm:
+            return selected
+        return tuple(nn.functional.rms_norm(each, each.shape[-1:], eps=NORM_EPSILON) for each in selected)
 
     def _project(self, x: Tensor) -> Tensor:
         """Low rank of Delta, B and C of each band, (B, L, M, R + 2 N)."""
@@ -151,8 +159,7 @@ class S6(nn.Module):
         """Step sizes Delta (B, L, M, D) for an x as in `forward`; (M, D) at zero input if x is None."""
         if x is None:
             return step_size(torch.zeros_like(self.delta_bias), self.delta_bias)
-        low_rank = self._project(x)[..., : self.rank]
-        return step_size(full_rank(low_rank, self.delta_weight), self.delta_bias)
+        return step_size(full_rank(self.selection(x)[0], self.delta_weight), self.delta_bias)
 
     def effective_memory(self) -> Tensor:
         """Memory of each band in steps, (M,), at the step sizes of a zero input."""

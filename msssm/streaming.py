@@ -75,7 +75,7 @@ def pack(model: SequenceClassifier) -> PackedClassifier | None:
         if choose(ssm.backend, ssm.log_rate.device, torch.float32) != "cpu":
             return None
         mixer, zoh = layer.mixer, ssm.discretization == "zoh"
-        options = BlockOptions(mixer.heads, mixer.mode == "softmax", zoh, block.prenorm, epsilon)
+        options = BlockOptions(mixer.heads, mixer.mode == "softmax", zoh, ssm.selection_norm, block.prenorm, epsilon)
         linear = None if gate is None else (gate.weight, gate.bias)
         parameters.append(BlockParameters(own, -ssm.diagonal(), norm, linear))
         kinds.add((options, gate is None, *(None if tensor is None else tensor.shape for tensor in own)))

@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from datamodules import Batch
-from msssm import Backbone, PatchEmbedding, SequenceClassifier
+from msssm import PatchEmbedding, SequenceClassifier, SequenceLayer
 from msssm.classifier import Pooling
 from msssm.diagnostics.flops import count_flops
 from msssm.errors import InputError
@@ -33,7 +33,7 @@ class ImageTask(SequenceTask):
     padding, so that the lengths of a batch are not used.
 
     Args:
-        backbone: the stack of sequence layers.
+        backbone: the stack of sequence layers, `msssm.Backbone` or `msssm.integrations.vit.ViT`.
         image_size: H = W, pixels.
         patch_size: side of a patch, pixels; 1 is a sequence of pixels.
         in_channels: colours of a pixel.
@@ -52,7 +52,7 @@ class ImageTask(SequenceTask):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: SequenceLayer,
         image_size: int = 32,
         patch_size: int = 1,
         in_channels: int = 3,

@@ -32,6 +32,7 @@ class Mamba(SequenceLayer):
         kernel_size: taps of the causal depthwise convolution.
         dt_min: least initial step size.
         dt_max: greatest initial step size.
+        selection_norm: RMS norm of Delta's low rank, B and C, absent in Mamba, see `msssm.ssm.S6`.
         backend: of the scan.
     """
 
@@ -45,6 +46,7 @@ class Mamba(SequenceLayer):
         kernel_size: int = 4,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
+        selection_norm: bool = False,
         backend: Backend = "auto",
     ) -> None:
         """Builds projections, convolution and SSM. Raises ValueError for an option out of its range."""
@@ -56,7 +58,19 @@ class Mamba(SequenceLayer):
         self.taps = nn.Parameter(torch.empty(kernel_size, inner).uniform_(-scale, scale))
         self.bias = nn.Parameter(torch.zeros(inner))
         rank = -(-d_model // 16)
-        self.ssm = S6(inner, 1, state_size, "mamba", "euler", rank, dt_min, dt_max, skip=True, backend=backend)
+        self.ssm = S6(
+            inner,
+            1,
+            state_size,
+            "mamba",
+            "euler",
+            rank,
+            dt_min,
+            dt_max,
+            skip=True,
+            selection_norm=selection_norm,
+            backend=backend,
+        )
         self.output = nn.Linear(inner, d_model, bias=False)
 
     def forward(

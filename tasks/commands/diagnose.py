@@ -26,7 +26,7 @@ from msssm.diagnostics import (
 from msssm.errors import InputError
 from msssm.scale_mixer import ScaleMixer
 from msssm.ssm import S4, S6
-from tasks.commands.load import LoadedRun, load_run, run_arguments
+from tasks.commands.load import LoadedRun, find_backbone, load_run, run_arguments
 from tasks.commands.parser import CommandParser
 from tasks.paths import make_folder
 from tasks.reports import diagnosis_plots
@@ -71,7 +71,7 @@ def diagnose(run: LoadedRun, rows: int, channels: int) -> tuple[dict[str, Any], 
     """Computes the content of diagnostics.json, and arrays for the plots.
 
     Raises:
-        ValueError: rows or channels are below 1, the task has no backbone, or a parameter is not finite.
+        ValueError: rows or channels are below 1, the task has no `msssm.Backbone`, or a parameter is not finite.
     """
     if rows < 1 or channels < 1:
         raise InputError(f"--samples and --channels must be at least 1, got {rows} and {channels}")
@@ -82,10 +82,7 @@ def diagnose(run: LoadedRun, rows: int, channels: int) -> tuple[dict[str, Any], 
             )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = cast(nn.Module, run.task.model).to(device)
-    backbones = [module for module in network.modules() if isinstance(module, Backbone)]
-    if not backbones:
-        raise InputError(f"{type(run.task).__name__} has no msssm.Backbone to diagnose")
-    backbone = backbones[0]
+    _, backbone = find_backbone(network)
     samples = validation_rows(run, rows, device)
     calls: list[list[Call]] = []
     for sample in samples:

@@ -10,13 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from datamodules import PTBXLDataModule
-from msssm import Backbone
 from msssm.errors import InputError, MissingFileError
 from msssm.export import step_to_onnx
 from msssm.paths import local_path
 from msssm.pretrained import WEIGHTS, read_pretrained, write_pretrained
 from tasks.base import SequenceTask
-from tasks.commands.load import LoadedRun, build, load_run, run_arguments
+from tasks.commands.load import LoadedRun, build, find_backbone, load_run, run_arguments
 from tasks.commands.parser import CommandParser
 from tasks.ecg import ECGTask
 from tasks.paths import make_folder, path_option
@@ -36,7 +35,7 @@ def main(args: list[str]) -> None:
     of the recipe.
 
     Raises:
-        ValueError: there is no trained run, or the folder is not empty.
+        ValueError: there is no trained run, it has no `msssm.Backbone`, or the folder is not empty.
     """
     parser = CommandParser("export", main, "msssm export --run_dir runs/mine --output my_model")
     run_arguments(parser)
@@ -53,10 +52,10 @@ def main(args: list[str]) -> None:
     run = load_run(options, overrides)
     if run.checkpoint is None:
         raise InputError("an export needs trained weights: name a --run_dir with checkpoints/, or a --ckpt_path")
+    network = cast(nn.Module, run.task.model)
+    name, backbone = find_backbone(network)
     answers = _judged(run, run.checkpoint) if options.ecg else None
     make_folder(options.output)
-    network = cast(nn.Module, run.task.model)
-    name, backbone = next((name, module) for name, module in network.named_modules() if isinstance(module, Backbone))
     write_pretrained(options.output, backbone.config, network.state_dict(), f"{name}." if name else "")
     (options.output / RECIPE).write_text(portable(run.recipe))
     metrics = run.folder / "metrics.json"
@@ -116,7 +115,7 @@ def model_card(task: SequenceTask, metrics: dict[str, Any] | None, answers: Answ
     The `answers` of an ECG model add its use, data, calibration and thresholds.
     """
     kind = type(task).__name__
-    backbone = next(module for module in task.modules() if isinstance(module, Backbone))
+    _, backbone = find_backbone(task)
     results = [
         EvalResult(
             "sequence-classification", kind, f"{kind}, the run's own test set", name.removeprefix("test/"), value

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
+from torch import nn
 
+from msssm import Backbone
 from msssm.errors import InputError, MissingFileError
 from tasks.base import SequenceTask
 from tasks.commands.cli import MsssmCLI
@@ -63,6 +65,19 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ckpt_path", type=path_option, metavar="FILE", help="a checkpoint, instead of the run's checkpoints/best.ckpt"
     )
+
+
+def find_backbone(network: nn.Module) -> tuple[str, Backbone]:
+    """Finds the backbone of a network, and its name there.
+
+    Raises:
+        InputError: the network has another kind, such as timm's ViT.
+    """
+    found = next(((name, module) for name, module in network.named_modules() if isinstance(module, Backbone)), None)
+    if found is None:
+        kind = type(getattr(network, "backbone", network)).__name__
+        raise InputError(f"this command needs a network with a msssm.Backbone, got one with {kind}; name another run")
+    return found
 
 
 def build(config: Path | str, overrides: list[str]) -> "_Builder":

@@ -42,7 +42,7 @@ def _small_data(recipe: dict[str, Any], folder: Path, request: pytest.FixtureReq
     if recipe["data"]["class_path"] == "datamodules.DigitsDataModule":
         return ["--data.batch_size=4"]
     if recipe["data"]["class_path"] == "datamodules.ImageNetDataModule":
-        images.write_folder(folder / "imagenet")
+        images.write_folder(folder / ("imagenette" if "source" in recipe["data"]["init_args"] else "imagenet"))
         small = ["--data.batch_size=4", "--data.num_workers=0", "--data.holdout=2", "--model.backbone.d_model=16"]
         return [*small, f"--data.root={folder}", f"--model.num_classes={len(images.CLASSES)}"]
     if recipe["data"]["class_path"] == "datamodules.SelectiveCopyingDataModule":
@@ -54,6 +54,7 @@ def _small_data(recipe: dict[str, Any], folder: Path, request: pytest.FixtureReq
 REHEARSED = [
     *recipes(),
     *(f"quick/{task}/msssm_s6" for task in ("copying", "counting", "digits", "listops", "ptbxl")),
+    "small/imagenette/msssm_s6",
     "choices/listops/averaged-weights",
     "choices/listops/bidirectional",
 ]
@@ -101,9 +102,11 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def test_the_rows_of_a_table_differ_only_in_what_their_entries_say(name: str) -> None:
     """In a table of networks, that is the network: same data, same training budget, same optimiser.
 
-    Small networks may have learning rates of their own, searched on fold 9 (docs/results/small/search.csv).
+    Those of small/ptbxl may have learning rates of their own, searched on fold 9 (docs/results/small/search.csv). A
+    whole backbone of another kind may need a position embedding.
     """
-    own = ("model.backbone.", *(("model.lr", "model.ssm_lr") if name.startswith("small/") else ()))
+    own = ("model.backbone", "model.position_embedding")
+    own += ("model.lr", "model.ssm_lr") if name == "small/ptbxl" else ()
     table = read_table(table_file(name))
     base = dict(_leaves(table.recipe(next(iter(table.rows)))))
     assert not next(iter(table.rows.values())).options, "the first row is the base"

@@ -40,6 +40,7 @@ MULTI_SCALE |= {
     "s6-heads-D-softmax": lambda d: multi(mixer="softmax", mixer_heads=d)(d),
     "s4-heads-2": multi(ssm="s4", mixer_heads=2),
     "s6-skip": multi(skip=True),
+    "s6-normed": multi(selection_norm=True),
     "s4-skip": multi(ssm="s4", skip=True),
     "s6-shared-filters": multi(shared_filters=True),
     "s6-conv": multi(decomposition="conv"),
@@ -423,6 +424,17 @@ def test_a_band_that_is_gated_or_driven_otherwise_is_its_formula(gates: Any, dri
     assert_near(layer(x), total, OUTPUT[torch.float64])
 
 
+@pytest.mark.parametrize("make", [multi(selection_norm=True), partial(Mamba, state_size=4, selection_norm=True)])
+@torch.no_grad()
+def test_a_normed_selection_is_the_selection_over_its_root_mean_square(make: Make) -> None:
+    ssm = build(make).ssm
+    x = torch.cat([signal(15)] * (ssm.projection.in_features // D), dim=-1)
+    normed = ssm.selection(x)
+    ssm.selection_norm = False
+    for each, plain in zip(normed, ssm.selection(x), strict=True):
+        assert_near(each, plain / (plain.square().mean(-1, keepdim=True) + 1e-5).sqrt(), OUTPUT[torch.float64])
+
+
 @torch.no_grad()
 def test_short_convolutions_in_place_of_the_decomposition_see_their_taps_only() -> None:
     """Each band past the input is numpy's convolution of each channel with its own taps."""
@@ -549,6 +561,7 @@ def test_the_initial_state_of_a_float32_layer_is_float32() -> None:
         (lambda: MultiScaleSSM(4, decomposition="fft"), "'wavelet' or 'conv', got 'fft'"),  # type: ignore[arg-type]
         (lambda: MultiScaleSSM(4, ssm="s4", selective_input="band"), "got 'band' with ssm='s4'"),
         (lambda: MultiScaleSSM(4, ssm="none", ssm_input="input"), "got 'input' with ssm='none'"),
+        (lambda: MultiScaleSSM(4, ssm="s4", selection_norm=True), "selection_norm needs ssm='s6', got ssm='s4'"),
         (lambda: MultiScaleSSM(4, mixer_heads=3), "mixer_heads must divide d_model = 4, got 3"),
         (lambda: MultiScaleSSM(4, diagonal="complex"), "needs ssm='s4', got ssm='s6'"),
         (lambda: MultiScaleSSM(4, ssm="s4", diagonal="complex", state_size=3), "must be even, got 3"),

@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "euler": {"discretization": "euler", "skip": True},
     "fixed": {"mixer": "fixed", "mixer_heads": 4, "state_size": 1},
     "softmax": {"mixer": "softmax", "mixer_heads": 2, "dt_rank": 3},
+    "normed": {"selection_norm": True, "dt_rank": 3},
     "sum": {"mixer": "sum", "kernel_size": 2, "state_size": 25},
     "per channel": {"mixer_heads": 20, "initialization": "mamba"},
     "shared": {"shared_filters": True, "filter_init": "haar"},

@@ -15,6 +15,7 @@ from tests.support.tolerances import OUTPUT, assert_near
 STACKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "prenorm": ({"prenorm": True}, {"skip": True, "mixer": "softmax", "mixer_heads": 2}),
+    "normed": ({"prenorm": True}, {"selection_norm": True, "dt_rank": 3}),
     "batch norm": ({"norm": "batch"}, {"discretization": "euler", "mixer": "fixed"}),
     "batch norm in front": ({"norm": "batch", "prenorm": True}, {"mixer": "sum", "kernel_size": 2}),
     "no gate": ({"glu": False}, {"levels": 0, "state_size": 3}),

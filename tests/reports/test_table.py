@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,23 @@ def test_small_networks_on_whole_data_are_called_reduced(tmp_path: Path, capsys:
     text = capsys.readouterr().out
     assert "ours: accuracy on LRA ListOps (reduced: width), %" in text
     assert "The paper's column is of other networks: not comparable in value." in text
+
+
+def test_imagenette_is_never_imagenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of its own beside ImageNet's, with neither a number nor a heading of the paper's."""
+    data = {"counts": {"train": 8569, "val": 900, "test": 3925}, "classes": 10, "digest": "d" * 64}
+    options = {"batch_size": 64, "holdout": 900}
+    for row in ("msssm_s6", "vit"):
+        write_run(tmp_path, row, 0, 0.6, options=options, task="imagenette", data=data)
+    header, _, *rows = table(tmp_path, capsys)
+    assert header[1] == "ours: accuracy on Imagenette, %"
+    assert [row[0] for row in rows] == ["MS-SSM(S6)", "ViT (timm)", "chance (bound)"]
+    text = (tmp_path / "table.md").read_text()
+    assert "ImageNet" not in text
+    assert "paper" not in text
+    shutil.rmtree(tmp_path / "runs")
+    write_run(tmp_path, "vit", 0, 0.6, options=options | {"holdout": 0}, task="imagenette", data=data)
+    assert "not Imagenette" in table(tmp_path, capsys)[0][1], "fewer images than it has"
 
 
 def test_csv_has_the_provenance_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

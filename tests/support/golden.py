@@ -123,9 +123,9 @@ def alike_everywhere() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def dropout(x: Tensor, p: float) -> Tensor:
+def dropout(x: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
     """From uniform numbers; torch takes its own from another generator on processors of another maker."""
-    return x * (torch.rand_like(x) >= p) / (1 - p)
+    return x * (torch.rand_like(x) >= p) / (1 - p) if training else x
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ namespace {
 
 struct Layer {
   int64_t levels, taps, channels, states, rank, heads;
-  bool zoh, softmax;
+  bool zoh, softmax, normed;
   const float *low, *high;                     // (S, K, D)
   const float *projection;                     // (M (R + 2 N), D): per band the step size's R rows, B's, C's
   const float *delta_weight, *delta_bias;      // (M, R, D), (M, D)
@@ -137,6 +137,16 @@ void recur_all(const Band& band, int64_t states, const float* scaled, const floa
   for (; n < states; ++n) recur<ZOH, 1>(band, n, scaled, drive, channels, out);
 }
 
+constexpr float SELECTION_EPSILON = 1e-5f;
+
+// Divides `count` numbers by their root mean square.
+void rms_norm(int64_t count, float* x) {
+  float squares = 0;
+  for (int64_t i = 0; i < count; ++i) squares += x[i] * x[i];
+  const float root = 1 / std::sqrt(squares / count + SELECTION_EPSILON);
+  for (int64_t i = 0; i < count; ++i) x[i] *= root;
+}
+
 // x (D) -> y (D), which is another array. States and the new ones, which may be the same array, are (M, N, D).
 void layer_step(const Layer& l, const float* x, float* history, const float* states, float* next, float* y,
                 float* workspace) {
@@ -148,7 +158,9 @@ void layer_step(const Layer& l, const float* x, float* history, const float* sta
   product(l.projection, nullptr, M * l.width(), x, D, projected);
   std::fill(y, y + D, 0.0f);
   for (int64_t m = 0; m < M; ++m) {
-    const float *u = bands + m * D, *low_rank = projected + m * l.width(), *B = low_rank + l.rank, *C = B + N;
+    const float* u = bands + m * D;
+    float *low_rank = projected + m * l.width(), *B = low_rank + l.rank, *C = B + N;
+    if (l.normed) rms_norm(l.rank, low_rank), rms_norm(N, B), rms_norm(N, C);
     by_blocks(D, [&](int64_t d, int width) {
       Vec step = load(l.delta_bias + m * D + d, width);
       for (int64_t r = 0; r < l.rank; ++r) step += low_rank[r] * load(l.delta_weight + (m * l.rank + r) * D + d, width);
@@ -205,13 +217,13 @@ enum Mixing { SUM, FIXED, INPUT, SOFTMAX };
 
 extern "C" {
 
-// sizes: B, S, K, D, N, R, H, zoh, softmax, distance of the rows of x. limits: least and greatest step size, and
+// sizes: B, S, K, D, N, R, H, zoh, softmax, normed, distance of the rows of x. limits: least and greatest step size, and
 // logarithm of the rate. in: x (B, D), states (B, M, N, D), low, high, projection, delta_weight, delta_bias, log_rate
 // (M, D, N), skip, mix_weight, mix_bias, fixed. histories: of each level, strides: between its rows of the batch.
 // out: y (B, D), histories, states.
 void msssm_step(const int64_t* sizes, const float* limits, const float* const* in, const float* const* histories,
                 const int64_t* strides, float* const* out) {
-  Layer l{sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7] != 0, sizes[8] != 0,
+  Layer l{sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7] != 0, sizes[8] != 0, sizes[9] != 0,
           in[2],    in[3],    in[4],    in[5],    in[6],    nullptr,  in[8],         in[9],
           in[10],   in[11],   limits[0], limits[1]};
   const int64_t D = l.channels, all = l.bands() * l.states * D;
@@ -232,14 +244,14 @@ void msssm_step(const int64_t* sizes, const float* limits, const float* const* i
     float* moved = out[1] + b * l.past() * D;
     for (int64_t level = 0, rows = l.taps - 1; level < l.levels; ++level, rows *= 2, moved += rows / 2 * D)
       if (rows) std::memcpy(moved, histories[level] + b * strides[level], rows * D * sizeof(float));
-    layer_step(l, in[0] + b * sizes[9], out[1] + b * l.past() * D, in[1] + b * all, out[2] + b * all, out[0] + b * D,
+    layer_step(l, in[0] + b * sizes[10], out[1] + b * l.past() * D, in[1] + b * all, out[2] + b * all, out[0] + b * D,
                memory + all);
   }
 }
 
 // x (B, D) through all blocks, in place, and the head on the mean of what has come out of them so far: logits (B, K).
 // Also in place: states (B, blocks, (past + M N) D), of each block the histories, then the SSMs'; total (B, D) and
-// count (B) of the mean. sizes: B, blocks, S, K, D, N, R, H, zoh, mixing, skip, glu, prenorm, classes. values: least and
+// count (B) of the mean. sizes: B, blocks, S, K, D, N, R, H, zoh, mixing, skip, glu, prenorm, classes, normed. values: least and
 // greatest step size, epsilon of a layer norm, or 0 for a scale and a shift. weights: for each block the scale and shift
 // of a norm in front; low, high, mixer, projection, delta_weight, delta_bias, rate, skip; weight and bias of the gated
 // unit; scale and shift of a norm behind; then, with norms in front, those of one behind the last block; and the head's.
@@ -247,7 +259,7 @@ void msssm_stream(const int64_t* sizes, const float* values, const float* weight
                   int64_t* count, float* x, float* logits) {
   const int64_t batch = sizes[0], blocks = sizes[1], mixing = sizes[9];
   const bool skip = sizes[10], glu = sizes[11], prenorm = sizes[12];
-  Layer l{sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8] != 0, mixing == SOFTMAX};
+  Layer l{sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8] != 0, mixing == SOFTMAX, sizes[14] != 0};
   l.lowest_delta = values[0], l.highest_delta = values[1];
   const int64_t D = l.channels, M = l.bands(), held = (l.past() + M * l.states) * D;
   float *inner = workspace(workspace_of(l) + 4 * D), *y = inner + D, *gated = y + D, *memory = gated + 2 * D;

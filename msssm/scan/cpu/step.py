@@ -58,6 +58,7 @@ def multiscale_step(
     heads: int,
     softmax: bool,
     zoh: bool,
+    normed: bool,
     delta_limits: tuple[float, float],
     log_rate_limits: tuple[float, float],
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
@@ -73,8 +74,9 @@ def multiscale_step(
     moved = x.new_empty(batch, sum(past), channels)
     turned = states.transpose(2, 3)
     following = torch.empty_like(turned)
+    switches = int(zoh), int(softmax), int(normed)
     native().msssm_step(
-        integers(batch, levels, taps, channels, states.shape[3], rank, heads, int(zoh), int(softmax), x.stride(0)),
+        integers(batch, levels, taps, channels, states.shape[3], rank, heads, *switches, x.stride(0)),
         (ctypes.c_float * 4)(*delta_limits, *log_rate_limits),
         pointers(x, turned, *parameters),
         pointers(*filters),

@@ -29,6 +29,7 @@ class BlockOptions(NamedTuple):
     heads: int  # of the mixer
     softmax: bool  # of the mixer
     zoh: bool
+    normed: bool  # Delta's low rank, B and C are divided by their root mean squares
     prenorm: bool  # normalise before the layer, instead of after the residual sum
     epsilon: float  # of a layer norm; 0 if the norm is only a scale and a shift
 
@@ -68,6 +69,7 @@ class PackedClassifier:
         self._sizes = integers(
             0, len(blocks), levels, taps, channels, states, rank, options.heads, int(options.zoh), mixing,
             int(first.layer.skip is not None), int(first.glu is not None), int(prenorm), self._classes,
+            int(options.normed),
         )  # fmt: skip
         self._values = (ctypes.c_float * 3)(*delta_limits, options.epsilon)
         self._step = native().msssm_stream

@@ -91,8 +91,13 @@ def _is_imagenet(run: Run) -> bool:
     return run.counts["train"] == 1_281_167 and run.counts["test"] == 50_000
 
 
+def _is_imagenette(run: Run) -> bool:
+    counts = run.counts
+    return (counts["train"] + run.data["holdout"], counts["test"], _data(run)["classes"]) == (9_469, 3_925, 10)
+
+
 def _images(
-    task: str, full_scale: Callable[[Run], bool], data_name: Callable[[Run], str], paper_name: str
+    task: str, full_scale: Callable[[Run], bool], data_name: Callable[[Run], str], paper_name: str = ""
 ) -> Benchmark:
     return Benchmark(
         task,
@@ -146,6 +151,11 @@ BENCHMARKS = (
         _is_imagenet,
         lambda run: "ImageNet-1K" if _is_imagenet(run) else "a small image folder (not ImageNet-1K)",
         "ImageNet-1K",
+    ),
+    _images(
+        "imagenette",
+        _is_imagenette,
+        lambda run: "Imagenette" if _is_imagenette(run) else "a small image folder (not Imagenette)",
     ),
     Benchmark(
         "ptbxl",

@@ -26,7 +26,7 @@ def header(section: Section) -> list[str]:
         "parameters",
         "training, CPU s" if _clock(section) == "cpu_seconds" else "training, s",
     ]
-    if any(row.paper for row in section.rows):
+    if section.has_paper:
         names.append(f"paper: {benchmark.measure} on {benchmark.paper_name(run)}{benchmark.unit}")
     if section.compare:
         names[3:3] = [f"minus {section.compare}", "its 95 % interval"]
@@ -65,7 +65,7 @@ def remarks(section: Section) -> list[str]:
         "over seeds (Student) where there are several."
     ]
     other = "data" if not section.benchmark.full_scale(section.first) else "networks" if section.reduced else ""
-    if other and any(row.paper for row in section.rows):
+    if other and section.has_paper:
         lines[0] += f" The paper's column is of other {other}: not comparable in value."
     if section.compare:
         lines.append(
@@ -83,7 +83,7 @@ def remarks(section: Section) -> list[str]:
 
 def _section(section: Section) -> str:
     lines = [
-        f"# {section.title}: ours beside the paper's",
+        f"# {section.title}" + (": ours beside the paper's" if section.has_paper else ""),
         "",
         *about(section),
         "",

@@ -66,6 +66,11 @@ class Section:
         return f"{name} (reduced: {self.reduced})" if self.reduced else name
 
     @property
+    def has_paper(self) -> bool:
+        """Whether the paper has a number for any of the rows."""
+        return any(row.paper for row in self.rows)
+
+    @property
     def ranked(self) -> list[Row]:
         """Rows, best first; ablations in the paper's order."""
         return self.rows if self.compare else sorted(self.rows, key=lambda row: -row.mean)
