@@ -84,8 +84,10 @@ def portable(recipe: str) -> str:
     for key in ("config", "ckpt_path", "checkpoint"):
         content.pop(key, None)
     content["run_dir"] = "runs/exported"
-    if "root" in content["data"]["init_args"]:
-        content["data"]["init_args"]["root"] = "data"
+    options = content["data"]["init_args"]
+    options.pop("source", None)  # of images, if they are not below the root
+    if "root" in options:
+        options["root"] = "data"
     return yaml.safe_dump(content, sort_keys=False)
 
 

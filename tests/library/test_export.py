@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from msssm import Backbone, MultiScaleSSM
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.export import exported_step, step_to_onnx
 from msssm.scan.cpu.library import library
-from tasks.commands.export import load_exported
+from tasks.commands.export import load_exported, portable
 from tasks.listops import ListOpsTask
 from tasks.main import main
 from tests.support.recipes import fit, write_recipe
@@ -113,6 +114,12 @@ def test_an_export_holds_no_pickle_and_no_place_of_this_machine(exported: tuple[
     assert names == {"README.md", "config.json", "model.safetensors", "recipe.yaml", "step.onnx"}
     for name in ("README.md", "config.json", "recipe.yaml"):
         assert str(run.parents[1]) not in (output / name).read_text()
+
+
+def test_a_portable_recipe_has_no_place_of_its_data() -> None:
+    options = {"root": "/home/me/data", "source": "/home/me/images", "batch_size": 8}
+    recipe = yaml.safe_load(portable(yaml.safe_dump({"run_dir": "/home/me/run", "data": {"init_args": options}})))
+    assert recipe == {"run_dir": "runs/exported", "data": {"init_args": {"root": "data", "batch_size": 8}}}
 
 
 def test_the_model_card_has_the_numbers_of_the_run(exported: tuple[Path, Path]) -> None:
