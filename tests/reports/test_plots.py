@@ -37,6 +37,8 @@ def test_the_band_goes_from_the_lowest_to_the_highest_seed() -> None:
     assert [list(each) for each in values] == [[1.0, 1.0, 3.0], [2.0, 1.5, 3.0], [3.0, 2.0, 3.0]]
     steps, *values = band([([], [])])
     assert (steps, [list(each) for each in values]) == ([], [[], [], []]), "a run without events"
+    steps, *values = band([([], []), ([10], [1.0])])
+    assert (steps, [list(each) for each in values]) == ([10], [[1.0], [1.0], [1.0]]), "is left out beside others"
 
 
 def test_the_style_is_of_our_own_figures_alone() -> None:

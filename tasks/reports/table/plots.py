@@ -66,8 +66,9 @@ def read_curve(folder: Path, tag: str) -> tuple[list[int], list[float]]:
 
 
 def band(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], Values, Values, Values]:
-    """Steps that all curves have, and there the lowest value, the mean and the highest."""
-    points = [dict(zip(steps, values, strict=True)) for steps, values in curves]
+    """Steps that all curves with any points have, and there the lowest value, the mean and the highest."""
+    drawn = [curve for curve in curves if curve[0]] or curves  # the events of a run may be gone
+    points = [dict(zip(steps, values, strict=True)) for steps, values in drawn]
     steps = sorted(set.intersection(*(set(each) for each in points)))
     values = np.array([[each[step] for step in steps] for each in points])
     return steps, values.min(0), values.mean(0), values.max(0)
