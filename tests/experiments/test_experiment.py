@@ -95,7 +95,7 @@ def test_the_resolved_recipe_of_a_row_is_printed(folder: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing"], "there is no experiment 'nothing'; there are ablations, choices, medium, paper, quick, small"),
+        (["nothing"], "there is no experiment 'nothing'; there are ablations, choices, flagship, medium, paper, quick"),
         (["quick", "--tasks", "x"], "the experiment quick has no task 'x'; it has copying, counting, digits, listops"),
         (["ablations", "--tasks", "listops", "--rows", "x"], "there is no row 'x'; there are full, s4, no-ssm"),
         (["quick", "--seeds", "0", "-1"], "a seed is a whole number from 0, got -1"),

@@ -11,6 +11,7 @@ from msssm import MultiScaleSSM, multiscale
 from msssm.scan.cpu import decomposition as native_decomposition
 from msssm.scan.cpu import selective
 from msssm.scan.cpu.library import library
+from msssm.scan.step_size import MAX_DELTA, MIN_DELTA
 from tests.support.tolerances import GRADIENT, OUTPUT, assert_near
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native kernels are not built")
@@ -74,16 +75,24 @@ def test_keeps_no_bands() -> None:
 
 
 def test_threads_and_repeats_change_nothing() -> None:
-    shape = (3, 150, 40, 3, 4, 4)
-    layer = layer_of(shape)
-    x, lengths, state = torch.randn(3, 150, 40), torch.tensor([150, 90, 0]), random_state(layer, 3)
+    """Of the operator itself: the products before it are torch's, which some processors split by threads."""
+    layer = layer_of((3, 150, 40, 3, 4, 4))
+    ssm, filters, state = layer.ssm, layer.decomposition, random_state(layer, 3)
+    x, lengths = torch.randn(3, 150, 40), torch.tensor([150, 90, 0])
+    low_rank, B, C = ssm.selection(x)
+    operands = x, low_rank, ssm.diagonal(), B, C, layer.mixer(x), ssm.skip, ssm.delta_weight, ssm.delta_bias
+    taps = *filters.step_parameters(), filters.joined(state.conv_state, x)
+    leaves = [each.detach().requires_grad_() for each in (*operands, state.ssm_state, *taps)]
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
-            results.append([*run(layer, x, lengths, state)[0], *run(layer, x, lengths, state)[1]])
+            given = selective.Operands(*leaves[:9], lengths, leaves[9])
+            outputs = selective.multiscale_scan(given, "zoh", (MIN_DELTA, MAX_DELTA), selective.Filters(*leaves[10:]))
+            results.append([*outputs, *torch.autograd.grad(outputs, leaves, list(map(torch.ones_like, outputs)))])
     finally:
         torch.set_num_threads(threads)
+    assert len(results[0]) == 3 + 13
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from msssm import PatchEmbedding, SequenceClassifier, StreamingClassifier, param_groups
 from msssm.export import exported_step
 from msssm.integrations.vit import ViT
-from tests.support.tolerances import FLOAT32, METRIC, assert_near
+from tests.support.tolerances import FLOAT32, METRIC, allowed, assert_near
 
 SIZE, PATCH, D, BLOCKS, HEADS, CLASSES = 32, 8, 24, 3, 4, 7
 
@@ -83,7 +83,7 @@ def test_the_blocks_start_as_timms_do() -> None:
     """Linear maps normal with deviation 0.02, their biases 0."""
     for module in ours().backbone.modules():
         if isinstance(module, nn.Linear):
-            assert module.weight.std().item() == pytest.approx(0.02, rel=0.15), "a sample of some hundreds"
+            assert module.weight.std().item() == pytest.approx(0.02, rel=allowed(0.15, "a sample of some hundreds"))
             assert not module.bias.any()
 
 

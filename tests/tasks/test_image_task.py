@@ -210,6 +210,7 @@ def test_averaged_weights_are_what_is_validated_tested_and_stored(
     averaged = ImageTask.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
     logits, y = answers(averaged)
     assert metrics["test"]["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=FLOAT32)
+    capsys.readouterr()
     main(["test", "--config", str(run / "config.yaml")])
     printed = [float(number) for number in re.findall(r"test/loss\D*(\d+\.\d+)", capsys.readouterr().out)]
     assert printed == [pytest.approx(metrics["test"]["test/loss"], rel=FLOAT32)]
