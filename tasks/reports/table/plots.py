@@ -46,8 +46,8 @@ def intervals(path: Path, section: Section) -> None:
             axes.plot(seeds, [place] * len(seeds), "|", color="black", markersize=9)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.grid(axis="y", visible=False)
-    over = "over seeds (ticks)" if any(len(row.runs) > 1 for row in rows) else benchmark.interval_over
-    label = f"test {benchmark.measure}{benchmark.unit}; 95 % interval, {over}"
+    over = {"over seeds (ticks)" if len(row.runs) > 1 else benchmark.interval_over for row in rows}
+    label = f"test {benchmark.measure}{benchmark.unit}; 95 % interval, {' or '.join(sorted(over))}"
     # As words: a line at it would press together what is to be compared.
     bound = benchmark.bound(section.first)
     axes.set_xlabel(f"{label}\n{bound[0]}: {benchmark.show(bound[1])}" if bound else label)
@@ -82,15 +82,16 @@ def learning_curves(path: Path, section: Section) -> None:
     """
     benchmark = section.benchmark
     scale = 100 if benchmark.percent else 1
-    rows = section.ranked
+    curves = {row.label: _curve(row, scale) for row in section.ranked}
+    rows = [row for row in section.ranked if curves[row.label][0]]  # of the others, the events are gone
     named = rows if len(rows) <= MANY else [row for row in rows if row in (section.rows[0], rows[0], rows[-1])]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for row in rows:
         if row not in named:
-            steps, _, mean, _ = _curve(row, scale)
+            steps, _, mean, _ = curves[row.label]
             axes.plot(steps, mean, color=style.QUIET, linewidth=0.7, alpha=0.6)
     for row in named:
-        steps, lowest, mean, highest = _curve(row, scale)
+        steps, lowest, mean, highest = curves[row.label]
         [line] = axes.plot(steps, mean, marker=".", label=row.label)
         axes.fill_between(steps, lowest, highest, color=line.get_color(), alpha=0.15)
     several = any(len(row.runs) > 1 for row in rows)
@@ -99,7 +100,8 @@ def learning_curves(path: Path, section: Section) -> None:
     axes.set_ylabel(f"validation {benchmark.measure}{benchmark.unit}")
     if len(named) < len(rows):
         axes.plot([], [], color=style.QUIET, linewidth=0.7, label=f"the other {len(rows) - len(named)}")
-    axes.legend(fontsize="small")
+    if rows:
+        axes.legend(fontsize="small")
     _save(figure, path)
 
 
