@@ -91,10 +91,10 @@ static void channel_forward(Channel& d) {
     Vec x = d.bias;
     for (int r = 0; r < RANK; ++r) x += d.low[t][r] * d.weight[r];
     const Vec z = exp2_of(x < 0.0f ? x : -x, Vec{} + 1.4426950408889634f);
-    Vec p = Vec{} + 0x1.56edfep-8f;
-    for (float c : {-0x1.e369e4p-6f, 0x1.4069d6p-4f, -0x1.17d2c0p-3f, 0x1.874a80p-3f, -0x1.fcc8c6p-3f, 0x1.553004p-2f,
-                    -0x1.fffeacp-2f, 0x1.fffffep-1f})
-      p = p * z + c;
+    const Vec z2 = z * z, z4 = z2 * z2;
+    const Vec low = (0x1.fffffep-1f - 0x1.fffeacp-2f * z) + z2 * (0x1.553004p-2f - 0x1.fcc8c6p-3f * z);
+    const Vec high = (0x1.874a80p-3f - 0x1.17d2c0p-3f * z) + z2 * (0x1.4069d6p-4f - 0x1.e369e4p-6f * z);
+    const Vec p = low + z4 * (high + 0x1.56edfep-8f * z4);
     d.step[t] = z * p + (x > 0.0f ? x : Vec{});
     d.mix_total[t] += d.mix[t] * d.band[t];
   }

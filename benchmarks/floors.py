@@ -21,7 +21,7 @@ stays in the first-level cache. On a GPU no arithmetic floor is measured.
 Per channel-step (one row, step, band and channel) it counts, whatever the number of states, what a layer's scan does:
 
     forward           step size of rank 4            4 fused multiply-adds
-                      softplus                       1 exponential, 9 fused multiply-adds, 2 selections
+                      softplus                       1 exponential, 9 fused multiply-adds, 4 operations
                       y += mix band                  1 fused multiply-add
     backward          step size and softplus again
                       softplus' = 1 - exp(-step)     1 exponential, 2 operations

@@ -88,12 +88,13 @@ def work(recipe: str, threads: int, recompute: bool) -> None:
 
 
 def training_step(recipe: str, recompute: bool = False) -> Callable[[], None]:
-    """Forward, loss, backward, clipping and AdamW of a recipe's network, on random data of its sizes."""
+    """Forward, loss, backward, clipping and a task's AdamW of a recipe's network, on random data of its sizes."""
     import torch
     import yaml
     from torch import nn
 
-    from msssm import Backbone, MultiScaleSSM, SequenceClassifier, param_groups
+    from msssm import Backbone, MultiScaleSSM, SequenceClassifier
+    from tasks.base import SequenceTask
 
     content = yaml.safe_load(Path(recipe).read_text())
     data, backbone = content["data"]["init_args"], content["model"]["init_args"]["backbone"]["init_args"]
@@ -115,7 +116,9 @@ def training_step(recipe: str, recompute: bool = False) -> Callable[[], None]:
         network = SequenceClassifier(nn.Linear(12, body.d_model), body, 71)
         inputs = (torch.randn(batch, 1000, 12),)
         loss = partial(nn.functional.binary_cross_entropy_with_logits, target=(torch.rand(batch, 71) > 0.9).float())
-    optimizer = torch.optim.AdamW(param_groups(network, lr=1e-4, weight_decay=0.03))
+    task = SequenceTask(lr=1e-4, weight_decay=0.03, ssm_lr=None, warmup_epochs=0)
+    task.network = network
+    optimizer = task.configure_optimizers()["optimizer"]
 
     def step() -> None:
         optimizer.zero_grad()

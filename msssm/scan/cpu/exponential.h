@@ -39,15 +39,10 @@ INLINE void exponentials(Vec a, Vec b, Vec& decay, Vec& expm1) {
 INLINE Vec softplus(Vec x) {
   Vec z, unused;
   exponentials<true>(x < 0.0f ? x : -x, splat(LOG2E), z, unused);
-  Vec p = splat(0x1.56edfep-8f);
-  p = p * z - 0x1.e369e4p-6f;
-  p = p * z + 0x1.4069d6p-4f;
-  p = p * z - 0x1.17d2c0p-3f;
-  p = p * z + 0x1.874a80p-3f;
-  p = p * z - 0x1.fcc8c6p-3f;
-  p = p * z + 0x1.553004p-2f;
-  p = p * z - 0x1.fffeacp-2f;
-  p = p * z + 0x1.fffffep-1f;
+  const Vec z2 = z * z, z4 = z2 * z2;  // in pairs: one sum need not wait for all others
+  const Vec low = (0x1.fffffep-1f - 0x1.fffeacp-2f * z) + z2 * (0x1.553004p-2f - 0x1.fcc8c6p-3f * z);
+  const Vec high = (0x1.874a80p-3f - 0x1.17d2c0p-3f * z) + z2 * (0x1.4069d6p-4f - 0x1.e369e4p-6f * z);
+  const Vec p = low + z4 * (high + 0x1.56edfep-8f * z4);
   return z * p + (x > 0.0f ? x : Vec{});
 }
 

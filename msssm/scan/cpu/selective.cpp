@@ -76,13 +76,14 @@ INLINE Vec load_steps(const Call& c, const Lane& at, int64_t start, int steps, i
     Vec step = bias;
     if (!c.delta_weight) step += load(given + at.d, at.width);
     for (int64_t r = 0; r < c.rank; ++r) step += given[r] * weight[r];
-    if (c.delta_bias) {
-      step = softplus(step);
-      step = step < c.lowest_delta ? splat(c.lowest_delta) : step;
-      step = step > c.highest_delta ? splat(c.highest_delta) : step;
-    }
     delta[t] = step;
   }
+  if (c.delta_bias)
+    for (int t = 0; t < steps; ++t) {
+      Vec step = softplus(delta[t]);
+      step = step < c.lowest_delta ? splat(c.lowest_delta) : step;
+      delta[t] = step > c.highest_delta ? splat(c.highest_delta) : step;
+    }
   Vec longest{};
   for (int t = 0; t < steps; ++t) longest = delta[t] <= longest ? longest : delta[t];  // in this order a NaN is kept
   return longest;

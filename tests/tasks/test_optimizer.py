@@ -1,0 +1,40 @@
+"""The optimiser of a task."""
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.base import SequenceTask
+
+
+def _task(network: nn.Module) -> SequenceTask:
+    task = SequenceTask(lr=0.1, weight_decay=0.01, ssm_lr=None, warmup_epochs=0)
+    task.network = network
+    return task
+
+
+def _three_steps(task: SequenceTask, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for p in task.parameters():
+            p.grad = torch.randn(p.shape, dtype=p.dtype, generator=generator)
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in task.parameters()])
+
+
+def test_steps_on_a_cpu_are_fused_and_those_of_adamw() -> None:
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        task = _task(nn.Linear(3, 4))
+        optimizer = task.configure_optimizers()["optimizer"]
+        assert optimizer.defaults["fused"] is True
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        results.append(_three_steps(task, optimizer))
+    assert torch.allclose(*results, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("network", [nn.Linear(2, 2, dtype=torch.complex64), nn.Linear(2, 2, device="meta")])
+def test_other_parameters_are_stepped_one_by_one(network: nn.Module) -> None:
+    assert _task(network).configure_optimizers()["optimizer"].defaults["fused"] is False
