@@ -79,6 +79,40 @@ def test_two_runs_are_printed_as_a_table(tmp_path: Path, capsys: pytest.CaptureF
     assert share > 0.99
 
 
+def test_rows_are_compared_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The seeds that both have; their mean with Student's interval, 0.15 -+ 12.706 x 0.05 over two."""
+    target = np.arange(40) % 3
+    for row, wrong in (("a", (4, 2, 0, 0)), ("b", (8, 10, 6))):
+        (tmp_path / row).mkdir()
+        for seed, count in enumerate(wrong):
+            prediction = target.copy()
+            prediction[:count] = 9
+            _run(tmp_path / row / f"seed{seed}", prediction, target)
+    (tmp_path / "b/seed2/metrics.json").unlink()  # not complete
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    out = capsys.readouterr().out.splitlines()
+    assert out[1:3] == [f"  A  {tmp_path / 'a'}", f"  B  {tmp_path / 'b'}"]
+    assert [line.split()[:4] for line in out[4:]] == [
+        ["0", "0.9000", "0.8000", "+0.1000"],
+        ["1", "0.9500", "0.7500", "+0.2000"],
+        ["mean", "0.9250", "0.7750", "+0.1500"],
+    ]
+    assert out[-1].endswith("-0.4853 .. +0.7853 over seeds (Student)")
+    runs = [load(tmp_path / row / "seed0/predictions.npz") for row in "ab"]
+    assert "{:+.4f} .. {:+.4f}".format(*compare(*runs).interval) in out[4]
+
+
+def test_rows_without_a_seed_in_common_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = np.arange(6)
+    for name in ("a/seed0", "b/seed1", "c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        _run(tmp_path / name, target, target)
+    for other, has in (("b", "[1]"), ("c", "none")):
+        with pytest.raises(SystemExit):
+            main(["compare", str(tmp_path / "a"), str(tmp_path / other)])
+        assert f"a has seeds [0], {tmp_path / other} {has}" in capsys.readouterr().err
+
+
 def test_runs_on_other_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = np.arange(6)
     a = _run(tmp_path / "a", target, target)

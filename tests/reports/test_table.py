@@ -12,7 +12,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from tasks.main import main
-from tasks.metrics.intervals import student, wilson
+from tasks.metrics.intervals import student, student_of_scores, wilson
 from tasks.reports.table.plots import read_curve
 from tests.support.tolerances import FLOAT32
 
@@ -81,7 +81,7 @@ def test_wilson_interval_of_one_seed() -> None:
 def test_student_interval_of_several_seeds() -> None:
     """t(0.975, 2) = 4.3027 for three seeds."""
     assert student([0.40, 0.42, 0.44]) == pytest.approx((0.42 - 0.049684, 0.42 + 0.049684), abs=FLOAT32)
-    assert student([0.2, 0.5]) == (0.0, 1.0), "an accuracy is within 0 .. 1"
+    assert student_of_scores([0.2, 0.5]) == (0.0, 1.0), "an accuracy is within 0 .. 1"
 
 
 def test_rows_are_sorted_and_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,9 @@
 """Difference of a row to the one that its table compares with, such as the `full` of the ablations."""
 
-from statistics import mean, stdev
+from statistics import mean
 from typing import NamedTuple
 
-from scipy import stats
-
+from tasks.metrics.intervals import student
 from tasks.metrics.paired import check_comparable, compare
 from tasks.reports.table.benchmarks import Benchmark
 from tasks.reports.table.runs import Run
@@ -35,5 +34,4 @@ def difference(benchmark: Benchmark, runs: list[Run], base: list[Run]) -> Differ
         found = compare(ours, theirs)
         return Difference(found.difference, *found.interval)
     values = [benchmark.value(run) - benchmark.value(other) for run, other in pairs]
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return Difference(mean(values), mean(values) - half, mean(values) + half)
+    return Difference(mean(values), *student(values))

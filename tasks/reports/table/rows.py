@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from tasks.experiments.table import Table
-from tasks.metrics.intervals import student
+from tasks.metrics.intervals import student_of_scores
 from tasks.reports.table.ablations import Difference, difference
 from tasks.reports.table.benchmarks import Benchmark
 from tasks.reports.table.runs import Run
@@ -32,7 +32,7 @@ class Row:
 
     def interval(self) -> tuple[float, float]:
         """95 % interval: over test samples for one seed, over seeds (Student) for several."""
-        return self.benchmark.interval(self.runs[0]) if len(self.runs) == 1 else student(self.values)
+        return self.benchmark.interval(self.runs[0]) if len(self.runs) == 1 else student_of_scores(self.values)
 
 
 @dataclass(frozen=True)
