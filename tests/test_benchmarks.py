@@ -217,8 +217,8 @@ def test_streaming_is_timed_only_if_it_equals_the_whole_run(monkeypatch: pytest.
 
 def test_memory_counts_what_a_method_allocates() -> None:
     """The tree keeps several tensors of the size of all states, the blocked scan none."""
-    size = (2, 1024, 64, 16)
-    states = 4 * 2 * 1024 * 64 * 16 / 2**20  # 8 MiB
+    size = (2, 2048, 64, 16)
+    states = 4 * 2 * 2048 * 64 * 16 / 2**20  # 16 MiB
     eager, blocked = (
         peak_mib(scan.Prepared(1, CPU), method, size, torch.float32, device=CPU)
         for method in ("Blelloch", "pure torch")
