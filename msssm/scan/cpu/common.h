@@ -125,18 +125,23 @@ struct Block {
   int width;
 };
 
-INLINE int64_t blocks_of(int64_t channels) { return (channels + LANES - 1) / LANES; }
+// A cache line has so many channels. Two tasks do not write to one.
+constexpr int64_t LINE = 16;
 
-// Few rows leave cores idle: then a row's blocks of channels are dealt to several tasks. Not by the number of threads,
-// so that sums do not depend on it.
+INLINE int64_t lines_of(int64_t channels) { return (channels + LINE - 1) / LINE; }
+
+// Few rows leave cores idle: then the lines of a row are dealt to several tasks. Not by the number of threads, so that sums
+// do not depend on it.
 INLINE int64_t groups_of(int64_t batch, int64_t channels) {
-  return batch >= 8 ? 1 : std::min(blocks_of(channels), (8 + batch - 1) / std::max<int64_t>(batch, 1));
+  return batch >= 8 ? 1 : std::min(lines_of(channels), (8 + batch - 1) / std::max<int64_t>(batch, 1));
 }
 
 inline std::vector<Block> blocks_of_group(int64_t batch, int64_t channels, int64_t group) {
+  const int64_t groups = groups_of(batch, channels), lines = lines_of(channels);
+  const int64_t end = std::min(channels, (group + 1) * lines / groups * LINE);
   std::vector<Block> result;
-  for (int64_t i = group; i < blocks_of(channels); i += groups_of(batch, channels))
-    result.push_back({i * LANES, (int)std::min<int64_t>(LANES, channels - i * LANES)});
+  for (int64_t d = group * lines / groups * LINE; d < end; d += LANES)
+    result.push_back({d, (int)std::min<int64_t>(LANES, end - d)});
   return result;
 }
 
