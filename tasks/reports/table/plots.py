@@ -47,7 +47,8 @@ def intervals(path: Path, section: Section) -> None:
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.grid(axis="y", visible=False)
     over = {"over seeds (ticks)" if len(row.runs) > 1 else benchmark.interval_over for row in rows}
-    label = f"test {benchmark.measure}{benchmark.unit}; 95 % interval, {' or '.join(sorted(over))}"
+    intervals = "\nor ".join(sorted(over))
+    label = f"test {benchmark.measure}{benchmark.unit}; 95 % interval,\n{intervals}"
     # As words: a line at it would press together what is to be compared.
     bound = benchmark.bound(section.first)
     axes.set_xlabel(f"{label}\n{bound[0]}: {benchmark.show(bound[1])}" if bound else label)
