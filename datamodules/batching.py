@@ -74,6 +74,7 @@ class LengthBucketBatchSampler(_BatchSampler):
         rank: of this process.
         world_size: number of processes.
         drop_last: leave out the last batch if it is smaller than the others.
+        first: every epoch begins with the first so many samples, in batches of their own.
     """
 
     def __init__(
@@ -86,23 +87,28 @@ class LengthBucketBatchSampler(_BatchSampler):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        first: int = 0,
     ) -> None:
         """Counts the batches. Raises ValueError if there is none for each rank."""
         super().__init__(lengths, batch_size, rank=rank, world_size=world_size, seed=seed, drop_last=drop_last)
         self.pool_batches = pool_batches
         self._resume = (0, 0)
-        samples = len(self.lengths)
-        whole, rest = divmod(samples, batch_size * world_size)
-        self._batches = whole + (not drop_last and rest >= world_size)
-        if self._batches < 1:
-            raise InputError(
-                f"asked for batches of {batch_size} on each of {world_size} processes, got {samples} "
-                "samples, not one batch each; use a smaller batch_size or fewer processes"
-            )
+        self._parts = [part for part in (range(first), range(first, len(self.lengths))) if part]
+        self._batches = [self._count(len(part)) for part in self._parts]
+        for part, batches in zip(self._parts, self._batches, strict=True):
+            if batches < 1:
+                raise InputError(
+                    f"asked for batches of {batch_size} on each of {world_size} processes, got {len(part)} "
+                    "samples, not one batch each; use a smaller batch_size or fewer processes"
+                )
+
+    def _count(self, samples: int) -> int:
+        whole, rest = divmod(samples, self.batch_size * self.world_size)
+        return whole + (not self.drop_last and rest >= self.world_size)
 
     def __len__(self) -> int:
         """Number of batches of an epoch."""
-        return self._batches
+        return sum(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Iterates over the batches of this epoch that are left."""
@@ -121,16 +127,16 @@ class LengthBucketBatchSampler(_BatchSampler):
 
     def _order(self) -> list[list[int]]:
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
-        samples = len(self.lengths)
-        order = generator.permutation(samples)
         whole = self.batch_size * self.world_size
-        batches: list[npt.NDArray[np.int64]] = []
-        for start in range(0, samples, self.pool_batches * whole):
-            indices = order[start : start + self.pool_batches * whole]
-            indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-            batches += [indices[cut : cut + whole] for cut in range(0, len(indices), whole)]
-        batches = batches[: self._batches]  # only the last can be smaller
-        shuffled = (batches[i] for i in generator.permutation(len(batches)))
+        shuffled: list[npt.NDArray[np.int64]] = []
+        for part, count in zip(self._parts, self._batches, strict=True):
+            order = part.start + generator.permutation(len(part))
+            batches: list[npt.NDArray[np.int64]] = []
+            for start in range(0, len(part), self.pool_batches * whole):
+                indices = order[start : start + self.pool_batches * whole]
+                indices = indices[np.argsort(self.lengths[indices], kind="stable")]
+                batches += [indices[cut : cut + whole] for cut in range(0, len(indices), whole)]
+            shuffled += [batches[i] for i in generator.permutation(count)]  # only the last can be smaller, or too many
         shares = (batch[: len(batch) - len(batch) % self.world_size] for batch in shuffled)
         return [share[self.rank :: self.world_size].tolist() for share in shares]
 

@@ -1,6 +1,7 @@
 """The ListOps data module: generated in Long Range Arena's distribution, or read from its official files."""
 
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import SPLITS, DataModule, not_set_up
-from datamodules.batching import Batch, collate_tokens
+from datamodules.batching import Batch, LengthBucketBatchSampler, collate_tokens
 from datamodules.errors import InputError
 from datamodules.listops import official, store
-from datamodules.listops.expressions import PAD, Expressions
+from datamodules.listops.expressions import PAD, Expressions, concatenate
 from datamodules.listops.generator import GENERATOR_VERSION, TreeParameters, generate_arrays
 from datamodules.listops.predict_file import read_expressions
 from datamodules.listops.statistics import root_operator_accuracy, shared_between_splits
@@ -62,6 +63,9 @@ class ListOpsDataModule(DataModule):
         predict_file: text file for predict, one expression per line, with or without parentheses.
         shuffle_seed: the order of training batches is a function of it and of the epoch.
         eval_batch_size: samples per step of validate, test and predict; default `batch_size`.
+        short_size: further generated training samples, shorter than `short_max_length` (and longer than an eighth of
+            it), with which every epoch begins: what is learned from them carries over to long ones.
+        short_max_length: of those; at most `min_length`, so that none can be in the validation or test.
     """
 
     def __init__(
@@ -81,6 +85,8 @@ class ListOpsDataModule(DataModule):
         predict_file: str | None = None,
         shuffle_seed: int = 0,
         eval_batch_size: int | None = None,
+        short_size: int = 0,
+        short_max_length: int = 128,
     ) -> None:
         """Checks the options. Raises ValueError for sizes below 1, or lengths that no tree can have."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
@@ -88,6 +94,13 @@ class ListOpsDataModule(DataModule):
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         if min(self.sizes.values()) < 1:
             raise InputError(f"asked for {self.sizes} samples; sizes must be at least 1")
+        self.short_size = short_size
+        if short_size < 0 or (short_size and short_max_length > min_length):
+            raise InputError(
+                f"asked for {short_size} short expressions of less than {short_max_length} tokens, with "
+                f"min_length={min_length}; give a short_size of at least 0, and a short_max_length of at most min_length"
+            )
+        self.short = replace(self.parameters, min_length=short_max_length // 8, max_length=short_max_length)
         self.root, self.data_seed = local_path(root), data_seed
         self.tsv_dir = None if tsv_dir is None else local_path(tsv_dir)
         self.predict_file = None if predict_file is None else local_path(predict_file)
@@ -99,7 +112,7 @@ class ListOpsDataModule(DataModule):
         if self._predicting:
             return
         about = self._about()
-        store.build(self._folder(about), self._read if self.tsv_dir else self._generate, about)
+        store.build(self._folder(about), self._make, about)
 
     def setup(self, stage: str) -> None:
         """Memory-maps the data set."""
@@ -127,13 +140,31 @@ class ListOpsDataModule(DataModule):
         self._split("train")
         return str(self._meta["digest"])
 
+    def counts(self) -> dict[str, int]:
+        """Samples of each split, short ones apart."""
+        counts = super().counts()
+        counts["train"] -= self.short_size
+        return counts | ({"short": self.short_size} if self.short_size else {})
+
+    def training_sampler(self, batch_size: int, rank: int, world_size: int) -> LengthBucketBatchSampler:
+        """Training batches, those of short expressions first."""
+        return LengthBucketBatchSampler(
+            self.lengths("train"),
+            batch_size,
+            seed=self.shuffle_seed,
+            rank=rank,
+            world_size=world_size,
+            first=self.short_size,
+        )
+
     def describe(self) -> dict[str, Any]:
         """Counts, mean lengths, digest, and the accuracy that the root operator alone gives."""
-        train, test = self._split("train"), self._split("test")
+        splits = {split: self._split(split) for split in SPLITS}
+        splits["train"] = splits["train"].rows(self.short_size, splits["train"].samples)
         return {
             **super().describe(),
-            "mean_length": {split: float(self._split(split).lengths.mean()) for split in SPLITS},
-            "root_operator_accuracy": root_operator_accuracy(train, test),
+            "mean_length": {split: float(each.lengths.mean()) for split, each in splits.items()},
+            "root_operator_accuracy": root_operator_accuracy(splits["train"], splits["test"]),
         }
 
     @property
@@ -142,18 +173,27 @@ class ListOpsDataModule(DataModule):
 
     def _about(self) -> dict[str, Any]:
         if self.tsv_dir:
-            return {"source": "official", "sha256": official.source_digest(self.tsv_dir)}
-        return {
-            "source": "generated",
-            "version": GENERATOR_VERSION,
-            "seed": self.data_seed,
-            **vars(self.parameters),
-            "sizes": self.sizes,
-        }
+            about = {"source": "official", "sha256": official.source_digest(self.tsv_dir)}
+        else:
+            about = {"source": "generated", **self._origin, **vars(self.parameters), "sizes": self.sizes}
+        if self.short_size:
+            about["short"] = {**self._origin, **vars(self.short), "size": self.short_size}
+        return about
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        return {"version": GENERATOR_VERSION, "seed": self.data_seed}
 
     def _folder(self, about: dict[str, Any]) -> Path:
         key = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         return self.root / "listops" / f"{about['source']}-{key}"
+
+    def _make(self) -> dict[str, Expressions]:
+        splits = self._read() if self.tsv_dir else self._generate()
+        if self.short_size:
+            short = generate_arrays(self.short_size, seed=self.data_seed, **vars(self.short), progress=True)
+            splits["train"] = concatenate([short, splits["train"]])
+        return splits
 
     def _generate(self) -> dict[str, Expressions]:
         total = sum(self.sizes.values())

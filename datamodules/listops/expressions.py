@@ -81,6 +81,14 @@ def join(rows: Sequence[npt.NDArray[np.uint8]], labels: Iterable[int]) -> Expres
     return Expressions(tokens, offsets, np.fromiter(labels, dtype=np.uint8, count=len(rows)))
 
 
+def concatenate(parts: Sequence[Expressions]) -> Expressions:
+    """Expressions of several arrays, one after another."""
+    if not parts:
+        return join([], [])
+    tokens, labels = np.concatenate([part.tokens for part in parts]), np.concatenate([part.labels for part in parts])
+    return Expressions(tokens, np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))]), labels)
+
+
 def tokenize(expression: str) -> list[str]:
     """Splits a written expression into tokens; parentheses are dropped, the space before `]` may be missing.
 

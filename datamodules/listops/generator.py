@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from datamodules.errors import InputError
-from datamodules.listops.expressions import CLOSE, DIGITS, OPERATORS, TOKEN_IDS, Expressions, decode
+from datamodules.listops.expressions import CLOSE, DIGITS, OPERATORS, TOKEN_IDS, Expressions, concatenate, decode
 
 GENERATOR_VERSION = 1  # part of every cache key: raise it when the data of a seed changes
 
@@ -229,12 +229,7 @@ def generate_arrays(
             parts.append(part)
             found += part.samples
             bar.update(part.samples)
-    lengths = [part.lengths for part in parts]
-    return Expressions(
-        np.concatenate([part.tokens for part in parts] or [np.zeros(0, dtype=np.uint8)]),
-        np.concatenate([[0], np.cumsum(np.concatenate(lengths))]) if parts else np.zeros(1, dtype=np.int64),
-        np.concatenate([part.labels for part in parts] or [np.zeros(0, dtype=np.uint8)]),
-    )
+    return concatenate(parts)
 
 
 def generate(

@@ -40,6 +40,25 @@ def test_drop_last_leaves_out_the_one_small_batch() -> None:
     assert len(sampler) == 103
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_begins_with_the_samples_that_come_first(world_size: int) -> None:
+    samplers = [
+        LengthBucketBatchSampler(LENGTHS, 4, seed=1, first=50, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(3)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        count = -(-50 // (4 * world_size))
+        assert all(index < 50 for batch in batches[:count] for index in batch)
+        assert all(index >= 50 for batch in batches[count:] for index in batch)
+    seen = sorted(index for sampler in samplers for batch in sampler for index in batch)
+    assert seen == sorted(set(seen)) and len(seen) > len(LENGTHS) - 2 * world_size
+    with pytest.raises(ValueError, match=r"got 1 samples, not one batch each"):
+        LengthBucketBatchSampler(LENGTHS, 4, seed=1, first=1, world_size=2)
+
+
 def test_bucketing_saves_padding() -> None:
     order = np.random.default_rng(1).permutation(1037)
     scattered = [order[start : start + 10].tolist() for start in range(0, 1037, 10)]
