@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datamodules.batching import Batch, LengthBucketBatchSampler
 from datamodules.errors import InputError, WorkerError, lost_worker
@@ -48,8 +49,17 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Iterates over the batches."""
+        batches = super().__iter__()
         with _told():
-            yield from super().__iter__()
+            try:
+                yield from batches
+            except Exception:
+                # The frames of an error hold the iterator in a cycle. Collected with them, its queues are closed before
+                # it can send its processes home through them, and it waits 10 s before it kills them.
+                if isinstance(batches, _MultiProcessingDataLoaderIter):
+                    batches._shutdown_workers()
+                    self._iterator = None  # kept where processes persist
+                raise
 
 
 class ResumableLoader(Loader):

@@ -58,6 +58,12 @@ def test_targets_write_only_what_git_ignores() -> None:
         assert not _git("ls-files", "--", f":(top){path}"), f"tracked files lie below {path}"
 
 
+@pytest.mark.skipif(_git("rev-parse", "HEAD") is None, reason="not a checkout")
+def test_git_ignores_nothing_that_it_tracks() -> None:
+    """What git ignores, the linter does not see and `git add` leaves out."""
+    assert not _git("ls-files", "--cached", "--ignored", "--exclude-standard")
+
+
 def test_what_is_asked_of_make_is_asked_of_the_command() -> None:
     words = ["PROFILE=small", "TASKS=ptbxl", "SEEDS=0 1", "JOBS=2", "DATA=/d", "OPTIONS=--x y"]
     asked = make("-n", "reproduce-table", *words)

@@ -98,7 +98,7 @@ class ListOpsDataModule(DataModule):
         if short_size < 0 or (short_size and short_max_length > min_length):
             raise InputError(
                 f"asked for {short_size} short expressions of less than {short_max_length} tokens, with "
-                f"min_length={min_length}; give a short_size of at least 0, and a short_max_length of at most min_length"
+                f"min_length={min_length}; give a short_size of at least 0, a short_max_length of at most min_length"
             )
         self.short = replace(self.parameters, min_length=short_max_length // 8, max_length=short_max_length)
         self.root, self.data_seed = local_path(root), data_seed
@@ -173,7 +173,7 @@ class ListOpsDataModule(DataModule):
 
     def _about(self) -> dict[str, Any]:
         if self.tsv_dir:
-            about = {"source": "official", "sha256": official.source_digest(self.tsv_dir)}
+            about: dict[str, Any] = {"source": "official", "sha256": official.source_digest(self.tsv_dir)}
         else:
             about = {"source": "generated", **self._origin, **vars(self.parameters), "sizes": self.sizes}
         if self.short_size:

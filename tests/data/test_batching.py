@@ -54,7 +54,8 @@ def test_an_epoch_begins_with_the_samples_that_come_first(world_size: int) -> No
         assert all(index < 50 for batch in batches[:count] for index in batch)
         assert all(index >= 50 for batch in batches[count:] for index in batch)
     seen = sorted(index for sampler in samplers for batch in sampler for index in batch)
-    assert seen == sorted(set(seen)) and len(seen) > len(LENGTHS) - 2 * world_size
+    assert seen == sorted(set(seen))
+    assert len(seen) > len(LENGTHS) - 2 * world_size
     with pytest.raises(ValueError, match=r"got 1 samples, not one batch each"):
         LengthBucketBatchSampler(LENGTHS, 4, seed=1, first=1, world_size=2)
 

@@ -93,7 +93,9 @@ def test_acceptance_is_a_third_of_operator_roots_and_a_twelfth_of_all_trees() ->
     accepted = sum(_draw_batch(draws, parameters).samples for _ in range(batches)) / trees
     # 32,768 trees: 4 standard errors are 4 * sqrt(.331 * .669 / 32768) = .0104
     assert accepted == pytest.approx(0.331, abs=allowed(0.0104, "4 standard errors"))
-    assert accepted / 4 == pytest.approx(0.083, abs=allowed(0.003, "4 standard errors"))  # a root is an operator with probability 1/4
+    assert accepted / 4 == pytest.approx(
+        0.083, abs=allowed(0.003, "4 standard errors")
+    )  # a root is an operator with probability 1/4
 
 
 def test_lengths_have_lra_distribution(sample: Expressions) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,7 @@ from datamodules.errors import InputError, MissingFileError, WorkerError
 from datamodules.imagenet.dataset import StreamLoader
 from datamodules.loader import WORKER_TIMEOUT, Loader, ResumableLoader, worker_options
 from tasks.complaints import complaint
-from tests.support import cifar10
-from tests.support import images
-from tests.support import ptbxl
+from tests.support import cifar10, images, ptbxl
 
 
 class _Faulty(Dataset[Any]):
@@ -100,8 +99,10 @@ def test_a_worker_that_hangs_is_named_in_one_line(kind: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_what_a_worker_says_of_bad_input_comes_without_its_traceback(kind: int) -> None:
+    before = active_children()
     with pytest.raises(MissingFileError) as caught:
         next(iter(_loaders(_misses)[kind]))
+    assert active_children() == before, "its processes are gone, and nothing waits for them later"
     assert str(caught.value) == "expected /x, got no such file; look for it"
     with pytest.raises(ValueError, match=r"(?s)Original Traceback.*of the program") as bug:
         next(iter(_loaders(_bug)[kind]))

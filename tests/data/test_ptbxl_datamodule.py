@@ -109,7 +109,9 @@ def test_training_goes_on_within_an_epoch(root: Path) -> None:
 
 def test_training_crops_lie_anywhere_in_their_record(root: Path) -> None:
     module = _ready(root, crop=250)
-    whole = {int(r): x for batch in _ready(root).train_dataloader() for x, r in zip(batch.x, batch.sample_index, strict=True)}
+    whole = {
+        int(r): x for batch in _ready(root).train_dataloader() for x, r in zip(batch.x, batch.sample_index, strict=True)
+    }
     starts = []
     for batch in module.train_dataloader():
         assert batch.x.shape[1:] == (250, 12)

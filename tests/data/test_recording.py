@@ -60,7 +60,9 @@ def test_resampling_keeps_low_tones_and_removes_high_ones(tmp_path: Path, rate: 
     assert abs(len(recording.signal) - 1000) <= 1
     wanted = np.sin(2 * np.pi * 5 * np.arange(len(recording.signal)) / 100)
     middle = slice(50, 950)
-    np.testing.assert_allclose(recording.signal[middle, 0], wanted[middle], rtol=0, atol=allowed(0.01, "the filter that resamples"))
+    np.testing.assert_allclose(
+        recording.signal[middle, 0], wanted[middle], rtol=0, atol=allowed(0.01, "the filter that resamples")
+    )
     assert recording.notes == [f"resampled from {rate:g} to 100 Hz"]
 
 
@@ -71,7 +73,9 @@ def test_limb_leads_follow_from_two_of_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has 8 leads .*, without III, AVR, AVL, AVF; give all twelve"):
         read_recording(path, 100)
     recording = read_recording(path, 100, fill_missing="derive")
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=allowed(0.0011, "the generator rounds to a microvolt"))
+    np.testing.assert_allclose(
+        recording.signal, MILLIVOLTS, rtol=0, atol=allowed(0.0011, "the generator rounds to a microvolt")
+    )
     assert recording.notes == ["derived from I and II: III, AVR, AVL, AVF"]
     assert not recording.missing.any()
 

@@ -71,13 +71,21 @@ def test_the_answer_to_a_counting_sequence() -> None:
 def test_symbols_and_places_are_chosen_without_preference(kind: Kind) -> None:
     """Classes of 1/4; a symbol, or a mark's slot, is equally likely at each place."""
     tokens, labels = GENERATORS[kind](8000, length=12, items=3, symbols=4, generator=np.random.default_rng(0))
-    assert np.bincount(labels) / 8000 == pytest.approx([0.25] * 4, abs=allowed(4.5 * (0.1875 / 8000) ** 0.5, "4.5 standard errors"))
+    assert np.bincount(labels) / 8000 == pytest.approx(
+        [0.25] * 4, abs=allowed(4.5 * (0.1875 / 8000) ** 0.5, "4.5 standard errors")
+    )
     if kind == "copying":
-        assert (tokens[:, :-1] > 0).mean(0) == pytest.approx([3 / 11] * 11, abs=allowed(4.5 * (0.2 / 8000) ** 0.5, "4.5 standard errors"))
-        assert np.bincount(tokens[:, -1])[5:] / 8000 == pytest.approx([1 / 3] * 3, abs=allowed(4.5 * (0.222 / 8000) ** 0.5, "4.5 standard errors"))
+        assert (tokens[:, :-1] > 0).mean(0) == pytest.approx(
+            [3 / 11] * 11, abs=allowed(4.5 * (0.2 / 8000) ** 0.5, "4.5 standard errors")
+        )
+        assert np.bincount(tokens[:, -1])[5:] / 8000 == pytest.approx(
+            [1 / 3] * 3, abs=allowed(4.5 * (0.222 / 8000) ** 0.5, "4.5 standard errors")
+        )
     else:
         # 9 slots, of which 3 have a mark: the first token is one in 1/3 of the rows, the last but one too.
-        assert (tokens[:, [0, -2]] == 0).mean(0) == pytest.approx([1 / 3] * 2, abs=allowed(4.5 * (0.222 / 8000) ** 0.5, "4.5 standard errors"))
+        assert (tokens[:, [0, -2]] == 0).mean(0) == pytest.approx(
+            [1 / 3] * 2, abs=allowed(4.5 * (0.222 / 8000) ** 0.5, "4.5 standard errors")
+        )
 
 
 def test_the_data_stay_what_they_are() -> None:

@@ -77,7 +77,9 @@ def test_leads_of_unequal_rates_are_brought_to_the_fastest(tmp_path: Path) -> No
     sums[1::2, 0] = 0
     path = header(tmp_path / "r", "r 12 100 1000", ["r.dat"] * 12, sums, form=["16", *["16x2"] * 11])
     recording = read_recording(path, 200)
-    np.testing.assert_allclose(recording.signal[100:-100], fast[100:-100] / 1000, rtol=0, atol=allowed(0.003, "the filter that resamples"))
+    np.testing.assert_allclose(
+        recording.signal[100:-100], fast[100:-100] / 1000, rtol=0, atol=allowed(0.003, "the filter that resamples")
+    )
     assert recording.notes == ["I resampled from 100 to 200 Hz"]
 
 
