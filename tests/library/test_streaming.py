@@ -102,12 +102,12 @@ def test_tokens_step_too() -> None:
 
 
 @torch.no_grad()
-def test_ptbxl_model_over_a_thousand_steps_in_float32() -> None:
-    """The model of configs/ptbxl.yaml: 10 s of 12 leads at 100 Hz, against float64 over the whole record."""
+def test_ptbxl_model_over_hundreds_of_steps_in_float32() -> None:
+    """The model of configs/ptbxl.yaml: 3 s of 12 leads at 100 Hz, against float64 over the whole signal."""
     torch.manual_seed(0)
     layer = partial(MultiScaleSSM, levels=3, kernel_size=2, state_size=26)
     model = SequenceClassifier(nn.Linear(12, 256), Backbone(layer, 256, 10), 71).eval()
-    x = torch.randn(1, 1000, 12)
+    x = torch.randn(1, 300, 12)
     last = steps(StreamingClassifier(model), x)[:, -1]
     assert_near(last, model.double()(x.double()), OUTPUT[torch.float32])
 

@@ -29,9 +29,8 @@ def assert_nothing_spills(used: dict[str, Any]) -> None:
         assert usage.shared <= 8192, f"{name}: {usage.shared} bytes of shared memory"
 
 
-@pytest.mark.parametrize(
-    "architecture", [pytest.param(each, marks=[] if each == 90 else [pytest.mark.slow]) for each in ARCHITECTURES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_spills(architecture: int) -> None:
     assert_nothing_spills(usages("bf16", architecture, *DEFAULT))
 

@@ -240,6 +240,7 @@ def test_a_resumed_training_with_averages_ends_as_an_uninterrupted_one(
         assert all(torch.equal(value, cut[key][name]) for name, value in whole[key].items()), key
 
 
+@pytest.mark.slow
 def test_a_requeued_training_goes_on_within_its_epoch(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
