@@ -106,18 +106,18 @@ class DataModule(LightningDataModule):
 
     @property
     def share_of_batch(self) -> int:
-        """Training samples per step of each process.
+        """Training samples per step of each process. Raises ValueError where they cannot be divided evenly."""
+        return self.share_of(self.batch_size)
 
-        Raises:
-            ValueError: the batch cannot be divided evenly.
-        """
+    def share_of(self, batch_size: int) -> int:
+        """Samples of each process in a batch of all. Raises ValueError where they cannot be divided evenly."""
         _, world_size = self.shard
-        if self.batch_size % world_size:
+        if batch_size % world_size:
             raise InputError(
-                f"batch_size={self.batch_size} cannot be shared evenly by {world_size} processes; "
+                f"batch_size={batch_size} cannot be shared evenly by {world_size} processes; "
                 "choose another --trainer.devices or --data.batch_size"
             )
-        return self.batch_size // world_size
+        return batch_size // world_size
 
 
 def not_set_up(what: str) -> RuntimeError:

@@ -75,6 +75,7 @@ class LengthBucketBatchSampler(_BatchSampler):
         world_size: number of processes.
         drop_last: leave out the last batch if it is smaller than the others.
         first: every epoch begins with the first so many samples, in batches of their own.
+        first_batch_size: samples per batch and rank of those; default `batch_size`.
     """
 
     def __init__(
@@ -88,23 +89,24 @@ class LengthBucketBatchSampler(_BatchSampler):
         world_size: int = 1,
         drop_last: bool = False,
         first: int = 0,
+        first_batch_size: int | None = None,
     ) -> None:
         """Counts the batches. Raises ValueError if there is none for each rank."""
         super().__init__(lengths, batch_size, rank=rank, world_size=world_size, seed=seed, drop_last=drop_last)
         self.pool_batches = pool_batches
         self._resume = (0, 0)
-        self._parts = [part for part in (range(first), range(first, len(self.lengths))) if part]
-        self._batches = [self._count(len(part)) for part in self._parts]
-        for part, batches in zip(self._parts, self._batches, strict=True):
-            if batches < 1:
+        self._parts = [(range(first, len(self.lengths)), batch_size)]
+        if first:
+            self._parts.insert(0, (range(first), first_batch_size or batch_size))
+        self._batches = []  # of each part
+        for part, size in self._parts:
+            whole, rest = divmod(len(part), size * world_size)
+            self._batches.append(whole + (not drop_last and rest >= world_size))
+            if self._batches[-1] < 1:
                 raise InputError(
-                    f"asked for batches of {batch_size} on each of {world_size} processes, got {len(part)} "
+                    f"asked for batches of {size} on each of {world_size} processes, got {len(part)} "
                     "samples, not one batch each; use a smaller batch_size or fewer processes"
                 )
-
-    def _count(self, samples: int) -> int:
-        whole, rest = divmod(samples, self.batch_size * self.world_size)
-        return whole + (not self.drop_last and rest >= self.world_size)
 
     def __len__(self) -> int:
         """Number of batches of an epoch."""
@@ -127,9 +129,9 @@ class LengthBucketBatchSampler(_BatchSampler):
 
     def _order(self) -> list[list[int]]:
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
-        whole = self.batch_size * self.world_size
         shuffled: list[npt.NDArray[np.int64]] = []
-        for part, count in zip(self._parts, self._batches, strict=True):
+        for (part, size), count in zip(self._parts, self._batches, strict=True):
+            whole = size * self.world_size
             order = part.start + generator.permutation(len(part))
             batches: list[npt.NDArray[np.int64]] = []
             for start in range(0, len(part), self.pool_batches * whole):

@@ -66,6 +66,7 @@ class ListOpsDataModule(DataModule):
         short_size: further generated training samples, shorter than `short_max_length` (and longer than an eighth of
             it), with which every epoch begins: what is learned from them carries over to long ones.
         short_max_length: of those; at most `min_length`, so that none can be in the validation or test.
+        short_batch_size: short samples per step, over all processes; default `batch_size`.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ListOpsDataModule(DataModule):
         eval_batch_size: int | None = None,
         short_size: int = 0,
         short_max_length: int = 128,
+        short_batch_size: int | None = None,
     ) -> None:
         """Checks the options. Raises ValueError for sizes below 1, or lengths that no tree can have."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
@@ -94,12 +96,14 @@ class ListOpsDataModule(DataModule):
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         if min(self.sizes.values()) < 1:
             raise InputError(f"asked for {self.sizes} samples; sizes must be at least 1")
-        self.short_size = short_size
+        self.short_size, self.short_batch_size = short_size, short_batch_size
         if short_size < 0 or (short_size and short_max_length > min_length):
             raise InputError(
                 f"asked for {short_size} short expressions of less than {short_max_length} tokens, with "
                 f"min_length={min_length}; give a short_size of at least 0, a short_max_length of at most min_length"
             )
+        if short_batch_size is not None and short_batch_size < 1:
+            raise InputError(f"asked for short_batch_size={short_batch_size}; it must be at least 1")
         self.short = replace(self.parameters, min_length=short_max_length // 8, max_length=short_max_length)
         self.root, self.data_seed = local_path(root), data_seed
         self.tsv_dir = None if tsv_dir is None else local_path(tsv_dir)
@@ -155,6 +159,7 @@ class ListOpsDataModule(DataModule):
             rank=rank,
             world_size=world_size,
             first=self.short_size,
+            first_batch_size=self.share_of(self.short_batch_size or self.batch_size),
         )
 
     def describe(self) -> dict[str, Any]:

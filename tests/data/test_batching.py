@@ -43,14 +43,16 @@ def test_drop_last_leaves_out_the_one_small_batch() -> None:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_an_epoch_begins_with_the_samples_that_come_first(world_size: int) -> None:
     samplers = [
-        LengthBucketBatchSampler(LENGTHS, 4, seed=1, first=50, rank=rank, world_size=world_size)
+        LengthBucketBatchSampler(LENGTHS, 4, seed=1, first=50, first_batch_size=6, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     for sampler in samplers:
         sampler.set_epoch(3)
         batches = list(sampler)
         assert len(batches) == len(sampler)
-        count = -(-50 // (4 * world_size))
+        count = -(-50 // (6 * world_size))
+        assert [len(batch) for batch in batches[:count]].count(6) >= count - 1
+        assert max(len(batch) for batch in batches[count:]) == 4
         assert all(index < 50 for batch in batches[:count] for index in batch)
         assert all(index >= 50 for batch in batches[count:] for index in batch)
     seen = sorted(index for sampler in samplers for batch in sampler for index in batch)

@@ -80,7 +80,8 @@ def test_training_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
 def test_an_epoch_begins_with_short_expressions(tmp_path: Path) -> None:
     long: dict[str, Any] = {"min_length": 30, "max_length": 100}
     plain = _ready(tmp_path, **long)
-    module = _ready(tmp_path, **long, short_size=41, short_max_length=16)
+    module = _ready(tmp_path, **long, short_size=41, short_max_length=16, short_batch_size=20)
+    assert sorted(len(batch.y) for batch in list(module.train_dataloader())[:3]) == [1, 20, 20]
     expressions = _expressions(module.train_dataloader())
     lengths = [decoded.count(" ") + 1 - decoded.count("]") + decoded.count("[") for decoded, _ in expressions]
     assert all(2 < length < 16 for length in lengths[:41])
@@ -95,6 +96,8 @@ def test_an_epoch_begins_with_short_expressions(tmp_path: Path) -> None:
     assert about == before
     with pytest.raises(ValueError, match=r"asked for 5 short expressions of less than 31 tokens, with min_length=30"):
         _ready(tmp_path, **long, short_size=5, short_max_length=31)
+    with pytest.raises(ValueError, match=r"asked for short_batch_size=0; it must be at least 1"):
+        _ready(tmp_path, **long, short_batch_size=0)
 
 
 def test_splits_are_one_distinct_stream_test_first(tmp_path: Path) -> None:
