@@ -27,6 +27,7 @@ from tasks.base import SequenceTask
 from tasks.callbacks.bad_batches import LossSpikes
 from tasks.callbacks.dashboard import Dashboard
 from tasks.callbacks.energy import EnergyMeter
+from tasks.callbacks.origins import Origins
 from tasks.callbacks.processor_time import ProcessorTime
 from tasks.complaints import complaint, enters_our_code
 from tasks.experiments.named import named_recipe
@@ -207,9 +208,10 @@ class MsssmCLI(LightningCLI):
                 say(f"{self.subcommand} from {best}")
             if self.ckpt_path is None:
                 raise InputError(f"{self.subcommand} needs --ckpt_path, or a --run_dir with checkpoints/best.ckpt")
-        elif not config.trainer.fast_dev_run:
+            return
+        self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
+        if not config.trainer.fast_dev_run:
             self._claim_run_dir()
-            self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
 
     def _elsewhere(self, ckpt_path: str | None) -> str | None:
         """The checkpoint if it is another run's, a file outside of this run's folder."""
@@ -298,7 +300,8 @@ class MsssmCLI(LightningCLI):
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         if self.subcommand == "fit":
             first = FirstValidation(self.best)
-            meters = [self.timer, self.processor_time, self.energy]
+            self.origins = Origins(self.provenance)
+            meters = [self.timer, self.processor_time, self.energy, self.origins]
             extra = [first, *meters, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
@@ -371,6 +374,7 @@ class MsssmCLI(LightningCLI):
                     "precision": str(self.trainer.precision),
                     "data": describe(),
                     **self.provenance,
+                    "earlier": self.origins.earlier,
                 },
             )
             values = "  ".join(f"{name} {value:.4g}" for name, value in test.items())

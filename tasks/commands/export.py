@@ -23,7 +23,7 @@ from tasks.recordings.card import ecg_sections
 from tasks.recordings.judge import judge
 from tasks.recordings.model import Answers, write_answers
 from tasks.run.checkpoint_io import read_checkpoint
-from tasks.run.provenance import read_json
+from tasks.run.provenance import commits, read_json
 
 RECIPE = "recipe.yaml"
 
@@ -169,7 +169,7 @@ def _measured(metrics: dict[str, Any] | None) -> list[str]:
         return ["The run was not complete when it was exported: it has no test result."]
     versions = ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())
     hardware = " + ".join(metrics["hardware"]["gpus"]) or metrics["hardware"]["processor"]
-    commit = (metrics["commit"] or "unknown") + (" with uncommitted changes" if metrics["dirty"] else "")
+    commit = ", ".join(commits(metrics))
     return [
         *(f"- {name}: {value:.4f}" for name, value in metrics["test"].items()),
         f"- best validation ({metrics['validation']['monitor']}): {metrics['validation']['best']:.4f}",

@@ -63,6 +63,16 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def commits(metrics: dict[str, Any], digits: int = 40) -> list[str]:
+    """Commits that trained a run, in their order, from its metrics.json; each says whether the checkout was changed."""
+    origins = [*metrics.get("earlier", []), metrics]
+    named = [
+        (origin["commit"] or "no commit")[:digits] + (" with uncommitted changes" if origin["dirty"] else "")
+        for origin in origins
+    ]
+    return list(dict.fromkeys(named))
+
+
 def _git(*args: str) -> str | None:
     """Output of a git command in the checkout of this file; None if there is none."""
     command = ["git", "-C", str(Path(__file__).parent), *args]

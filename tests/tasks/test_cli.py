@@ -21,7 +21,7 @@ from tasks import ListOpsTask
 from tasks.commands.load import _Builder, build
 from tasks.main import main
 from tasks.run.checkpoint_io import DurableCheckpointIO
-from tasks.run.provenance import write_json
+from tasks.run.provenance import commits, provenance, write_json
 from tests.support.recipes import fit, write_recipe
 from tests.support.runs import run as run_command
 from tests.support.tolerances import allowed
@@ -172,14 +172,18 @@ def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(
             raise RuntimeError("killed")
         return original(self, batch, batch_idx)
 
+    before = provenance() | {"commit": "a" * 40, "dirty": True}
     monkeypatch.setattr(ListOpsTask, "training_step", killed)
+    monkeypatch.setattr("tasks.commands.cli.provenance", lambda: before)
     with pytest.raises(RuntimeError, match="killed"):
         fit(recipe, *command)
     assert not (tmp_path / "cut" / "metrics.json").exists()
     monkeypatch.undo()
     fit(recipe, *command)
-    cut = _metrics(tmp_path / "cut")
+    whole, cut = _metrics(tmp_path / "whole"), _metrics(tmp_path / "cut")
     assert cut["steps"] == 20
+    assert (whole["earlier"], cut["earlier"]) == ([], [before])
+    assert commits(cut, 5) == ["aaaaa with uncommitted changes", *commits(whole, 5)]
     weights = [
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for folder in (tmp_path / "whole", tmp_path / "cut")

@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.reports.markdown import table
 from tasks.reports.table.rows import Row, Section
+from tasks.run.provenance import commits
 
 
 def document(sections: Sequence[Section]) -> str:
@@ -148,7 +149,7 @@ def _provenance(section: Section) -> str:
     def values(key: Any) -> str:
         return ", ".join(sorted({key(run.metrics) for run in runs}))
 
-    commit = values(lambda m: (m["commit"] or "no commit")[:12] + (" with uncommitted changes" if m["dirty"] else ""))
+    commit = ", ".join(sorted({each for run in runs for each in commits(run.metrics, 12)}))
     torch = values(lambda m: m["versions"]["torch"])
     hardware = values(
         lambda m: (

@@ -29,6 +29,7 @@ def lines(sections: Sequence[Section]) -> list[dict[str, Any]]:
 def _line(section: Section, row: Row, run: Run) -> dict[str, Any]:
     benchmark, metrics, hardware = section.benchmark, run.metrics, run.metrics["hardware"]
     low, high = benchmark.interval(run)
+    origins = [*metrics.get("earlier", []), metrics]
     return {
         "task": benchmark.task,
         "row": run.row,
@@ -54,8 +55,8 @@ def _line(section: Section, row: Row, run: Run) -> dict[str, Any]:
         "cpu_seconds": _whole(metrics.get("cpu_seconds")),
         "processor_joules": _whole(metrics.get("processor_joules")),
         "data_digest": metrics["data"]["digest"],
-        "commit": metrics["commit"],
-        "dirty": metrics["dirty"],
+        "commit": " + ".join(origin["commit"] or "" for origin in origins),
+        "dirty": any(origin["dirty"] for origin in origins),
         **metrics["versions"],
         "processor": hardware["processor"],
         "threads": hardware["threads"],
