@@ -1,7 +1,6 @@
 """The ListOps data module: generated in Long Range Arena's distribution, or read from its official files."""
 
 import json
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,6 @@ class ListOpsDataModule(DataModule):
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         if min(self.sizes.values()) < 1:
             raise InputError(f"asked for {self.sizes} samples; sizes must be at least 1")
-        self.short_size, self.short_batch_size = short_size, short_batch_size
         if short_size < 0 or (short_size and short_max_length > min_length):
             raise InputError(
                 f"asked for {short_size} short expressions of less than {short_max_length} tokens, with "
@@ -104,7 +102,9 @@ class ListOpsDataModule(DataModule):
             )
         if short_batch_size is not None and short_batch_size < 1:
             raise InputError(f"asked for short_batch_size={short_batch_size}; it must be at least 1")
-        self.short = replace(self.parameters, min_length=short_max_length // 8, max_length=short_max_length)
+        self.short_size, self.short_batch_size = short_size, short_batch_size
+        if short_size:
+            self.short = TreeParameters(short_max_length // 8, short_max_length, max_depth, max_args)
         self.root, self.data_seed = local_path(root), data_seed
         self.tsv_dir = None if tsv_dir is None else local_path(tsv_dir)
         self.predict_file = None if predict_file is None else local_path(predict_file)
