@@ -102,7 +102,7 @@ def test_what_a_worker_says_of_bad_input_comes_without_its_traceback(kind: int) 
     before = active_children()
     with pytest.raises(MissingFileError) as caught:
         next(iter(_loaders(_misses)[kind]))
-    assert active_children() == before, "its processes are gone, and nothing waits for them later"
+    assert set(active_children()) <= set(before), "its processes are gone, and nothing waits for them later"
     assert str(caught.value) == "expected /x, got no such file; look for it"
     with pytest.raises(ValueError, match=r"(?s)Original Traceback.*of the program") as bug:
         next(iter(_loaders(_bug)[kind]))
