@@ -70,6 +70,22 @@ def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+@pytest.mark.parametrize(("short_batch_size", "said"), [(100, "12 steps of 100"), (None, "24 steps of 50")])
+def test_steps_of_short_expressions_are_counted_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], short_batch_size: int | None, said: str
+) -> None:
+    """590 of them in each of two epochs."""
+    short = {"short_size": 590, "short_batch_size": short_batch_size}
+    write_run(tmp_path, "msssm_s6", 0, 0.4, options=SHORT | short, epochs=2, steps=100)
+    write_run(tmp_path / "without", "msssm_s6", 0, 0.4)
+    for folder in (tmp_path, tmp_path / "without"):
+        main(["table", str(folder)])
+    shown = capsys.readouterr().out
+    others = "88" if short_batch_size else "76"
+    assert f"Training: {said} short expressions, {others} steps of 50 samples; tested once" in shown
+    assert "Training: 1,600 steps of 50 samples; tested once" in shown
+
+
 def test_wilson_interval_of_one_seed() -> None:
     """Wilson 1927 for 450 of 1000: (p + z2/2n -+ z sqrt(p q / n + z2 / 4 n2)) / (1 + z2 / n)."""
     n, p, z = 1000, 0.45, 1.959964

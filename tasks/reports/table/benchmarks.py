@@ -27,6 +27,7 @@ class Benchmark:
         data_name: a run's data in a column's header, which says if they are reduced or synthetic.
         describe: a phrase on a run's data.
         bound: a trivial answer that a model must beat, with its name.
+        training: a phrase on how many steps of how many samples a training takes.
         paper_name: the paper's data in a column's header; empty if the paper has none.
         paper_column: which of a row's several numbers in the paper is on these data.
         paper_digits: decimals of the paper's numbers.
@@ -42,6 +43,7 @@ class Benchmark:
     data_name: Callable[[Run], str]
     describe: Callable[[Run], str]
     bound: Callable[[Run], tuple[str, float]]
+    training: Callable[[Run], str] = lambda run: f"{run.metrics['steps']:,} steps of {run.data['batch_size']} samples"
     paper_name: Callable[[Run], str] = lambda run: ""
     paper_column: Callable[[Run], str] = lambda run: ""
     paper_digits: int = 1
@@ -77,6 +79,16 @@ def _data(run: Run) -> Any:
 
 def _is_lra(run: Run) -> bool:
     return all(run.data[key] == value for key, value in _LRA.items())
+
+
+def _listops_training(run: Run) -> str:
+    """Steps of short expressions, where every epoch begins with them, and of the others."""
+    steps, batch_size, short = run.metrics["steps"], run.data["batch_size"], run.data.get("short_size", 0)
+    if not short:
+        return f"{steps:,} steps of {batch_size} samples"
+    size = run.data["short_batch_size"] or batch_size
+    first = -(-short // size) * run.metrics["epochs"]
+    return f"{first:,} steps of {size} short expressions, {steps - first:,} steps of {batch_size} samples"
 
 
 def _is_ptbxl(run: Run) -> bool:
@@ -136,6 +148,7 @@ BENCHMARKS = (
             f"at most {run.data['max_args']} arguments, mean length {_data(run)['mean_length']['train']:.0f}"
         ),
         bound=lambda run: ("root operator alone", _data(run)["root_operator_accuracy"]),
+        training=_listops_training,
         paper_name=lambda run: "full LRA ListOps",
         paper_digits=2,
     ),

@@ -54,8 +54,7 @@ def about(section: Section) -> list[str]:
     return [
         f"Data: {counts['train']:,} / {counts['val']:,} / {counts['test']:,} samples, "
         f"{section.benchmark.describe(run)}, digest {run.metrics['data']['digest'][:12]}.",
-        f"Training: {run.metrics['steps']:,} steps of {run.data['batch_size']} samples; tested once, at the best "
-        "validation.",
+        f"Training: {section.benchmark.training(run)}; tested once, at the best validation.",
     ]
 
 
