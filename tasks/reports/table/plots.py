@@ -45,6 +45,7 @@ def intervals(path: Path, section: Section) -> None:
             seeds = [scale * value for value in row.values]
             axes.plot(seeds, [place] * len(seeds), "|", color="black", markersize=9)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)  # of two rows, too, each dot is whole
     axes.grid(axis="y", visible=False)
     over = {"over seeds (ticks)" if len(row.runs) > 1 else benchmark.interval_over for row in rows}
     intervals = "\nor ".join(sorted(over))
