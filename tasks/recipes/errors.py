@@ -9,7 +9,7 @@ import difflib
 import inspect
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -83,7 +83,7 @@ def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, 
             errors += _wrong_types(name, groups[name], group, allowed)
         else:
             errors += _wrong_nodes(name, group, allowed)
-    replaced: set[str] = set()
+    replaced: dict[str, Any] = {}
     while True:
         try:
             build(recipe)
@@ -101,14 +101,15 @@ def recipe_errors(recipe: Tree, build: Callable[[Tree], Any], groups: dict[str, 
                 raise
             places = _named_options(recipe, message)
             begins = next((p for p in places if message.startswith(f"{p.rpartition('.')[2]} ")), None)
-            errors.append(message if begins is None else begins + message[message.index(" ") :])
-            if not set(places) - replaced:
+            holders = {place.rpartition(".")[0] for place in places}
+            near = [value for place, value in replaced.items() if not places or place.rpartition(".")[0] in holders]
+            if not _says(message, near):
+                errors.append(message if begins is None else begins + message[message.index(" ") :])
+            if not set(places) - replaced.keys():
                 if [name for name in NAMELESS if recipe.get("trainer", {}).pop(name, None)]:
                     continue
                 return list(dict.fromkeys(errors))
-            replaced.update(places)
-            for place in places:
-                _replace(recipe, place, groups)
+            replaced |= {place: _replace(recipe, place, groups) for place in places}
         else:
             return errors
 
@@ -236,24 +237,31 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-def _replace(recipe: Tree, place: str, groups: dict[str, type]) -> None:
-    """Replaces an option's value by its default."""
+def _says(message: str, values: Iterable[Any]) -> bool:
+    """Whether a message is on a value that stands in for a refused one, as where 500 is more than a given maximum."""
+    words = re.findall(r"[\w.+-]*\w", message)
+    return any(str(value) in words for value in values if value not in (None, False, True, 0, 1))
+
+
+def _replace(recipe: Tree, place: str, groups: dict[str, type]) -> Any:
+    """Replaces an option's value by its default, and returns that."""
     *path, name = place.split(".")
     node, cls = recipe, groups.get(path[0]) if path else None
     for part in path:
         node = node[part]
         if "class_path" in node:
             cls, node = class_of(node["class_path"]), node["init_args"]
-    _set_default(node, cls, name)
+    return _set_default(node, cls, name)
 
 
-def _set_default(values: Tree, cls: type | None, name: str) -> None:
+def _set_default(values: Tree, cls: type | None, name: str) -> Any:
     """Resets an option to its default; one without gets 1, which all of ours accept except those that name a class."""
     parameter = inspect.signature(cls).parameters.get(name) if cls is not None else None
     if parameter is None or parameter.default is parameter.empty:
         values[name] = 1
-    else:
-        del values[name]
+        return 1
+    del values[name]
+    return parameter.default
 
 
 def _set(node: Tree, path: list[str], value: Any) -> None:

@@ -110,6 +110,17 @@ def test_wrong_options_of_every_part_are_told_together(tmp_path: Path, capsys: p
     assert any("eval_batch_size=0" in line for line in data)
 
 
+def test_what_a_default_would_break_is_no_complaint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """min_length, of the first complaint, is then taken as its default: 500, more than the recipe's max_length."""
+    options = ("--data.short_size=10", "--data.short_max_length=20", "--model.lr=-1", "--data.num_workers=-1")
+    told = complaint(capsys, write_recipe(tmp_path), *options)
+    assert [line.split(";")[0] for line in told] == [
+        "asked for 10 short expressions of less than 20 tokens, with min_length=4",
+        "asked for batch_size=20, eval_batch_size=20, num_workers=-1",
+        "model.lr must be positive, got -1.0",
+    ]
+
+
 def test_a_required_option_of_a_wrong_type_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = complaint(capsys, write_recipe(tmp_path), "--model.lr", "fast", "--model.weight_decay", "-3")
     assert told == ["model.lr must be float, got 'fast'", "model.weight_decay must be at least 0, got -3.0"]
