@@ -34,8 +34,14 @@ def main(args: list[str]) -> None:
         metavar="NAME",
         help="whose labels and order: an experiment, or a folder of tables of your own; by default that of the rows",
     )
+    parser.add_argument("--of", metavar="NAME", help="over whose base they were trained, as of msssm experiment")
     options = parser.parse_args(args)
     known = [read_table(path) for path in experiment_files(options.experiment)] if options.experiment else []
+    if options.of and not known:
+        raise InputError(f"asked for --of {options.of} without an experiment; name it too: --experiment ablations")
+    if options.of:
+        tasks = {path.stem for path in experiment_files(options.of)}
+        known = [table.of(options.of) for table in known if table.task in tasks]
     write_table(options.folder, known)
 
 

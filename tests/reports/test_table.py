@@ -70,6 +70,18 @@ def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+def test_a_table_over_another_experiments_base_says_what_that_reduces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, "mixer-fixed", 0, 0.4, options=FULL)
+    for words, said in (([], False), (["--experiment", "ablations", "--of", "small"], True)):
+        main(["table", str(tmp_path), *words])
+        assert ("(reduced: small networks" in capsys.readouterr().out) == said
+    with pytest.raises(SystemExit):
+        main(["table", str(tmp_path), "--of", "small"])
+    assert "asked for --of small without an experiment" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("short_batch_size", "said"), [(100, "12 steps of 100"), (None, "24 steps of 50")])
 def test_steps_of_short_expressions_are_counted_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], short_batch_size: int | None, said: str
