@@ -22,12 +22,12 @@ def row(label: str, mean: float, low: float, high: float) -> Any:
         ([row("A", 0.9, 0.8, 1.0), row("B", 0.5, 0.4, 0.6)], "Best: A, 0.90, above all others"),
         (
             [row("A", 0.9, 0.8, 1.0), row("B", 0.85, 0.7, 0.99), row("C", 0.5, 0.4, 0.79), row("D", 0.5, 0.4, 0.8)],
-            "Best: A, 0.90; 2 of 3 other rows within the intervals",
+            "Best: A, 0.90; 2 of 3 others within the intervals",
         ),
     ],
 )
 def test_the_title_counts_the_rows_that_the_interval_of_the_best_meets(rows: list[Any], says: str) -> None:
-    section = SimpleNamespace(ranked=rows, benchmark=SimpleNamespace(show=lambda value: f"{value:.2f}"))
+    section = SimpleNamespace(rows=rows[::-1], benchmark=SimpleNamespace(show=lambda value: f"{value:.2f}"))
     assert finding(cast(Section, section)) == says
 
 

@@ -19,7 +19,7 @@ MANY = 10  # colours that can be told apart
 
 def finding(section: Section) -> str:
     """What the table shows, as a sentence: the best row, and how many others its interval does not exclude."""
-    first, *others = section.ranked
+    first, *others = sorted(section.rows, key=lambda row: -row.mean)
     show, (low, high) = section.benchmark.show, first.interval()
     near = sum(low <= row.interval()[1] and row.interval()[0] <= high for row in others)
     best = f"Best: {first.label}, {show(first.mean)}"
@@ -27,7 +27,7 @@ def finding(section: Section) -> str:
         return best
     if near == 0:
         return f"{best}, above all others"
-    return f"{best}; {near} of {len(others)} other rows within the intervals"
+    return f"{best}; {near} of {len(others)} others within the intervals"
 
 
 @style.styled
