@@ -53,7 +53,7 @@ def intervals(path: Path, section: Section) -> None:
     # As words: a line at it would press together what is to be compared.
     bound = benchmark.bound(section.first)
     axes.set_xlabel(f"{label}\n{bound[0]}: {benchmark.show(bound[1])}" if bound else label)
-    axes.set_title(f"{section.title}\n{finding(section)}")
+    axes.set_title(f"{section.title}\n{finding(section)}".replace("; ", ";\n"))  # labels of ablations are long
     _save(figure, path)
 
 
