@@ -79,13 +79,13 @@ class SequenceTask(lightning.LightningModule):
         per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         return warmup_cosine(step, self.warmup_epochs * per_epoch, self.trainer.estimated_stepping_batches)
 
-    def check_loss(self, loss: Tensor, *inputs: Tensor) -> None:
-        """Ends the training at a loss that is not finite, with what `nan_guard` finds in the forward on `inputs`.
+    def check_loss(self, loss: Tensor, *inputs: Tensor, stage: str = "train") -> None:
+        """Ends training, validation or test at a loss that is not finite, with what `nan_guard` finds on `inputs`.
 
         Raises:
             ValueError: naming the step and, if the network itself fails, layer, band and position.
         """
-        if not self.stops_at_bad_loss or torch.isfinite(loss):
+        if torch.isfinite(loss) or (stage == "train" and not self.stops_at_bad_loss):
             return
         place = "try a lower lr or ssm_lr; --trainer.callbacks+=tasks.NanGuard looks at every layer from the start"
         try:
@@ -94,8 +94,9 @@ class SequenceTask(lightning.LightningModule):
         except FloatingPointError as error:
             place = str(error)
         last = Path(self.trainer.default_root_dir) / "checkpoints/last.ckpt"
-        kept = f"; {last} is from before" if last.exists() else ""
-        raise InputError(f"the training loss is {loss.item()} at step {self.global_step}: {place}{kept}")
+        kept = f"; {last} is from before" if last.exists() and stage != "test" else ""
+        name = {"train": "training", "val": "validation", "test": "test"}[stage]
+        raise InputError(f"the {name} loss is {loss.item()} at step {self.global_step}: {place}{kept}")
 
     def log_train_loss(self, loss: Tensor, samples: int) -> None:
         """Logs `train/loss_step`, and `train/loss_epoch` when the epoch ends."""

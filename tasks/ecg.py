@@ -81,7 +81,6 @@ class ECGTask(SequenceTask):
     def training_step(self, batch: ECGBatch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, and logs it."""
         loss, _ = self._step(batch, "train")
-        self.check_loss(loss, batch.x, batch.lengths)
         self.log_train_loss(loss, len(batch.y))
         return loss
 
@@ -104,6 +103,7 @@ class ECGTask(SequenceTask):
         # Windows have no padding, and attention without lengths needs no mask.
         logits = aggregate(self(batch.x).float().unflatten(0, (len(batch.y), -1)), self.aggregation)
         loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.y)
+        self.check_loss(loss, batch.x, batch.lengths, stage=stage)
         if stage != "train":
             self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.y))
         return loss, logits

@@ -134,7 +134,6 @@ class ImageTask(SequenceTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, and logs loss and accuracy."""
         loss, logits = self._loss(batch, "train", self.label_smoothing)
-        self.check_loss(loss, batch.x)
         self.log_train_loss(loss, len(batch.y))
         # A soft label counts as its largest class.
         self.train_metrics.update(logits, batch.y if batch.y.ndim == 1 else batch.y.argmax(-1))
@@ -168,6 +167,7 @@ class ImageTask(SequenceTask):
         """The loss, logged, and the logits."""
         logits = self(batch.x)
         loss = nn.functional.cross_entropy(logits, batch.y, label_smoothing=label_smoothing)
+        self.check_loss(loss, batch.x, stage=stage)
         if stage != "train":
             self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.y))
         return loss, logits

@@ -96,8 +96,7 @@ class TokenTask(SequenceTask):
         """The loss and the logits."""
         logits = self(batch.x, batch.lengths)
         loss = nn.functional.cross_entropy(logits, batch.y)
-        if stage == "train":
-            self.check_loss(loss, batch.x, batch.lengths)
+        self.check_loss(loss, batch.x, batch.lengths, stage=stage)
         accuracy.update(logits, batch.y)
         if stage != "train":
             options: dict[str, Any] = {"batch_size": len(batch.y), "prog_bar": True}

@@ -91,16 +91,47 @@ def test_a_bad_loss_names_layer_band_and_step_and_keeps_the_last_good_checkpoint
     assert all(torch.isfinite(value).all() for value in weights["state_dict"].values())
 
 
+@pytest.mark.parametrize(
+    ("stage", "name", "step", "end"),
+    [
+        ("validate", "validation", 10, "last.ckpt is from before"),
+        ("test", "test", 20, "looks at every layer from the start"),
+    ],
+)
+def test_an_evaluation_that_alone_is_not_finite_ends_the_run(
+    stage: str,
+    name: str,
+    step: int,
+    end: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As batch norm can: its running statistics serve evaluations alone."""
+    forward = ListOpsTask.forward
+
+    def failing(self: ListOpsTask, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        return forward(self, x, lengths) * (math.nan if self.trainer.state.stage == stage else 1.0)
+
+    monkeypatch.setattr(ListOpsTask, "forward", failing)
+    with pytest.raises(SystemExit, match="2"):
+        fit(write_recipe(tmp_path))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"the {name} loss is nan at step {step}: " in error
+    assert error.endswith(end)
+    assert not (tmp_path / "runs/seed0/metrics.json").exists()
+
+
 def test_weights_that_are_not_finite_are_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They come about in the last step of an epoch, so no loss has shown it yet, and no validation fails over it."""
 
-    def on_validation_start(self: ListOpsTask) -> None:
+    def on_validation_epoch_end(self: ListOpsTask) -> None:
         with torch.no_grad():
             next(self.model.head.parameters())[0] = math.nan
 
-    monkeypatch.setattr(ListOpsTask, "on_validation_start", on_validation_start)
+    monkeypatch.setattr(ListOpsTask, "on_validation_epoch_end", on_validation_epoch_end)
     with pytest.raises(SystemExit, match="2"):
         fit(write_recipe(tmp_path))
     assert "model.head.weight is not finite at step 10 (1 of the weights); not saved" in capsys.readouterr().err
