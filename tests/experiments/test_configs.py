@@ -102,11 +102,11 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def test_the_rows_of_a_table_differ_only_in_what_their_entries_say(name: str) -> None:
     """In a table of networks, that is the network: same data, same training budget, same optimiser.
 
-    Those of small/ptbxl may have learning rates of their own, searched on fold 9 (docs/results/small/search.csv). A
-    whole backbone of another kind may need a position embedding.
+    Those of small/ptbxl and small/scifar may have learning rates of their own, searched on the validation
+    (docs/results/small/search*.csv). A whole backbone of another kind may need a position embedding.
     """
     own = ("model.backbone", "model.position_embedding")
-    own += ("model.lr", "model.ssm_lr") if name == "small/ptbxl" else ()
+    own += ("model.lr", "model.ssm_lr") if name in ("small/ptbxl", "small/scifar") else ()
     table = read_table(table_file(name))
     base = dict(_leaves(table.recipe(next(iter(table.rows)))))
     assert not next(iter(table.rows.values())).options, "the first row is the base"
