@@ -11,6 +11,7 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from tasks.experiments.named import row_recipe
 from tasks.main import main
 from tasks.metrics.intervals import student, student_of_scores, wilson
 from tasks.reports.table.plots import read_curve
@@ -152,6 +153,19 @@ def test_small_networks_on_whole_data_are_called_reduced(tmp_path: Path, capsys:
     text = capsys.readouterr().out
     assert "ours: accuracy on LRA ListOps (reduced: width), %" in text
     assert "The paper's column is of other networks: not comparable in value." in text
+
+
+@pytest.mark.parametrize("name", ["small/scifar", "paper/scifar"])
+def test_the_recipe_of_a_run_says_which_experiment_it_is_of(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of one name stand in several; only one of these is reduced."""
+    recipe = row_recipe(f"{name}/s4d")
+    recipe["data"]["init_args"] |= {"greyscale": False, "permutation_seed": None}
+    data = {"counts": {"train": 45000, "val": 5000, "test": 10000}, "classes": 10, "digest": "d" * 64}
+    folder = write_run(tmp_path, "s4d", 0, 0.7, options=recipe["data"]["init_args"], task="scifar", data=data)
+    (folder / "config.yaml").write_text(yaml.safe_dump(recipe))
+    assert ("(reduced: small networks" in table(tmp_path, capsys)[0][1]) == name.startswith("small")
 
 
 def test_imagenette_is_never_imagenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

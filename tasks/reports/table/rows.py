@@ -63,7 +63,7 @@ class Section:
     def title(self) -> str:
         """Name of the data, and what is reduced."""
         name = self.benchmark.data_name(self.first)
-        return f"{name} (reduced: {self.reduced})" if self.reduced else name
+        return f"{name.removesuffix(' (reduced scale)')} (reduced: {self.reduced})" if self.reduced else name
 
     @property
     def has_paper(self) -> bool:
