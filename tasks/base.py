@@ -82,6 +82,11 @@ class SequenceTask(lightning.LightningModule):
     def check_loss(self, loss: Tensor, *inputs: Tensor, stage: str = "train") -> None:
         """Ends training, validation or test at a loss that is not finite, with what `nan_guard` finds on `inputs`.
 
+        Args:
+            loss: of a batch, a scalar.
+            inputs: what the forward had.
+            stage: "train", "val" or "test". Only the first is left to `SkipBadBatches`, where that is at work.
+
         Raises:
             ValueError: naming the step and, if the network itself fails, layer, band and position.
         """

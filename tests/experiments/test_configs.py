@@ -103,7 +103,8 @@ def test_the_rows_of_a_table_differ_only_in_what_their_entries_say(name: str) ->
     """In a table of networks, that is the network: same data, same training budget, same optimiser.
 
     Those of small/ptbxl and small/scifar may have learning rates of their own, searched on the validation
-    (docs/results/small/search*.csv). A whole backbone of another kind may need a position embedding.
+    (docs/results/small/search*.csv; Mamba's of small/scifar are those of small/ptbxl). A whole backbone of another
+    kind may need a position embedding.
     """
     own = ("model.backbone", "model.position_embedding")
     own += ("model.lr", "model.ssm_lr") if name in ("small/ptbxl", "small/scifar") else ()
