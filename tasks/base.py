@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from msssm import param_groups
 from msssm.diagnostics.nan_guard import nan_guard
 from msssm.errors import InputError
-from tasks.run.predictions import Predictions
+from tasks.metrics.predictions import Predictions
 from tasks.run.rank_states import gather_states, restore_state
 from tasks.run.weights import check_weights
 

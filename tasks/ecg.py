@@ -13,8 +13,9 @@ from msssm.errors import InputError
 from tasks.base import SequenceTask
 from tasks.metrics.bootstrap import RESAMPLES, percentile_interval, resample
 from tasks.metrics.ecg import auroc, f_max, macro, weighted_auroc
+from tasks.metrics.predictions import Predictions
 from tasks.recordings.inference import aggregate
-from tasks.run.predictions import FILE, Predictions
+from tasks.run.predictions import FILE
 
 
 class ECGTask(SequenceTask):

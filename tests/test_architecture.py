@@ -206,6 +206,13 @@ def test_a_shipped_model_answers_without_lightning() -> None:
     assert not {name.split(".")[0] for name in loaded} & {"lightning", "timm", "torchvision", "torchmetrics"}
 
 
+def test_tables_and_comparisons_load_no_lightning() -> None:
+    """They start in half the time."""
+    loaded = loaded_by("import tasks.commands.compare, tasks.commands.experiment, tasks.commands.table")
+    assert "tasks.run.predictions" in loaded
+    assert not {name.split(".")[0] for name in loaded} & {"lightning", "timm", "torchvision", "torchmetrics"}
+
+
 def test_the_generic_command_line_loads_no_code_of_a_task_and_draws_nothing() -> None:
     """torchmetrics loads matplotlib where it finds it: what counts is that no loaded module of ours asks for it."""
     loaded = loaded_by("from tasks.main import main; main(['fit', '--help'])")

@@ -75,7 +75,7 @@ def _loaders(fault: Callable[[], object]) -> list[Loader]:
 @pytest.mark.parametrize("kind", [0, 1])
 def test_a_killed_worker_is_named_in_one_line(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where something else has taken torch's place as the handler of SIGCHLD, the wait ends the question.
-    monkeypatch.setattr(loader, "WORKER_TIMEOUT", 5)
+    monkeypatch.setattr(loader, "WORKER_TIMEOUT", 2)
     with pytest.raises(RuntimeError) as caught:
         next(iter(_loaders(_killed)[kind]))
     reason = complaint(caught.value)  # also where torch's signal handler raises far from the loader

@@ -10,7 +10,8 @@ import torch
 from tasks.main import main
 from tasks.metrics.ecg import auroc
 from tasks.metrics.paired import compare
-from tasks.run.predictions import Predictions, Saved, Score, load
+from tasks.metrics.predictions import Predictions
+from tasks.run.predictions import Saved, Score, load
 from tests.support.tolerances import FLOAT64, allowed
 
 Array = np.ndarray

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.run.predictions import Predictions, load
+from tasks.metrics.predictions import Predictions
+from tasks.run.predictions import load
 
 
 def _filled() -> Predictions:

@@ -153,7 +153,7 @@ def test_a_complete_run_is_not_overwritten(complete: tuple[Path, Path], capsys: 
     assert (run / "metrics.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("interval", [1.0, 0.3])
+@pytest.mark.parametrize("interval", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(
     complete: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: float
 ) -> None:

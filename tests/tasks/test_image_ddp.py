@@ -54,6 +54,7 @@ def check_against_one_process(run: Path, eval_batch_size: int) -> None:
     assert torch.equal(torch.tensor(load(run / "predictions.npz").prediction), task.test_predictions.compute()[2])
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
     """200 validation and 400 test images in batches of 27 per process: the last ones are smaller."""
     recipe = write_image_recipe(tmp_path, max_epochs=1)
