@@ -8,6 +8,7 @@ from benchmarks.compare import FORWARD, Case, Row, compare
 from benchmarks.memory import peak_mib
 from benchmarks.timing import in_turn
 from msssm import MultiScaleSSM
+from msssm.baselines import MultiresConv
 from msssm.decomposition import MultiScaleDecomposition
 from msssm.scan import Backend, multiscale_scan
 
@@ -77,8 +78,30 @@ class Decomposition:
         return Case(lambda: peers.convolutional_decomposition(*leaves), leaves)
 
 
+class Multires:
+    """`MultiresConv` of ten levels and two taps: the weighted sum of the bands of a deep decomposition."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, method: str, size: tuple[int, ...], dtype: torch.dtype) -> Case:
+        torch.manual_seed(0)
+        layer = MultiresConv(size[2], levels=10, kernel_size=2).to(self.device, dtype)
+        x = torch.randn(*size, dtype=torch.float64).to(self.device, dtype).requires_grad_()
+        filters, weights = layer.decomposition, layer.mixer.weight
+        leaves = [x, filters.low, filters.high, weights]
+        if method == "msssm":
+            return Case(lambda: layer(x), leaves)
+
+        def convolutions() -> Tensor:
+            bands = peers.convolutional_decomposition(x, *(taps.expand(10, -1, -1) for taps in leaves[1:3]))
+            return (bands * weights).sum(2)
+
+        return Case(convolutions, leaves)
+
+
 def run(device: torch.device, quick: bool) -> list[Row]:
-    """Layer against its scan and the pure-torch fallback, the decomposition, the number of levels, the length."""
+    """Layer against its scan and the pure-torch fallback, two decompositions, the number of levels, the length."""
     small = (2, 67, SIZE[2])
     rows = []
     for levels in (3,) if quick else range(6):
@@ -92,6 +115,7 @@ def run(device: torch.device, quick: bool) -> list[Row]:
         rows += layer + scan
     methods = ["msssm", CONVOLUTION]
     rows += compare("decomposition", str(SIZE), Decomposition(device), methods, SIZE, small, device, truth=CONVOLUTION)
+    rows += compare("MultiresNet", str(SIZE), Multires(device), methods, SIZE, small, device, truth=CONVOLUTION)
     for length in () if quick else LENGTHS:
         size = (2, length, SIZE[2])
         rows += compare("length", f"L = {length}", Layer(3, device), ["msssm", "pure torch"], size, small, device)

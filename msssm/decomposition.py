@@ -85,17 +85,25 @@ class MultiScaleDecomposition(nn.Module):
         lengths: Tensor | None = None,
         state: tuple[Tensor, ...] | None = None,
         return_state: bool = False,
+        weights: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """Maps x (B, L, D) to bands (B, L, S + 2, D), with `return_state` also each level's history; lengths (B,)."""
+        """Maps x (B, L, D) to bands (B, L, S + 2, D), with `return_state` also each level's history; lengths (B,).
+
+        With weights (S + 2, D) to the sum of the bands times them, (B, L, D): natively without any band in memory.
+        """
         lengths = true_lengths(lengths, x)
         low, high = self.step_parameters()
         past = self.joined(state, x)
         # In half precision the bands stay in it, as those of torch.
         if x.dtype == low.dtype == torch.float32 and choose(self.backend, x.device, x.dtype) == "cpu":
-            bands, history = native.decomposition(inner_contiguous(x), low, high, past, lengths)
-            return (bands, self.separated(history)) if return_state else bands
-        bands, histories = _in_torch(x, low, high, self.initial_state(len(x)) if state is None else state, lengths)
-        return (bands, histories) if return_state else bands
+            if weights is None:
+                y, history = native.decomposition(inner_contiguous(x), low, high, past, lengths)
+            else:
+                y, history = native.weighted_decomposition(inner_contiguous(x), low, high, weights, past, lengths)
+            return (y, self.separated(history)) if return_state else y
+        y, histories = _in_torch(x, low, high, self.initial_state(len(x)) if state is None else state, lengths)
+        y = y if weights is None else _weighted(y, weights)
+        return (y, histories) if return_state else y
 
     def step_parameters(self) -> tuple[Tensor, Tensor]:
         """Low-pass and high-pass filters of all levels, each (S, K, D)."""
@@ -135,6 +143,10 @@ def _in_torch(
     return mask_padding(torch.stack((*finer, approximation), dim=2), lengths), tuple(histories)
 
 
+def _weighted(bands: Tensor, weights: Tensor) -> Tensor:
+    return (bands * weights.to(bands.dtype)).sum(2)
+
+
 @plain_form("msssm::decomposition")
 def plain_decomposition(
     x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
@@ -145,6 +157,14 @@ def plain_decomposition(
     past = x.new_zeros(len(x), sum(rows), channels) if history is None else history
     bands, histories = _in_torch(x, low, high, past.split(rows, dim=1), lengths)
     return bands, torch.cat([x[:, :0], *histories], dim=1)
+
+
+@plain_form("msssm::weighted_decomposition")
+def _plain_weighted(
+    x: Tensor, low: Tensor, high: Tensor, weights: Tensor, history: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    bands, last = plain_decomposition(x, low, high, history, lengths)
+    return _weighted(bands, weights), last
 
 
 def check_history(state: tuple[Tensor, ...], silence: tuple[Tensor, ...], x: Tensor) -> None:

@@ -6,7 +6,6 @@ from torch import Tensor
 from msssm.decomposition import MultiScaleDecomposition
 from msssm.layer import SequenceLayer
 from msssm.scale_mixer import ScaleMixer
-from msssm.scan import mix_bands
 
 
 class MultiresConv(SequenceLayer):
@@ -41,9 +40,7 @@ class MultiresConv(SequenceLayer):
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Maps x (B, L, D) to y (B, L, D), with `return_state` also the filters' histories; lengths (B,)."""
         lengths = self.check_input(x, lengths)
-        bands, new_state = self.decomposition(x, lengths, state, return_state=True)
-        y = mix_bands(bands, self.mixer(x))
-        return (y, new_state) if return_state else y
+        return self.decomposition(x, lengths, state, return_state, weights=self.mixer.weight)
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """Histories of the filters before the first step: zeros."""

@@ -1,4 +1,4 @@
-"""The native decomposition against torch's in float64: bands, histories and every gradient."""
+"""The native decomposition against torch's in float64: bands or their weighted sum, histories and every gradient."""
 
 import pytest
 import torch
@@ -12,14 +12,24 @@ from tests.support.tolerances import STEP, assert_near
 pytestmark = pytest.mark.skipif(library() is None, reason="the native kernels are not built")
 
 
-def run(layer: MultiScaleDecomposition, x: Tensor, history: tuple[Tensor, ...] | None, lengths: Tensor) -> list[Tensor]:
-    """Bands and new history within the lengths, and the gradients of a fixed linear loss of both."""
+def run(
+    layer: MultiScaleDecomposition,
+    x: Tensor,
+    history: tuple[Tensor, ...] | None,
+    lengths: Tensor,
+    weights_of_bands: Tensor | None,
+) -> list[Tensor]:
+    """Bands or their sum and new history within the lengths, and the gradients of a fixed linear loss of both."""
     leaves = [x.detach().requires_grad_(), *layer.parameters()]
     past = None if history is None else tuple(h.detach().requires_grad_() for h in history)
-    bands, last = layer(leaves[0], lengths, past, return_state=True)
+    if weights_of_bands is not None:
+        leaves.append(weights_of_bands.detach().to(x.dtype).requires_grad_())
+    weighting = None if weights_of_bands is None else leaves[-1]
+    y, last = layer(leaves[0], lengths, past, return_state=True, weights=weighting)
+    assert y.shape == (x.shape if weighting is not None else (*x.shape[:2], layer.levels + 2, x.shape[2]))
     mask = torch.arange(x.shape[1]) < lengths[:, None]
-    bands = bands * mask[..., None, None]
-    outputs = [bands, *(h for h in last if h.numel())]
+    y = y * mask.view(*mask.shape, *[1] * (y.ndim - 2))
+    outputs = [y, *(h for h in last if h.numel())]
     g = torch.Generator().manual_seed(1)
     weights = [torch.randn(y.shape, generator=g).to(y.dtype) for y in outputs]
     loss = sum((y * w).sum() for y, w in zip(outputs, weights, strict=True))
@@ -28,6 +38,7 @@ def run(layer: MultiScaleDecomposition, x: Tensor, history: tuple[Tensor, ...] |
     return [y.detach() for y in outputs] + list(grads)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("with_history", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
@@ -42,9 +53,12 @@ def run(layer: MultiScaleDecomposition, x: Tensor, history: tuple[Tensor, ...] |
         (3, 4, 128, 33),
         (3, 4, 17, 131),
         (4, 4, 16, 200),
+        (8, 2, 19, 600),  # histories longer than a tile
     ],
 )
-def test_equals_torch(levels: int, taps: int, channels: int, length: int, shared: bool, with_history: bool) -> None:
+def test_equals_torch(
+    levels: int, taps: int, channels: int, length: int, shared: bool, with_history: bool, weighted: bool
+) -> None:
     torch.manual_seed(0)
     layer = MultiScaleDecomposition(channels, levels, taps, shared=shared, backend="cpu")
     truth = MultiScaleDecomposition(channels, levels, taps, shared=shared, backend="torch").double()
@@ -52,20 +66,22 @@ def test_equals_torch(levels: int, taps: int, channels: int, length: int, shared
     x, lengths = torch.randn(3, length, channels), torch.tensor([length, length // 2, 0])
     history = tuple(torch.randn_like(h) for h in layer.initial_state(3)) if with_history else None
     wide = None if history is None else tuple(h.double() for h in history)
-    expected = run(truth, x.double(), wide, lengths)
+    weights = torch.randn(levels + 2, channels) if weighted else None
+    expected = run(truth, x.double(), wide, lengths, weights)
     x[1, length // 2 :] = x[2] = float("nan")  # not read
-    for actual, right in zip(run(layer, x, history, lengths), expected, strict=True):
+    for actual, right in zip(run(layer, x, history, lengths, weights), expected, strict=True):
         assert_near(actual, right, STEP[torch.float32])
 
 
-def test_what_lies_past_a_length_is_the_same_zeros() -> None:
+@pytest.mark.parametrize("weights", [None, torch.randn(4, 3, generator=torch.Generator().manual_seed(2))])
+def test_what_lies_past_a_length_is_the_same_zeros(weights: Tensor | None) -> None:
     """A loss that reads it as well has the same derivatives, first and second, as the torch form."""
     torch.manual_seed(0)
     layer, x = MultiScaleDecomposition(3, 2, 3), torch.randn(2, 9, 3)
     found = []
     for dtype in (torch.float32, torch.float64):
         leaf = x.to(dtype).requires_grad_()
-        bands = layer.to(dtype)(leaf, torch.tensor([4, 0]))
+        bands = layer.to(dtype)(leaf, torch.tensor([4, 0]), weights=None if weights is None else weights.to(dtype))
         first = torch.autograd.grad(bands.pow(3).sum(), leaf, create_graph=True)[0]
         found.append((bands, first, torch.autograd.grad(first.pow(2).sum(), leaf)[0]))
     for actual, right in zip(*found, strict=True):
@@ -74,22 +90,25 @@ def test_what_lies_past_a_length_is_the_same_zeros() -> None:
         assert_near(actual, right, STEP[torch.float32])
 
 
-def test_operator_passes_opcheck() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_operator_passes_opcheck(weighted: bool) -> None:
     low, high = torch.randn(2, 2, 3, 5).unbind()
     inputs = (torch.randn(2, 9, 5), low, high, torch.randn(2, 6, 5), torch.tensor([9, 4]))
-    with_grad = tuple(x.requires_grad_() if x.is_floating_point() else x for x in inputs)
-    torch.library.opcheck(native.decomposition, with_grad)
+    operator = native.weighted_decomposition if weighted else native.decomposition
+    given = (*inputs[:3], torch.randn(4, 5), *inputs[3:]) if weighted else inputs
+    torch.library.opcheck(operator, tuple(x.requires_grad_() if x.is_floating_point() else x for x in given))
 
 
 def test_threads_change_nothing() -> None:
-    x, taps = torch.randn(9, 400, 64), torch.randn(2, 3, 4, 64)
+    x, (low, high), weights = torch.randn(9, 400, 64), torch.randn(2, 3, 4, 64), torch.randn(5, 64)
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(native.decomposition(x, taps[0], taps[1], None, None)[0])
+            bands, _ = native.decomposition(x, low, high, None, None)
+            results.append((bands, native.weighted_decomposition(x, low, high, weights, None, None)[0]))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))

@@ -7,6 +7,8 @@
 // back their gradients, and there the approximations are computed again, from as far back as those of a tile can see.
 #pragma once
 
+#include <type_traits>
+
 #include "common.h"
 
 namespace {
@@ -79,10 +81,14 @@ struct Levels {
   }
 };
 
-// K taps at once for the common lengths, so that they stay in registers.
-template <int64_t TAPS, bool HIGH>
+// In place of what takes or gives the bands: nobody asks for them.
+struct NoBands {};
+
+// K taps at once for the common lengths, so that they stay in registers. detail(t, value) takes d^s, where it is wanted.
+template <int64_t TAPS, typename Detail>
 void convolve(const Vec* source, const Vec* low, const Vec* high, int64_t taps, int64_t dilation, int64_t length,
-              Vec* approximation, float* detail, int64_t step, int width) {
+              Vec* approximation, const Detail& detail) {
+  constexpr bool HIGH = !std::is_same_v<Detail, NoBands>;
   if (TAPS) taps = TAPS;
   for (int64_t t = 0; t < length; ++t) {
     Vec sum_low{}, sum_high{};
@@ -92,18 +98,18 @@ void convolve(const Vec* source, const Vec* low, const Vec* high, int64_t taps, 
       if (HIGH) sum_high += high[k] * value;
     }
     approximation[t] = sum_low;
-    if (HIGH) store(detail + t * step, sum_high, width);
+    if constexpr (HIGH) detail(t, sum_high);
   }
 }
 
-template <bool HIGH>
+template <typename Detail>
 void convolve_any(const Vec* source, const Vec* low, const Vec* high, int64_t taps, int64_t dilation, int64_t length,
-                  Vec* approximation, float* detail, int64_t step, int width) {
-  const auto run = taps == 2   ? convolve<2, HIGH>
-                   : taps == 3 ? convolve<3, HIGH>
-                   : taps == 4 ? convolve<4, HIGH>
-                               : convolve<0, HIGH>;
-  run(source, low, high, taps, dilation, length, approximation, detail, step, width);
+                  Vec* approximation, const Detail& detail) {
+  const auto run = taps == 2   ? convolve<2, Detail>
+                   : taps == 3 ? convolve<3, Detail>
+                   : taps == 4 ? convolve<4, Detail>
+                               : convolve<0, Detail>;
+  run(source, low, high, taps, dilation, length, approximation, detail);
 }
 
 void load_history(const Decomposition& c, const Column& at, Levels& values) {
@@ -113,38 +119,47 @@ void load_history(const Decomposition& c, const Column& at, Levels& values) {
 }
 
 // The values of `steps` steps from start on, at all levels, behind those of `halo` steps before them; and, where they
-// are asked for, the bands of the steps.
+// are asked for, the bands of the steps: take(m) is what takes band m, a function of (t, value).
+template <typename Take>
 void split(const Decomposition& c, const Column& at, const Taps& taps, int64_t start, int64_t halo, int64_t steps,
-           Levels& values, const Array* bands) {
+           Levels& values, const Take& take) {
+  constexpr bool BANDS = !std::is_same_v<Take, NoBands>;
   for (int64_t t = 0; t < halo + steps; ++t)
     values.at(0)[t] = load(c.x.at(at.b, start - halo + t, 0) + at.d, at.width);
-  for (int64_t level = 0; level < c.levels - !bands; ++level) {  // without bands nobody asks for a^S
+  for (int64_t level = 0; level < c.levels - !BANDS; ++level) {  // without bands nobody asks for a^S
     const Vec *source = values.at(level), *low = &taps.low[level * c.taps], *high = &taps.high[level * c.taps];
     const int64_t dilation = int64_t{1} << level;
     Vec* next = values.at(level + 1);
-    convolve_any<false>(source, low, high, c.taps, dilation, bands ? halo : halo + steps, next, nullptr, 0, at.width);
-    if (bands)
-      convolve_any<true>(source + halo, low, high, c.taps, dilation, steps, next + halo,
-                         bands->at(at.b, start, level + 1) + at.d, bands->step, at.width);
+    convolve_any(source, low, high, c.taps, dilation, BANDS ? halo : halo + steps, next, NoBands{});
+    if constexpr (BANDS)
+      convolve_any(source + halo, low, high, c.taps, dilation, steps, next + halo, take(level + 1));
   }
-  if (!bands) return;
-  for (int64_t t = 0; t < steps; ++t) {
-    store(bands->at(at.b, start + t, 0) + at.d, values.at(0)[halo + t], at.width);
-    store(bands->at(at.b, start + t, c.levels + 1) + at.d, values.at(c.levels)[halo + t], at.width);
+  if constexpr (BANDS) {
+    const auto first = take(0), last = take(c.levels + 1);
+    for (int64_t t = 0; t < steps; ++t) first(t, values.at(0)[halo + t]), last(t, values.at(c.levels)[halo + t]);
   }
 }
 
+// For `split`: bands (B, L, S + 2, D) in memory.
+INLINE auto stored_at(const Array& bands, const Column& at, int64_t start) {
+  return [=](int64_t band) {
+    return [out = bands.at(at.b, start, band) + at.d, step = bands.step, width = at.width](int64_t t, Vec value) {
+      store(out + t * step, value, width);
+    };
+  };
+}
+
 // Of one level: adds to the gradients of its input (histories at negative t included) and of its taps.
-template <int64_t TAPS>
+template <int64_t TAPS, typename GradDetail>
 void convolve_backward(const Vec* source, const Vec* low, const Vec* high, int64_t taps, int64_t dilation,
-                       int64_t length, const Vec* grad_approximation, const float* grad_detail, int64_t step, int width,
-                       Vec* grad_source, Vec* grad_low, Vec* grad_high) {
+                       int64_t length, const Vec* grad_approximation, const GradDetail& grad_detail, Vec* grad_source,
+                       Vec* grad_low, Vec* grad_high) {
   if (TAPS) taps = TAPS;
   Vec sums_low[TAPS ? TAPS : 1], sums_high[TAPS ? TAPS : 1];
   if (TAPS) std::copy(grad_low, grad_low + taps, sums_low), std::copy(grad_high, grad_high + taps, sums_high);
   Vec *low_sums = TAPS ? sums_low : grad_low, *high_sums = TAPS ? sums_high : grad_high;
   for (int64_t t = 0; t < length; ++t) {
-    const Vec approximation = grad_approximation[t], detail = load(grad_detail + t * step, width);
+    const Vec approximation = grad_approximation[t], detail = grad_detail(t);
     for (int64_t k = 0; k < taps; ++k) {
       const Vec value = source[t - k * dilation];
       low_sums[k] += approximation * value;
@@ -155,23 +170,34 @@ void convolve_backward(const Vec* source, const Vec* low, const Vec* high, int64
   if (TAPS) std::copy(sums_low, sums_low + taps, grad_low), std::copy(sums_high, sums_high + taps, grad_high);
 }
 
-// From the gradients of the bands of the steps that `split` computed last, to those of x and, added up, of the taps.
+// From the gradients of the bands of the steps that `split` computed last, to those of x and, added up, of the taps:
+// give(m) is what gives those of band m, a function of t.
+template <typename Give>
 void join(const Decomposition& c, const Column& at, const Taps& taps, int64_t start, int64_t halo, int64_t steps,
-          Levels& values, const Array& grad_bands, Levels& grads, Taps& grad_taps, const Array& grad_x) {
-  const auto run = c.taps == 2   ? convolve_backward<2>
-                   : c.taps == 3 ? convolve_backward<3>
-                   : c.taps == 4 ? convolve_backward<4>
-                                 : convolve_backward<0>;
+          Levels& values, const Give& give, Levels& grads, Taps& grad_taps, const Array& grad_x) {
+  using GradDetail = decltype(give(0));
+  const auto run = c.taps == 2   ? convolve_backward<2, GradDetail>
+                   : c.taps == 3 ? convolve_backward<3, GradDetail>
+                   : c.taps == 4 ? convolve_backward<4, GradDetail>
+                                 : convolve_backward<0, GradDetail>;
+  const auto first = give(0), last = give(c.levels + 1);
   grads.back(steps);
-  for (int64_t t = 0; t < steps; ++t)
-    grads.at(c.levels)[t] = load(grad_bands.at(at.b, start + t, c.levels + 1) + at.d, at.width);
+  for (int64_t t = 0; t < steps; ++t) grads.at(c.levels)[t] = last(t);
   for (int64_t level = c.levels - 1; level >= 0; --level)
     run(values.at(level) + halo, &taps.low[level * c.taps], &taps.high[level * c.taps], c.taps, int64_t{1} << level,
-        steps, grads.at(level + 1), grad_bands.at(at.b, start, level + 1) + at.d, grad_bands.step, at.width,
-        grads.at(level), &grad_taps.low[level * c.taps], &grad_taps.high[level * c.taps]);
+        steps, grads.at(level + 1), give(level + 1), grads.at(level), &grad_taps.low[level * c.taps],
+        &grad_taps.high[level * c.taps]);
   for (int64_t t = 0; t < steps; ++t)
-    store(grad_x.at(at.b, start + t, 0) + at.d,
-          grads.at(0)[t] + load(grad_bands.at(at.b, start + t, 0) + at.d, at.width), at.width);
+    store(grad_x.at(at.b, start + t, 0) + at.d, grads.at(0)[t] + first(t), at.width);
+}
+
+// For `join`: gradients of bands (B, L, S + 2, D) in memory.
+INLINE auto loaded_from(const Array& grad_bands, const Column& at, int64_t start) {
+  return [=](int64_t band) {
+    return [in = grad_bands.at(at.b, start, band) + at.d, step = grad_bands.step, width = at.width](int64_t t) {
+      return load(in + t * step, width);
+    };
+  };
 }
 
 // Gradients, those of the taps per row of the batch, (B, S, K, D).

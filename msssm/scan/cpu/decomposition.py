@@ -1,4 +1,4 @@
-"""The native decomposition: `decomposition.cpp` behind two `torch.library` operators, float32 only."""
+"""The native decomposition, and the weighted sum of its bands: `decomposition.cpp` as operators, float32 only."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -122,3 +122,86 @@ def _backward(ctx: Any, grad_bands: Tensor, grad_last: Tensor) -> tuple[Tensor |
 
 
 torch.library.register_autograd("msssm::decomposition", _backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("msssm::weighted_decomposition", mutates_args=(), device_types="cpu")
+def weighted_decomposition(
+    x: Tensor, low: Tensor, high: Tensor, weights: Tensor, history: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Computes the sum of the bands times weights (S + 2, D), and the histories at the end of each row.
+
+    The other arguments are those of `decomposition`. No band is ever in memory.
+
+    Returns:
+        The sum (B, L, D), and the new history.
+    """
+    x, low, high, history, lengths = _as_read(x, low, high, history, lengths)
+    weights = dense(weights, (len(low) + 2, x.shape[2]))
+    y, last = _weighted_fake(x, low, high, weights, history, lengths)
+    native().msssm_weighted_decomposition_forward(
+        _sizes(x, low),
+        _strides(x, y.unsqueeze(2), history),
+        pointers(x, low, high, history),
+        pointer(lengths),
+        pointer(weights),
+        pointer(y),
+        pointer(last),
+    )
+    return y, last
+
+
+@weighted_decomposition.register_fake
+def _weighted_fake(
+    x: Tensor, low: Tensor, high: Tensor, weights: Tensor, history: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(len(x), rows(low.shape), x.shape[2])
+
+
+@torch.library.custom_op("msssm::weighted_decomposition_backward", mutates_args=(), device_types="cpu")
+def _weighted_decomposition_backward(
+    x: Tensor,
+    low: Tensor,
+    high: Tensor,
+    weights: Tensor,
+    history: Tensor | None,
+    lengths: Tensor | None,
+    grad_y: Tensor,
+    grad_last: Tensor,
+) -> list[Tensor]:
+    """Gradients of x, low, high, the weights and the history."""
+    x, low, high, history, lengths = _as_read(x, low, high, history, lengths)
+    weights = dense(weights, (len(low) + 2, x.shape[2]))
+    grad_y = strided(grad_y, x.shape)
+    grad_last = dense(grad_last, (len(x), rows(low.shape), x.shape[2]))
+    grad_x, grad_history = torch.empty_like(x), torch.empty_like(grad_last)
+    grad_low, grad_high = x.new_empty(2, len(x), *low.shape)  # per row of the batch, added up below
+    grad_weights = x.new_empty(len(x), *weights.shape)
+    native().msssm_weighted_decomposition_backward(
+        _sizes(x, low),
+        _strides(x, grad_y.unsqueeze(2), history),
+        pointers(x, low, high, history),
+        pointer(lengths),
+        pointer(weights),
+        pointer(grad_y),
+        pointer(grad_last),
+        strides(grad_x.unsqueeze(2)),
+        pointers(grad_x, grad_low, grad_high, grad_history, grad_weights),
+    )
+    return [grad_x, grad_low.sum(0), grad_high.sum(0), grad_weights.sum(0), grad_history]
+
+
+@_weighted_decomposition_backward.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    x, low, high, weights, *_, grad_last = arguments
+    return [torch.empty_like(each) for each in (x, low, high, weights, grad_last)]
+
+
+def _weighted_backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors
+    if beyond_first(grad_y):
+        return plain_gradients("msssm::weighted_decomposition", inputs, (grad_y, grad_last))
+    *grads, grad_history = _weighted_decomposition_backward(*inputs, inner_contiguous(grad_y), grad_last.contiguous())
+    return *grads, None if inputs[4] is None else grad_history, None
+
+
+torch.library.register_autograd("msssm::weighted_decomposition", _weighted_backward, setup_context=_setup_context)

@@ -195,7 +195,7 @@ void forward_group(Call c, int64_t b, int64_t group, float* y, float* last, floa
       if (c.filters.taps) {
         Filtered& own = filtered[k];
         c.u = bands.from(own.at, start, TILE, c.bands);
-        split(c.filters, own.at, own.taps, start, 0, steps, own.values, &c.u);
+        split(c.filters, own.at, own.taps, start, 0, steps, own.values, stored_at(c.u, own.at, start));
         own.values.forward(steps);
       }
       Vec total[TILE] = {}, delta[TILE], u[TILE], band[TILE];
@@ -480,7 +480,7 @@ __attribute__((noinline)) void backward_group(Call c, const float* checkpoints, 
         c.u = s.bands.from(own.at, first, stretch, c.bands);
         g.u = s.grad_bands.from(own.at, first, stretch, c.bands);
         if (halo == first) load_history(filters, own.at, values);
-        split(filters, own.at, own.taps, first, halo, count, values, &c.u);
+        split(filters, own.at, own.taps, first, halo, count, values, stored_at(c.u, own.at, first));
       }
       for (int64_t index = (first + count - 1) / segment; index * segment >= first; --index) {
         const int64_t start = index * segment;
@@ -491,7 +491,8 @@ __attribute__((noinline)) void backward_group(Call c, const float* checkpoints, 
       }
       if (filters.taps) {
         Filtered& own = filtered[k];
-        join(filters, own.at, own.taps, first, halo, count, values, g.u, own.grads, own.grad_taps, grad_input);
+        join(filters, own.at, own.taps, first, halo, count, values, loaded_from(g.u, own.at, first), own.grads,
+             own.grad_taps, grad_input);
       }
     }
   }
