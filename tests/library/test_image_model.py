@@ -11,7 +11,7 @@ from msssm import Backbone, Bidirectional, MultiScaleSSM, PatchEmbedding, Sequen
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.classifier import Pooling
 from msssm.diagnostics.flops import CONSTANT_COMPLEX, CONSTANT_REAL, SELECTIVE, count_flops
-from tests.library.test_layers import build, signal
+from tests.support.layers import build, signal
 from tests.support.tolerances import OUTPUT, assert_near
 
 multi = partial(MultiScaleSSM, levels=2, kernel_size=3, state_size=4)
