@@ -7,7 +7,7 @@ import sys
 SPINS = "10000"  # tens of microseconds
 # For mallopt(3): allocations up to this size come from the heap, and this much of it is kept when it is freed.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST, _KEPT = 32 * 2**20, 2**30
+_LARGEST, _LARGEST_BEFORE, _KEPT = 2**30, 32 * 2**20, 2**30  # before: what a glibc of some years ago accepts
 
 
 def settle() -> None:
@@ -25,5 +25,5 @@ def settle() -> None:
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others have none
         if mallopt is not None:
-            mallopt(_MMAP_THRESHOLD, _LARGEST)
+            mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_THRESHOLD, _LARGEST_BEFORE)
             mallopt(_TRIM_THRESHOLD, _KEPT)
