@@ -54,12 +54,14 @@ def intervals(path: Path, section: Section) -> None:
     # As words: a line at it would press together what is to be compared.
     bound = benchmark.bound(section.first)
     axes.set_xlabel(f"{label}\n{bound[0]}: {benchmark.show(bound[1])}" if bound else label)
-    axes.set_title(_title(section).replace("; ", ";\n"))  # labels of ablations are long
+    _head(figure, section)
     _save(figure, path)
 
 
-def _title(section: Section) -> str:
-    return f"{textwrap.fill(section.title, 70)}\n{finding(section)}"
+def _head(figure: Figure, section: Section) -> None:
+    """Over the whole width: labels of rows take what is left of the axes, and may be long."""
+    lines = [textwrap.fill(line, 95) for line in (section.title, finding(section))]
+    figure.suptitle("\n".join(lines), x=0.01, horizontalalignment="left", fontsize="medium")
 
 
 def read_curve(folder: Path, tag: str) -> tuple[list[int], list[float]]:
@@ -102,7 +104,7 @@ def learning_curves(path: Path, section: Section) -> None:
         [line] = axes.plot(steps, mean, marker=".", label=row.label)
         axes.fill_between(steps, lowest, highest, color=line.get_color(), alpha=0.15)
     several = any(len(row.runs) > 1 for row in rows)
-    axes.set_title(_title(section))
+    _head(figure, section)
     axes.set_xlabel("training steps" + ("; band: lowest to highest seed" if several else ""))
     axes.set_ylabel(f"validation {benchmark.measure}{benchmark.unit}")
     if len(named) < len(rows):
