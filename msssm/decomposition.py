@@ -90,8 +90,13 @@ class MultiScaleDecomposition(nn.Module):
         """Maps x (B, L, D) to bands (B, L, S + 2, D), with `return_state` also each level's history; lengths (B,).
 
         With weights (S + 2, D) to the sum of the bands times them, (B, L, D): natively without any band in memory.
+        Raises ValueError for weights of another shape.
         """
         lengths = true_lengths(lengths, x)
+        if weights is not None and weights.shape != (self.levels + 2, self.d_model):
+            raise InputError(
+                f"the weights must be (S + 2, D) = {(self.levels + 2, self.d_model)}, got {tuple(weights.shape)}"
+            )
         low, high = self.step_parameters()
         past = self.joined(state, x)
         # In half precision the bands stay in it, as those of torch.

@@ -1,5 +1,7 @@
 """The native decomposition against torch's in float64: bands or their weighted sum, histories and every gradient."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -88,6 +90,13 @@ def test_what_lies_past_a_length_is_the_same_zeros(weights: Tensor | None) -> No
         assert not right[0, 4:].any()
         assert not right[1].any()
         assert_near(actual, right, STEP[torch.float32])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_weights_of_another_shape_are_refused(backend: Any) -> None:
+    layer = MultiScaleDecomposition(3, 2, 3, backend=backend)
+    with pytest.raises(ValueError, match=r"the weights must be \(S \+ 2, D\) = \(4, 3\), got \(3,\)"):
+        layer(torch.randn(1, 5, 3), weights=torch.ones(3))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
