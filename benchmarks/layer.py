@@ -17,6 +17,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192)
 BACKENDS: dict[str, Backend] = {"msssm": "auto", "pure torch": "torch", "reference": "reference"}
 SCAN = "its scan alone"
 CONVOLUTION = "depthwise conv1d"
+BANDS = "bands in memory"
 
 
 class Layer:
@@ -93,11 +94,12 @@ class Multires:
         if method == "msssm":
             return Case(lambda: layer(x), leaves)
 
-        def convolutions() -> Tensor:
-            bands = peers.convolutional_decomposition(x, *(taps.expand(10, -1, -1) for taps in leaves[1:3]))
+        def from_bands() -> Tensor:
+            shared = (taps.expand(10, -1, -1) for taps in (filters.low, filters.high))
+            bands = filters(x) if method == BANDS else peers.convolutional_decomposition(x, *shared)
             return (bands * weights).sum(2)
 
-        return Case(convolutions, leaves)
+        return Case(from_bands, leaves)
 
 
 def run(device: torch.device, quick: bool) -> list[Row]:
@@ -115,6 +117,7 @@ def run(device: torch.device, quick: bool) -> list[Row]:
         rows += layer + scan
     methods = ["msssm", CONVOLUTION]
     rows += compare("decomposition", str(SIZE), Decomposition(device), methods, SIZE, small, device, truth=CONVOLUTION)
+    methods = ["msssm", BANDS, CONVOLUTION]
     rows += compare("MultiresNet", str(SIZE), Multires(device), methods, SIZE, small, device, truth=CONVOLUTION)
     for length in () if quick else LENGTHS:
         size = (2, length, SIZE[2])
