@@ -207,7 +207,7 @@ def test_a_shipped_model_answers_without_lightning() -> None:
 
 
 def test_tables_and_comparisons_load_no_lightning() -> None:
-    """They start in half the time."""
+    """It would be a third of the time until they start."""
     loaded = loaded_by("import tasks.commands.compare, tasks.commands.experiment, tasks.commands.table")
     assert "tasks.run.predictions" in loaded
     assert not {name.split(".")[0] for name in loaded} & {"lightning", "timm", "torchvision", "torchmetrics"}
