@@ -102,9 +102,11 @@ class MultiScaleDecomposition(nn.Module):
         # In half precision the bands stay in it, as those of torch.
         if x.dtype == low.dtype == torch.float32 and choose(self.backend, x.device, x.dtype) == "cpu":
             if weights is None:
-                y, history = native.decomposition(inner_contiguous(x), low, high, past, lengths)
+                y, history = native.decomposition(inner_contiguous(x), low, high, past, lengths, return_state)
             else:
-                y, history = native.weighted_decomposition(inner_contiguous(x), low, high, weights, past, lengths)
+                y, history = native.weighted_decomposition(
+                    inner_contiguous(x), low, high, weights, past, lengths, return_state
+                )
             return (y, self.separated(history)) if return_state else y
         y, histories = _in_torch(x, low, high, self.initial_state(len(x)) if state is None else state, lengths)
         y = y if weights is None else _weighted(y, weights)
@@ -154,21 +156,27 @@ def _weighted(bands: Tensor, weights: Tensor) -> Tensor:
 
 @plain_form("msssm::decomposition")
 def plain_decomposition(
-    x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None
+    x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None, return_state: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Plain form of the native operator, whose histories are concatenated."""
     levels, taps, channels = low.shape
     rows = [(taps - 1) * 2**level for level in range(levels)]
     past = x.new_zeros(len(x), sum(rows), channels) if history is None else history
     bands, histories = _in_torch(x, low, high, past.split(rows, dim=1), lengths)
-    return bands, torch.cat([x[:, :0], *histories], dim=1)
+    return bands, torch.cat([x[:, :0], *(histories if return_state else ())], dim=1)
 
 
 @plain_form("msssm::weighted_decomposition")
 def _plain_weighted(
-    x: Tensor, low: Tensor, high: Tensor, weights: Tensor, history: Tensor | None, lengths: Tensor | None
+    x: Tensor,
+    low: Tensor,
+    high: Tensor,
+    weights: Tensor,
+    history: Tensor | None,
+    lengths: Tensor | None,
+    return_state: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    bands, last = plain_decomposition(x, low, high, history, lengths)
+    bands, last = plain_decomposition(x, low, high, history, lengths, return_state)
     return _weighted(bands, weights), last
 
 

@@ -164,9 +164,10 @@ class MultiScaleSSM(SequenceLayer):
         x = mask_padding(x, lengths)
         conv_state, ssm_state = (None, None) if state is None else state
         mix = self.mixer(x)
-        result = native_layer(self, x, mix, lengths, conv_state, ssm_state)
+        result = native_layer(self, x, mix, lengths, conv_state, ssm_state, return_state)
         if result is None:
-            bands, conv_state = self.decomposition(x, lengths, conv_state, return_state=True)
+            split = self.decomposition(x, lengths, conv_state, return_state)
+            bands, conv_state = split if return_state else (split, ())
             output = self.ssm(*self.ssm_inputs(x, bands), mix, lengths, ssm_state, return_state)
             y, ssm_state = output if return_state else (output, None)
         else:

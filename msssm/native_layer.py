@@ -29,8 +29,11 @@ def native_layer(
     lengths: Tensor | None,
     conv_state: tuple[Tensor, ...] | None,
     ssm_state: Tensor | None,
+    return_state: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor] | None:
-    """Maps x (B, L, D) and mix (B, L, M, H) to y (B, L, D) and both new states, or returns None if no operator does so.
+    """Maps x (B, L, D) and mix (B, L, M, H) to y (B, L, D) and the new states, or returns None if no operator does so.
+
+    Without `return_state` there are no histories of the filters among them.
 
     One does for ssm="s6" with the paper's inputs, in float32 on a CPU, as long as both modules are `untouched`.
     """
@@ -52,9 +55,9 @@ def native_layer(
     if not _fits(ssm, *operands, *filters):
         return None
     y, last, history = multiscale_scan(
-        Operands(*operands), ssm.discretization, (MIN_DELTA, MAX_DELTA), Filters(*filters)
+        Operands(*operands), ssm.discretization, (MIN_DELTA, MAX_DELTA), Filters(*filters), return_state
     )
-    return y, decomposition.separated(history), last
+    return y, decomposition.separated(history) if return_state else (), last
 
 
 def _fits(ssm: S6, x: Tensor, *others: Tensor | None) -> bool:
@@ -72,6 +75,6 @@ def _fits(ssm: S6, x: Tensor, *others: Tensor | None) -> bool:
 @plain_form("msssm::filtered_selective")
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     """Plain form of the native operator with filters: decomposition and scan one after the other."""
-    x, *others, low, high, history = arguments
-    bands, past = plain_decomposition(x, low, high, history, others[8])
+    x, *others, low, high, history, return_state = arguments
+    bands, past = plain_decomposition(x, low, high, history, others[8], return_state)
     return *plain_selective(bands, *others), past

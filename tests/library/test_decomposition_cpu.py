@@ -75,6 +75,23 @@ def test_equals_torch(
         assert_near(actual, right, STEP[torch.float32])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("taps", "length"), [(4, 1), (4, 9), (2, 32), (5, 40), (3, 33), (4, 700)])
+def test_without_the_histories_nothing_else_changes(taps: int, length: int, weighted: bool) -> None:
+    """Bit for bit, although taps that reach back beyond the first step are left out then."""
+    torch.manual_seed(0)
+    layer, lengths = MultiScaleDecomposition(9, 7, taps, backend="cpu"), torch.tensor([length, length // 2, 0])
+    leaves = [torch.randn(3, length, 9), torch.randn(9, 9), *layer.parameters()]
+    x, weights = (leaf.requires_grad_() for leaf in leaves[:2])
+    wanted = leaves if weighted else [leaves[0], *leaves[2:]]
+    results = []
+    for return_state in (True, False):
+        y = layer(x, lengths, return_state=return_state, weights=weights if weighted else None)
+        y = y[0] if return_state else y
+        results.append((y, *torch.autograd.grad((y * y).sum(), wanted)))
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("weights", [None, torch.randn(4, 3, generator=torch.Generator().manual_seed(2))])
 def test_what_lies_past_a_length_is_the_same_zeros(weights: Tensor | None) -> None:
     """A loss that reads it as well has the same derivatives, first and second, as the torch form."""
@@ -99,13 +116,17 @@ def test_weights_of_another_shape_are_refused(backend: Any) -> None:
         layer(torch.randn(1, 5, 3), weights=torch.ones(3))
 
 
+@pytest.mark.parametrize("return_state", [False, True])
+@pytest.mark.parametrize("with_history", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_operator_passes_opcheck(weighted: bool) -> None:
-    low, high = torch.randn(2, 2, 3, 5).unbind()
-    inputs = (torch.randn(2, 9, 5), low, high, torch.randn(2, 6, 5), torch.tensor([9, 4]))
-    operator = native.weighted_decomposition if weighted else native.decomposition
-    given = (*inputs[:3], torch.randn(4, 5), *inputs[3:]) if weighted else inputs
-    torch.library.opcheck(operator, tuple(x.requires_grad_() if x.is_floating_point() else x for x in given))
+def test_operator_passes_opcheck(weighted: bool, with_history: bool, return_state: bool) -> None:
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, requires_grad=True)
+
+    history, lengths = leaf(2, 6, 5) if with_history else None, torch.tensor([9, 4])
+    weights = [leaf(4, 5)] if weighted else []
+    given = (leaf(2, 9, 5), leaf(2, 3, 5), leaf(2, 3, 5), *weights, history, lengths, return_state)
+    torch.library.opcheck(native.weighted_decomposition if weighted else native.decomposition, given)
 
 
 def test_threads_change_nothing() -> None:

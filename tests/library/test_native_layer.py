@@ -65,6 +65,21 @@ def test_equals_the_two_operators_and_the_reference(shape: tuple[int, ...]) -> N
         assert_near(one, right, GRADIENT[torch.float32])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_a_state_nothing_else_changes(shape: tuple[int, ...]) -> None:
+    """Neither before nor after: then taps that reach back beyond the first step are left out."""
+    batch, length, channels, *_ = shape
+    layer, lengths = layer_of(shape), torch.arange(length, length - batch, -1).clamp(0)
+    x = torch.randn(batch, length, channels, requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    expected, _ = layer(x, lengths, return_state=True)
+    found = layer(x, lengths)
+    assert torch.equal(found, expected)
+    grads = (torch.autograd.grad(y.pow(2).sum(), leaves, materialize_grads=True) for y in (found, expected))
+    for one, other in zip(*grads, strict=True):
+        assert_near(one, other.double(), GRADIENT[torch.float32])
+
+
 def test_keeps_no_bands() -> None:
     """All that the backward keeps of the operator is as large as x and the projections, not as the bands."""
     layer, x = layer_of((2, 40, 48, 3, 4, 4)), torch.randn(2, 40, 48, requires_grad=True)

@@ -27,8 +27,9 @@ void forward_group(const Call& c, int64_t b, int64_t group, float* last) {
     Taps taps;
     Levels values;
   };
-  const Decomposition& d = c.decomposition;
-  const int64_t length = c.length_of(b), bands = d.levels + 2, rows = d.rows();
+  const int64_t length = c.length_of(b);
+  const Decomposition d = c.decomposition.of_row(length, last);
+  const int64_t bands = d.levels + 2;
   std::vector<Own> blocks;
   for (Block block : blocks_of_group(c.batch, d.channels, group)) {
     const Column at{b, block.d, block.width};
@@ -48,7 +49,8 @@ void forward_group(const Call& c, int64_t b, int64_t group, float* last) {
   for (int64_t t = length; t < c.length; ++t)
     for (int64_t m = 0; m < bands; ++m)
       for (Own& own : blocks) store(c.bands.at(b, t, m) + own.at.d, Vec{}, own.at.width);
-  for (Own& own : blocks) own.values.write_past(last + b * rows * d.channels, own.at);
+  for (Own& own : blocks)
+    if (last) own.values.write_past(last + b * d.rows() * d.channels, own.at);
 }
 
 void backward_group(const Call& c, const float* grad_last, int64_t b, int64_t group, const Array& grad_x,
@@ -58,14 +60,16 @@ void backward_group(const Call& c, const float* grad_last, int64_t b, int64_t gr
     Taps taps, grad_taps;
     Levels grads;
   };
-  const Decomposition& d = c.decomposition;
-  const int64_t length = c.length_of(b), rows = d.rows();
-  const int64_t tile = std::max(TILE, rows);  // so that less than half of what is computed again lies before it
+  const int64_t length = c.length_of(b);
+  const Decomposition d = c.decomposition.of_row(length, grad_last);
+  const int64_t rows = d.rows();
+  // So long that less than half of what is computed again lies before it.
+  const int64_t tile = std::min(std::max(TILE, rows), std::max<int64_t>(1, length));
   std::vector<Own> blocks;
   for (Block block : blocks_of_group(c.batch, d.channels, group)) {
     const Column at{b, block.d, block.width};
     blocks.push_back({at, Taps(d, at), Taps(d), Levels(d, tile)});
-    blocks.back().grads.read_past(grad_last + b * rows * d.channels, at);
+    if (grad_last) blocks.back().grads.read_past(grad_last + b * rows * d.channels, at);
   }
   Levels values(d, std::min(tile + rows, length));
   for (int64_t end = length, steps; end > 0; end -= steps) {
@@ -102,8 +106,9 @@ void weighted_group(const Call& c, const float* weights, int64_t b, int64_t grou
     Weights weights;
     Levels values;
   };
-  const Decomposition& d = c.decomposition;
-  const int64_t length = c.length_of(b), rows = d.rows();
+  const int64_t length = c.length_of(b);
+  const Decomposition d = c.decomposition.of_row(length, last);
+  const int64_t rows = d.rows();
   const int64_t tile = std::max<int64_t>(1, std::min(length, std::max(TILE, rows / 4)));
   std::vector<Own> blocks;
   for (Block block : blocks_of_group(c.batch, d.channels, group)) {
@@ -125,7 +130,7 @@ void weighted_group(const Call& c, const float* weights, int64_t b, int64_t grou
   }
   for (Own& own : blocks) {
     for (int64_t t = length; t < c.length; ++t) store(c.bands.at(b, t, 0) + own.at.d, Vec{}, own.at.width);
-    own.values.write_past(last + b * rows * d.channels, own.at);
+    if (last) own.values.write_past(last + b * rows * d.channels, own.at);
   }
 }
 
@@ -138,17 +143,18 @@ void weighted_backward_group(const Call& c, const float* weights, const float* g
     Weights weights, grad_weights;
     Levels grads;
   };
-  const Decomposition& d = c.decomposition;
-  const int64_t length = c.length_of(b), rows = d.rows(), bands = d.levels + 2;
-  const int64_t tile = std::max(TILE, rows);
+  const int64_t length = c.length_of(b);
+  const Decomposition d = c.decomposition.of_row(length, grad_last);
+  const int64_t rows = d.rows(), bands = d.levels + 2;
+  const int64_t tile = std::min(std::max(TILE, rows), std::max<int64_t>(1, length));
   std::vector<Own> blocks;
   for (Block block : blocks_of_group(c.batch, d.channels, group)) {
     const Column at{b, block.d, block.width};
     blocks.push_back({at, Taps(d, at), Taps(d), Weights(d, weights, at), Weights(d), Levels(d, tile)});
-    blocks.back().grads.read_past(grad_last + b * rows * d.channels, at);
+    if (grad_last) blocks.back().grads.read_past(grad_last + b * rows * d.channels, at);
   }
   Levels values(d, std::min(tile + rows, length));
-  std::vector<Vec> grad_y(std::min(tile, length));
+  std::vector<Vec> grad_y(tile);
   for (int64_t end = length, steps; end > 0; end -= steps) {
     steps = (end - 1) % tile + 1;
     const int64_t start = end - steps, halo = std::min(start, rows);
@@ -185,14 +191,15 @@ Call make_call(const int64_t* sizes, const int64_t* strides, const float* const*
 
 extern "C" {
 
-// in: x, low, high, history or null. bands (B, L, S + 2, D), last (B, rows of history, D).
+// in: x, low, high, history or null. bands (B, L, S + 2, D), last (B, rows of history, D) or null.
 void msssm_decomposition_forward(const int64_t* sizes, const int64_t* strides, const float* const* in,
                                  const int64_t* lengths, float* bands, float* last) {
   const Call c = make_call(sizes, strides, in, bands, lengths);
   c.for_each_group([&](int64_t b, int64_t group) { forward_group(c, b, group, last); });
 }
 
-// The strides of bands are those of grad_bands. out: grad_x, low and high per row of the batch, history.
+// The strides of bands are those of grad_bands; grad_last or null. out: grad_x, low and high per row of the batch,
+// history or null.
 void msssm_decomposition_backward(const int64_t* sizes, const int64_t* strides, const float* const* in,
                                   const int64_t* lengths, const float* grad_bands, const float* grad_last,
                                   const int64_t* grad_x_strides, float* const* out) {

@@ -5,8 +5,11 @@
 //
 // From one tile of steps to the next a block carries the histories a^{s-1}[-(K - 1) 2^{s-1}] .. a^{s-1}[-1]; on the way
 // back their gradients, and there the approximations are computed again, from as far back as those of a tile can see.
+// Where nothing lies before the first step and nobody asks for what lies before the last, taps that reach further back
+// than the sequence is long meet zeros alone: they are left out, and the histories are no longer than it.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "common.h"
@@ -17,9 +20,21 @@ struct Decomposition {
   int64_t levels, taps, channels;
   Array x, history;         // history (B, rows of all levels, 1, D), or without data
   const float *low, *high;  // (S, K, D)
+  int64_t reach = std::numeric_limits<int64_t>::max();  // steps whose values may differ from zero
 
-  int64_t past(int64_t level) const { return (taps - 1) << level; }  // rows of history of a level
-  int64_t past_before(int64_t level) const { return (taps - 1) * ((int64_t{1} << level) - 1); }
+  // For a row of so many steps; `last`: the histories at its end, or their gradients, null where nobody asks for them.
+  Decomposition of_row(int64_t length, const float* last) const {
+    Decomposition own = *this;
+    if (!history.data && !last) own.reach = std::max<int64_t>(1, length);
+    return own;
+  }
+  int64_t taps_of(int64_t level) const { return std::min(taps, ((reach - 1) >> level) + 1); }
+  int64_t past(int64_t level) const { return (taps_of(level) - 1) << level; }  // rows of history of a level
+  int64_t past_before(int64_t level) const {
+    int64_t rows = 0;
+    for (int64_t finer = 0; finer < level; ++finer) rows += past(finer);
+    return rows;
+  }
   int64_t rows() const { return past_before(levels); }
 };
 
@@ -46,10 +61,13 @@ struct Levels {
   const Decomposition& c;
   int64_t steps;
   std::vector<Vec> values;
-  Levels(const Decomposition& c, int64_t steps)
-      : c(c), steps(steps), values(c.past_before(c.levels) + (c.levels + 1) * steps) {}
+  std::vector<int64_t> first;  // of the steps of a level
+  Levels(const Decomposition& c, int64_t steps) : c(c), steps(steps), values(c.rows() + (c.levels + 1) * steps) {
+    for (int64_t level = 0; level <= c.levels; ++level)
+      first.push_back(c.past_before(std::min(level + 1, c.levels)) + level * steps);
+  }
 
-  Vec* at(int64_t level) { return &values[c.past_before(std::min(level + 1, c.levels)) + level * steps]; }
+  Vec* at(int64_t level) { return &values[first[level]]; }
 
   // use(value, row of a history of all levels)
   template <typename Use>
@@ -128,11 +146,10 @@ void split(const Decomposition& c, const Column& at, const Taps& taps, int64_t s
     values.at(0)[t] = load(c.x.at(at.b, start - halo + t, 0) + at.d, at.width);
   for (int64_t level = 0; level < c.levels - !BANDS; ++level) {  // without bands nobody asks for a^S
     const Vec *source = values.at(level), *low = &taps.low[level * c.taps], *high = &taps.high[level * c.taps];
-    const int64_t dilation = int64_t{1} << level;
+    const int64_t dilation = int64_t{1} << level, count = c.taps_of(level);
     Vec* next = values.at(level + 1);
-    convolve_any(source, low, high, c.taps, dilation, BANDS ? halo : halo + steps, next, NoBands{});
-    if constexpr (BANDS)
-      convolve_any(source + halo, low, high, c.taps, dilation, steps, next + halo, take(level + 1));
+    convolve_any(source, low, high, count, dilation, BANDS ? halo : halo + steps, next, NoBands{});
+    if constexpr (BANDS) convolve_any(source + halo, low, high, count, dilation, steps, next + halo, take(level + 1));
   }
   if constexpr (BANDS) {
     const auto first = take(0), last = take(c.levels + 1);
@@ -170,23 +187,29 @@ void convolve_backward(const Vec* source, const Vec* low, const Vec* high, int64
   if (TAPS) std::copy(sums_low, sums_low + taps, grad_low), std::copy(sums_high, sums_high + taps, grad_high);
 }
 
+template <typename GradDetail>
+void convolve_any_backward(const Vec* source, const Vec* low, const Vec* high, int64_t taps, int64_t dilation,
+                           int64_t length, const Vec* grad_approximation, const GradDetail& grad_detail,
+                           Vec* grad_source, Vec* grad_low, Vec* grad_high) {
+  const auto run = taps == 2   ? convolve_backward<2, GradDetail>
+                   : taps == 3 ? convolve_backward<3, GradDetail>
+                   : taps == 4 ? convolve_backward<4, GradDetail>
+                               : convolve_backward<0, GradDetail>;
+  run(source, low, high, taps, dilation, length, grad_approximation, grad_detail, grad_source, grad_low, grad_high);
+}
+
 // From the gradients of the bands of the steps that `split` computed last, to those of x and, added up, of the taps:
 // give(m) is what gives those of band m, a function of t.
 template <typename Give>
 void join(const Decomposition& c, const Column& at, const Taps& taps, int64_t start, int64_t halo, int64_t steps,
           Levels& values, const Give& give, Levels& grads, Taps& grad_taps, const Array& grad_x) {
-  using GradDetail = decltype(give(0));
-  const auto run = c.taps == 2   ? convolve_backward<2, GradDetail>
-                   : c.taps == 3 ? convolve_backward<3, GradDetail>
-                   : c.taps == 4 ? convolve_backward<4, GradDetail>
-                                 : convolve_backward<0, GradDetail>;
   const auto first = give(0), last = give(c.levels + 1);
   grads.back(steps);
   for (int64_t t = 0; t < steps; ++t) grads.at(c.levels)[t] = last(t);
   for (int64_t level = c.levels - 1; level >= 0; --level)
-    run(values.at(level) + halo, &taps.low[level * c.taps], &taps.high[level * c.taps], c.taps, int64_t{1} << level,
-        steps, grads.at(level + 1), give(level + 1), grads.at(level), &grad_taps.low[level * c.taps],
-        &grad_taps.high[level * c.taps]);
+    convolve_any_backward(values.at(level) + halo, &taps.low[level * c.taps], &taps.high[level * c.taps],
+                          c.taps_of(level), int64_t{1} << level, steps, grads.at(level + 1), give(level + 1),
+                          grads.at(level), &grad_taps.low[level * c.taps], &grad_taps.high[level * c.taps]);
   for (int64_t t = 0; t < steps; ++t)
     store(grad_x.at(at.b, start + t, 0) + at.d, grads.at(0)[t] + first(t), at.width);
 }
@@ -202,7 +225,7 @@ INLINE auto loaded_from(const Array& grad_bands, const Column& at, int64_t start
 
 // Gradients, those of the taps per row of the batch, (B, S, K, D).
 struct DecompositionGradients {
-  float *low, *high, *history;  // history (B, rows, D)
+  float *low, *high, *history;  // history (B, rows, D), or null
 
   void write(const Decomposition& c, const Column& at, const Taps& taps, Levels& grads) const {
     const int64_t count = c.levels * c.taps;
@@ -210,7 +233,7 @@ struct DecompositionGradients {
       store(low + (at.b * count + i) * c.channels + at.d, taps.low[i], at.width);
       store(high + (at.b * count + i) * c.channels + at.d, taps.high[i], at.width);
     }
-    grads.write_past(history + at.b * c.rows() * c.channels, at);
+    if (history) grads.write_past(history + at.b * c.rows() * c.channels, at);
   }
 };
 

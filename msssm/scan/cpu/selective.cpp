@@ -168,6 +168,7 @@ void forward_group(Call c, int64_t b, int64_t group, float* y, float* last, floa
   };
   const int64_t all = c.all(), length = c.length_of(b), segment = segment_of(c.bands, c.states);
   const int64_t segments = (c.length + segment - 1) / segment;
+  c.filters = c.filters.of_row(length, past);
   const std::vector<Block> blocks = blocks_of_group(c.batch, c.channels, group);
   std::vector<Vec> states(blocks.size() * all), weight(c.rank);
   auto for_each_state = [&](auto&& use) {
@@ -218,7 +219,8 @@ void forward_group(Call c, int64_t b, int64_t group, float* y, float* last, floa
   for_each_state([&](Vec& h, int64_t i, Block block) {
     store(last + (b * all + i) * c.channels + block.d, h, block.width);
   });
-  for (Filtered& own : filtered) own.values.write_past(past + b * c.filters.rows() * c.channels, own.at);
+  for (Filtered& own : filtered)
+    if (past) own.values.write_past(past + b * c.filters.rows() * c.channels, own.at);
 }
 
 // Of a thread: of some segments, of one, and of one tile of it.
@@ -441,12 +443,13 @@ __attribute__((noinline)) void backward_group(Call c, const float* checkpoints, 
     Taps taps, grad_taps;
     Levels grads;
   };
-  const Decomposition& filters = c.filters;
-  const Array grad_input = g.u;
   const int64_t all = c.all(), length = c.length_of(b), segment = segment_of(c.bands, c.states);
+  const Decomposition filters = c.filters.of_row(length, grad_past);
+  const Array grad_input = g.u;
   const int64_t segments = (c.length + segment - 1) / segment, rows = (group * c.batch + b) * c.length;
   // So many segments at a time that less than half of what the filters compute again lies before them.
-  const int64_t seen = filters.rows(), stretch = std::max<int64_t>(1, (seen + segment - 1) / segment) * segment;
+  const int64_t seen = filters.rows(), back = std::min(seen, length);
+  const int64_t stretch = std::max<int64_t>(1, (back + segment - 1) / segment) * segment;
   const std::vector<Block> blocks = blocks_of_group(c.batch, c.channels, group);
   std::vector<Sums> sums(blocks.size(), Sums(c));
   std::vector<Filtered> filtered;
@@ -458,7 +461,7 @@ __attribute__((noinline)) void backward_group(Call c, const float* checkpoints, 
     if (!filters.taps) continue;
     const Column at{b, blocks[k].d, blocks[k].width};
     filtered.push_back({at, Taps(filters, at), Taps(filters), Levels(filters, stretch)});
-    filtered[k].grads.read_past(grad_past + b * seen * c.channels, at);
+    if (grad_past) filtered[k].grads.read_past(grad_past + b * seen * c.channels, at);
   }
   g.for_each_group_buffer(c, (rows + length) * c.bands, [&](float* buffer, int64_t inner) {
     std::fill_n(buffer, (c.length - length) * c.bands * inner, 0.0f);
@@ -533,7 +536,7 @@ int64_t msssm_segment(int64_t bands, int64_t states) { return segment_of(bands, 
 int64_t msssm_groups(int64_t batch, int64_t channels) { return groups_of(batch, channels); }
 
 // limits: least and greatest step size after the softplus. y (B, L, D), last (B, M, N, D), past (B, rows of history, D)
-// of filters, checkpoints (B, segments, M, N, D) or null.
+// of filters or null, checkpoints (B, segments, M, N, D) or null.
 void msssm_selective_forward(const int64_t* sizes, const int64_t* strides, const float* const* in,
                              const int64_t* lengths, const float* limits, float* y, float* last, float* past,
                              float* checkpoints) {

@@ -104,15 +104,18 @@ def _selective(
     low: Tensor | None = None,
     high: Tensor | None = None,
     history: Tensor | None = None,
+    return_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Runs `multiscale_scan` with A (M, N, D) and states (B, M, N, D).
 
     With filters u is x (B, L, D), of which the bands are made. Returns y (B, L, D), the last state, with `keep` the
-    states before each segment, (B, segments, M, N, D), and the filters' new history.
+    states before each segment, (B, segments, M, N, D), and with `return_state` the filters' new history.
     """
     operands = _as_read(u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial, low, high, history)
     u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial, low, high, history = operands
-    y, last, checkpoints, past = _selective_fake(*operands[:11], zoh, lowest, highest, keep, low, high, history)
+    y, last, checkpoints, past = _selective_fake(
+        *operands[:11], zoh, lowest, highest, keep, low, high, history, return_state
+    )
     native().msssm_selective_forward(
         _sizes(u, mix, B, delta_weight, low, zoh),
         _strides(u, delta, B, C, mix, history),
@@ -121,7 +124,7 @@ def _selective(
         _limits(lowest, highest),
         pointer(y),
         pointer(last),
-        pointer(past),
+        pointer(past if return_state else None),
         pointer(checkpoints if keep else None),
     )
     return y, last, checkpoints, past
@@ -147,6 +150,7 @@ def _selective_fake(
     low: Tensor | None = None,
     high: Tensor | None = None,
     history: Tensor | None = None,
+    return_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, length, bands, _ = mix.shape
     channels, N = u.shape[-1], B.shape[-1]
@@ -155,7 +159,7 @@ def _selective_fake(
         u.new_empty(batch, length, channels),
         u.new_empty(batch, bands, N, channels),
         u.new_empty(batch, segments, bands, N, channels),
-        u.new_empty(batch, 0 if low is None else rows(low.shape), channels),
+        u.new_empty(batch, rows(low.shape) if low is not None and return_state else 0, channels),
     )
 
 
@@ -178,13 +182,13 @@ def _selective_backward(
     checkpoints: Tensor,
     grad_y: Tensor,
     grad_last: Tensor,
-    grad_past: Tensor,
+    grad_past: Tensor | None,
     zoh: bool,
     lowest: float,
     highest: float,
     need_mix: bool,
 ) -> list[Tensor]:
-    """Gradients of the tensors but the lengths; empty those of an unneeded mix and of absent filters."""
+    """Gradients of the tensors but the lengths; empty those of an unneeded mix, of absent filters and history."""
     u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial, low, high, history = _as_read(
         u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial, low, high, history
     )
@@ -192,7 +196,7 @@ def _selective_backward(
     channels = u.shape[-1]
     grad_y, grad_last = strided(grad_y, (batch, length, channels)), dense(grad_last, (batch, *A.shape))
     checkpoints = dense(checkpoints, (batch, *checkpoints.shape[1:2], *A.shape))
-    grad_past = dense(grad_past, (batch, 0 if low is None else rows(low.shape), channels))
+    grad_past = dense_or_none(grad_past, (batch, 0 if low is None else rows(low.shape), channels))
     groups = int(native().msssm_groups(batch, channels))
     grad_u, grad_initial = torch.empty_like(u), torch.empty_like(grad_last)
     # Partial sums, added up below in a fixed order: per row of the batch, or per group of channels.
@@ -201,7 +205,7 @@ def _selective_backward(
     grad_B, grad_C = (u.new_empty(groups, *x.shape) for x in (B, C))
     grad_mix = u.new_empty(groups, *mix.shape) if need_mix else None
     grad_low, grad_high = u.new_empty(2, batch, *(() if low is None else low.shape))
-    grad_history = torch.empty_like(grad_past)
+    grad_history = None if history is None else u.new_empty(history.shape)
     if delta_weight is None:
         grad_delta, grad_low_rank, grad_weight = torch.empty_like(delta), None, u.new_empty(batch, 0)
     else:
@@ -235,13 +239,13 @@ def _selective_backward(
         *(x.sum(0) for x in (grad_D, grad_weight, grad_bias)),
         grad_initial,
         *(x.sum(0) if low is not None else x.new_empty(0) for x in (grad_low, grad_high)),
-        grad_history,
+        u.new_empty(0) if grad_history is None else grad_history,
     ]
 
 
 @_selective_backward.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    u, delta, A, B, C, mix, _, delta_weight, _, _, _, low, _, _, _, _, grad_last, grad_past, *_, need_mix = arguments
+    u, delta, A, B, C, mix, _, delta_weight, _, _, _, low, _, history, _, _, grad_last, *_, need_mix = arguments
     grad_delta = torch.empty_like(delta) if delta_weight is None else u.new_empty(delta.shape)
     grad_mix, grad_weight = (
         u.new_empty(0 if x is None else x.shape) for x in (mix if need_mix else None, delta_weight)
@@ -250,11 +254,12 @@ def _(*arguments: Any) -> list[Tensor]:
     others = grad_mix, grad_D, grad_weight, grad_bias, torch.empty_like(grad_last)
     grad_taps = (u.new_empty(0 if low is None else low.shape) for _ in range(2))
     grads = (u.new_empty(x.shape) for x in (A, B, C))
-    return [torch.empty_like(u), grad_delta, *grads, *others, *grad_taps, torch.empty_like(grad_past)]
+    grad_history = u.new_empty(0 if history is None else history.shape)
+    return [torch.empty_like(u), grad_delta, *grads, *others, *grad_taps, grad_history]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.zoh, ctx.lowest, ctx.highest, _, low, high, history = inputs
+    *tensors, ctx.zoh, ctx.lowest, ctx.highest, _, low, high, history, ctx.return_state = inputs
     ctx.save_for_backward(*tensors, low, high, history, output[2])
 
 
@@ -262,7 +267,7 @@ def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor, grad_past:
     *inputs, checkpoints = ctx.saved_tensors
     options = ctx.zoh, ctx.lowest, ctx.highest
     if beyond_first(grad_y):
-        arguments = *inputs[:11], *options, False, *inputs[11:]
+        arguments = *inputs[:11], *options, False, *inputs[11:], ctx.return_state
         if inputs[11] is None:
             return plain_gradients("msssm::selective", arguments, (grad_y, grad_last))
         return plain_gradients("msssm::filtered_selective", arguments, (grad_y, grad_last, grad_past))
@@ -272,12 +277,13 @@ def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor, grad_past:
         checkpoints,
         inner_contiguous(grad_y),
         grad_last.contiguous(),
-        grad_past.contiguous(),
+        grad_past.contiguous() if ctx.return_state else None,
         *options,
         needs[5],
     )
     *others, initial, low, high, history = grads
-    every = (*others, None, initial, None, None, None, None, low, high, history)  # the lengths and options have none
+    # The lengths and options have none.
+    every = (*others, None, initial, None, None, None, None, low, high, history, None)
     # torch leaves out defaults at the end.
     return tuple(grad if need else None for grad, need in zip(every, needs, strict=False))
 
@@ -286,12 +292,16 @@ torch.library.register_autograd("msssm::selective", _backward, setup_context=_se
 
 
 def multiscale_scan(
-    operands: Operands, discretization: str, delta_limits: tuple[float, float], filters: Filters | None = None
+    operands: Operands,
+    discretization: str,
+    delta_limits: tuple[float, float],
+    filters: Filters | None = None,
+    return_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the fused recurrence, skip and mix of `msssm.scan.multiscale_scan` in float32.
 
     With filters, u is the layer's input (B, L, D), of which the scan makes the bands. Returns y (B, L, D), the last
-    state (B, M, D, N), and the filters' new history.
+    state (B, M, D, N), and with `return_state` the filters' new history.
     """
     u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, state = operands
     u, delta, B, C, mix = (inner_contiguous(x) for x in (u, delta, B, C, mix))
@@ -301,5 +311,6 @@ def multiscale_scan(
     tensors = u, delta, A, B, C, mix, D, delta_weight, delta_bias, lengths, initial
     taps = (None, None, None) if filters is None else filters
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, *taps))
-    y, last, _, past = _selective(*tensors, discretization == "zoh", *delta_limits, needs_grad, *taps)
+    zoh = discretization == "zoh"
+    y, last, _, past = _selective(*tensors, zoh, *delta_limits, needs_grad, *taps, return_state)
     return y, last.transpose(2, 3), past
