@@ -92,6 +92,26 @@ def test_without_the_histories_nothing_else_changes(taps: int, length: int, weig
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_levels_beyond_the_length_see_one_step(weighted: bool) -> None:
+    """Eight steps and forty levels, whose histories would be 3e12 steps long and are not formed."""
+    torch.manual_seed(0)
+    deep = MultiScaleDecomposition(5, 40, 4, shared=True, backend="cpu")
+    near = MultiScaleDecomposition(5, 4, 4, shared=True, backend="torch").double()
+    near.load_state_dict(deep.state_dict())
+    x, weights = torch.randn(2, 8, 5, requires_grad=True), torch.randn(42, 5)
+    y = deep(x, weights=weights) if weighted else (deep(x) * weights).sum(2)
+    *bands, approximation = near(x.double()).unbind(2)
+    for _ in range(4, 40):
+        bands.append(near.high[0, 0] * approximation)
+        approximation = near.low[0, 0] * approximation
+    expected = (torch.stack([*bands, approximation], 2) * weights).sum(2)
+    assert_near(y, expected, STEP[torch.float32])
+    found = torch.autograd.grad(y.pow(2).sum(), [x, *deep.parameters()])
+    for one, right in zip(found, torch.autograd.grad(expected.pow(2).sum(), [x, *near.parameters()]), strict=True):
+        assert_near(one, right.double(), STEP[torch.float32])
+
+
 @pytest.mark.parametrize("weights", [None, torch.randn(4, 3, generator=torch.Generator().manual_seed(2))])
 def test_what_lies_past_a_length_is_the_same_zeros(weights: Tensor | None) -> None:
     """A loss that reads it as well has the same derivatives, first and second, as the torch form."""
