@@ -175,7 +175,7 @@ def test_imagenette_is_never_imagenet(tmp_path: Path, capsys: pytest.CaptureFixt
     for row in ("msssm_s6", "vit"):
         write_run(tmp_path, row, 0, 0.6, options=options, task="imagenette", data=data)
     header, _, *rows = table(tmp_path, capsys)
-    assert header[1] == "ours: accuracy on Imagenette, %"
+    assert header[1] == "ours: accuracy on Imagenette (reduced: small networks, 15 epochs), %"
     assert [row[0] for row in rows] == ["MS-SSM(S6)", "ViT (timm)", "chance (bound)"]
     text = (tmp_path / "table.md").read_text()
     assert "ImageNet" not in text
