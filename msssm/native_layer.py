@@ -33,9 +33,8 @@ def native_layer(
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor] | None:
     """Maps x (B, L, D) and mix (B, L, M, H) to y (B, L, D) and the new states, or returns None if no operator does so.
 
-    Without `return_state` there are no histories of the filters among them.
-
     One does for ssm="s6" with the paper's inputs, in float32 on a CPU, as long as both modules are `untouched`.
+    Without `return_state` the states hold no histories of the filters.
     """
     decomposition, ssm = layer.decomposition, layer.ssm
     if not (
