@@ -233,12 +233,15 @@ def test_no_complete_run_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureF
     assert "run `make reproduce-table` first" in capsys.readouterr().err
 
 
-def test_a_curve_is_read_across_a_restart(tmp_path: Path) -> None:
-    """Two event files whose steps overlap: each step once, the later value."""
-    for steps, value in (((10, 20), 0.25), ((20, 30), 0.5)):
-        with SummaryWriter(str(tmp_path), filename_suffix=f".{steps[0]}") as writer:
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_curve_is_read_across_a_restart(tmp_path: Path, names: str) -> None:
+    """Two event files whose steps overlap: each step once, the later value, whichever file's name comes first."""
+    for name, steps, value in ((names[0], (10, 20), 0.25), (names[1], (20, 30), 0.5)):
+        with SummaryWriter(str(tmp_path / name)) as writer:
             for step in steps:
                 writer.add_scalar("val/accuracy", value, step)
+        [written] = (tmp_path / name).iterdir()
+        written.rename(tmp_path / f"events.out.tfevents.{name}")
     assert read_curve(tmp_path, "val/accuracy") == ([10, 20, 30], [0.25, 0.5, 0.5])
 
 

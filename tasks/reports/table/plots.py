@@ -70,7 +70,8 @@ def read_curve(folder: Path, tag: str) -> tuple[list[int], list[float]]:
     events.Reload()
     if tag not in events.Tags()["scalars"]:
         return [], []
-    points = {event.step: event.value for event in events.Scalars(tag)}
+    in_time = sorted(events.Scalars(tag), key=lambda event: event.wall_time)  # files come in their names' order
+    points = {event.step: event.value for event in in_time}
     return sorted(points), [points[step] for step in sorted(points)]
 
 
