@@ -70,8 +70,15 @@ class Usage:
 
     @property
     def loop(self) -> Counter[str]:
-        """The opcodes of the loop with the most instructions."""
-        return max((loop.opcodes for loop in self.loops), key=Counter.total)
+        """The opcodes of the loop with the most instructions; none of a kernel without a loop."""
+        return max((loop.opcodes for loop in self.loops), key=Counter.total, default=Counter())
+
+    @property
+    def line(self) -> str:
+        """As `main` prints it."""
+        opcodes = ", ".join(f"{count} {opcode}" for opcode, count in self.loop.most_common(6))
+        loop = f"{self.loop.total()}: {opcodes}" if self.loops else "no loop"
+        return f"{self.registers:9} {self.stack + self.local:6} {self.shared:6}  {loop}"
 
 
 Kernel = tuple[Any, dict[str, Any], dict[str, Any]]
@@ -117,7 +124,8 @@ def configurations(
         most,
     )
     parts = {"parts": f, "total": x, "lengths": "*i64", "size": "i32", "length": "i32"}
-    found["add parts"] = common.add_parts, parts | {"COUNT": bands, "INNER": 256, "STEP": 256, "BLOCK": 1024}, {}
+    parts |= {"COUNT": bands, "INNER": 256, "STEP": 256, "BLOCK": 1024}
+    found["add parts"] = common.add_parts, parts, common.FUSION
     for is_complex in (False, True):
         kind = "complex" if is_complex else "real"
         plane = {"N": states, "BLOCK_N": lti_kernels.block_of_states(states, is_complex), "COMPLEX": is_complex}
@@ -189,11 +197,7 @@ def main() -> None:
     )
     for dtype, architecture in product(TYPES, ARCHITECTURES):
         for name, kernel in configurations(dtype).items():
-            used = measure(*kernel, architecture)
-            loop = ", ".join(f"{count} {opcode}" for opcode, count in used.loop.most_common(6))
-            spills = used.stack + used.local
-            line = f"{name:32} {dtype:5} {architecture:4} {used.registers:9} {spills:6} {used.shared:6}"
-            print(f"{line}  {used.loop.total()}: {loop}", flush=True)
+            print(f"{name:32} {dtype:5} {architecture:4} {measure(*kernel, architecture).line}", flush=True)
 
     from benchmarks import gpu_model
 

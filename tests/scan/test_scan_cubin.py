@@ -1,6 +1,7 @@
 """The GPU kernels compiled ahead of time: no GPU is needed, Triton's own tools read the cubins."""
 
 import platform
+import re
 from typing import Any
 
 import pytest
@@ -53,6 +54,14 @@ def test_a_load_is_read_no_sooner_than_a_step_after_it_is_issued(name: str, dtyp
     loop = max(measure(*configurations(dtype)[name], 90).loops, key=lambda loop: len(loop.instructions))
     step = len(loop.instructions) / CONFIGURATIONS[0].ahead
     assert min(loop.leads()) >= 0.75 * step
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("name", "loop"), [("add parts", "no loop"), ("chain real", r"\d+: \d+ [A-Z]+, .*")])
+def test_a_kernel_has_a_line_with_or_without_a_loop(name: str, loop: str) -> None:
+    from benchmarks.cubins import configurations, measure
+
+    assert re.fullmatch(rf" +\d+ +0 +\d+  {loop}", measure(*configurations("fp32")[name], 90).line)
 
 
 @pytest.mark.parametrize("kind", ["zoh", "euler"])

@@ -24,9 +24,11 @@ from torch import Tensor
 MOST_STATES = 16
 # Steps between checkpoints, the same in every configuration: a forward and its backward may run in different ones.
 TILE = 64
+# Multiplications and additions may join into one; Triton 3.9 warns of a kernel that does not say so.
+FUSION: dict[str, Any] = {"enable_fp_fusion": True}
 # The bound on registers is the hardware's own. Without it, ptxas spills a few bytes for an occupancy that these grids
 # do not reach.
-OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "maxnreg": 255, "enable_fp_fusion": True}
+OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "maxnreg": 255, **FUSION}
 
 
 class Configuration(NamedTuple):
@@ -202,7 +204,7 @@ def add_up(parts: Tensor, lengths: Tensor | None, dtype: torch.dtype) -> Tensor:
     if total.numel():
         step, block = total[0, 0].numel(), 1024
         add_parts[(cdiv(total.numel(), block),)](
-            parts, total, lengths, total.numel(), length, COUNT=count, INNER=inner, STEP=step, BLOCK=block
+            parts, total, lengths, total.numel(), length, COUNT=count, INNER=inner, STEP=step, BLOCK=block, **FUSION
         )
     return total
 
