@@ -75,7 +75,7 @@ class Usage:
 
     @property
     def line(self) -> str:
-        """As `main` prints it."""
+        """Registers, bytes of spills and shared memory, and the instructions of the loop, in the columns of `main`."""
         opcodes = ", ".join(f"{count} {opcode}" for opcode, count in self.loop.most_common(6))
         loop = f"{self.loop.total()}: {opcodes}" if self.loops else "no loop"
         return f"{self.registers:9} {self.stack + self.local:6} {self.shared:6}  {loop}"
