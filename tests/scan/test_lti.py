@@ -151,7 +151,8 @@ def test_float32_stays_close_to_float64(delta: float, complex_: bool, backend: A
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_gradients_equal_finite_differences(discretization: Any, complex_: bool, backend: Any) -> None:
     given = arguments(2, complex_)
-    given |= {name: given[name][..., :2] for name in ("A", "C", "initial_state")}
+    given |= {name: given[name][..., :2, :2] for name in ("A", "C", "initial_state")}
+    given |= {name: given[name][..., :2] for name in ("bands", "delta", "mix", "D")}
     options: dict[str, Any] = {"lengths": torch.tensor([2, 0, 1]), "discretization": discretization, "backend": backend}
 
     def scan(*values: Tensor) -> Any:
