@@ -41,7 +41,7 @@ test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest
 
 test-gpu: $(READY) ## Run the tests of the Triton kernels on a GPU
-	$(BIN)/python -m pytest -n 0 tests/scan/test_scan_gpu.py
+	$(BIN)/python -m pytest -n 0 tests/msssm/scan/test_scan_gpu.py
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .

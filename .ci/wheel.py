@@ -18,5 +18,5 @@ assert error < 64 * torch.finfo(torch.float32).eps, f"kernels and reference diff
 
 for name in ("listops", "quick/listops/mamba"):
     words = ["fit", "--config", name, "--print_config"]
-    subprocess.run([sys.executable, "-m", "tasks.main", *words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "tasks.cli.main", *words], check=True, stdout=subprocess.DEVNULL)
 print(f"kernels: {library()._name}")

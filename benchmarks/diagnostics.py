@@ -27,9 +27,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from benchmarks.report import machine
-from tasks.callbacks.bad_batches import LossSpikes
-from tasks.callbacks.dashboard import Dashboard
-from tasks.commands.load import build
+from tasks.cli.load import build
+from tasks.run.bad_batches import LossSpikes
+from tasks.run.dashboard import Dashboard
 from tasks.run.provenance import provenance
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -105,7 +105,7 @@ def diagnose_cost() -> list[dict[str, Any]]:
             # Once for the data, whose making is no part of it.
             build(recipe, words[3:]).datamodule.prepare_data()
             before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-            subprocess.run([sys.executable, "-m", "tasks.main", *words], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, "-m", "tasks.cli.main", *words], check=True, stdout=subprocess.DEVNULL)
             wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
             result = json.loads((run / "diagnostics.json").read_text())
             rows.append(

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from datamodules import PTBXLDataModule
 from msssm import Backbone, SequenceClassifier, param_groups
 from msssm.pretrained import layer_factory
+from tasks.ecg.recordings.inference import aggregate
+from tasks.ecg.recordings.model import read_model
 from tasks.metrics.ecg import auroc, macro
-from tasks.recordings.inference import aggregate
-from tasks.recordings.model import read_model
 
 
 def train(model: SequenceClassifier, data: PTBXLDataModule, records: int, steps: int) -> None:

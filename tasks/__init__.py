@@ -4,22 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.callbacks.bad_batches import SkipBadBatches
-    from tasks.callbacks.nan_guard import NanGuard
-    from tasks.ecg import ECGTask
-    from tasks.image import ImageTask
-    from tasks.listops import ListOpsTask
-    from tasks.tokens import TokenTask
+    from tasks.ecg.task import ECGTask
+    from tasks.image.task import ImageTask
+    from tasks.listops.task import ListOpsTask
+    from tasks.listops.tokens import TokenTask
+    from tasks.run.bad_batches import SkipBadBatches
+    from tasks.run.nan_guard import NanGuard
 
 __all__ = ["ECGTask", "ImageTask", "ListOpsTask", "NanGuard", "SkipBadBatches", "TokenTask"]
 
 _HOMES = {
-    "ECGTask": "tasks.ecg",
-    "ImageTask": "tasks.image",
-    "ListOpsTask": "tasks.listops",
-    "NanGuard": "tasks.callbacks.nan_guard",
-    "SkipBadBatches": "tasks.callbacks.bad_batches",
-    "TokenTask": "tasks.tokens",
+    "ECGTask": "tasks.ecg.task",
+    "ImageTask": "tasks.image.task",
+    "ListOpsTask": "tasks.listops.task",
+    "NanGuard": "tasks.run.nan_guard",
+    "SkipBadBatches": "tasks.run.bad_batches",
+    "TokenTask": "tasks.listops.tokens",
 }
 
 

@@ -16,7 +16,7 @@ _ROOT = Path(__file__).parent.parent
 _OURS = tuple(f"{_ROOT / package}/" for package in ("msssm", "datamodules", "tasks"))
 _DOORS = {
     str(_ROOT / "tasks" / f"{name}.py")
-    for name in ("main", "commands/cli", "commands/load", "recipes/construct", "recipes/errors", "recipes/parser")
+    for name in ("cli/main", "cli/training", "cli/load", "recipes/construct", "recipes/errors", "recipes/parser")
 }
 
 

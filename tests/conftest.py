@@ -13,7 +13,7 @@ from tests.support.interpreter import interpreted_apart
 from tests.support.poison import poison
 
 # Triton exists for Linux alone.
-collect_ignore_glob = [] if sys.platform == "linux" else ["scan/test_interpreted_*.py"]
+collect_ignore_glob = [] if sys.platform == "linux" else ["msssm/scan/test_interpreted_*.py"]
 
 _PATIENT = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("quick", max_examples=60, derandomize=True, database=None, **_PATIENT)  # type: ignore[arg-type]

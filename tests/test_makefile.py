@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.commands.experiment import _results
-from tasks.experiments.files import experiment_files
-from tasks.experiments.table import read_table
+from tasks.cli.experiment import _results
 from tasks.run.provenance import _git
+from tasks.table.files import experiment_files
+from tasks.table.spec import read_table
 
 TARGETS = ["reproduce-table", "ablations", "choices", "listops-report", "bench", "soak", "fuzz", "dashboard"]
 WRITES = r"(?:--run_dir|--results|--output|mkdir -p|msssm table|2>>|--target)[ =]([\w./-]+)"

@@ -77,7 +77,7 @@ def test_a_wheel_is_whole(tmp_path: Path) -> None:
     said = subprocess.run(run, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     assert str(packages) in said, "the kernels are those of the wheel"
     recipe = subprocess.run(
-        [tmp_path / "env/bin/python", "-m", "tasks.main", "recipes", "quick/listops/mamba"],
+        [tmp_path / "env/bin/python", "-m", "tasks.cli.main", "recipes", "quick/listops/mamba"],
         check=True, capture_output=True, text=True, cwd=tmp_path,
     ).stdout  # fmt: skip
     assert yaml.safe_load(recipe)["data"]["class_path"] == "datamodules.ListOpsDataModule"

@@ -13,8 +13,8 @@ import pytest
 from datamodules.ptbxl import LEADS, class_names, simulate
 from datamodules.ptbxl.statements import scp_statements
 from msssm import Backbone, MultiScaleSSM
-from tasks.ecg import ECGTask
-from tasks.main import main
+from tasks.cli.main import main
+from tasks.ecg.task import ECGTask
 from tasks.run.checkpoint_io import DurableCheckpointIO
 from tests.support.recipes import TINY_DATA
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from tasks.main import main
+from tasks.cli.main import main
 from tests.support.tolerances import FLOAT32
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def run_command(words: list[str]) -> None:
         main(words)
         return
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "tasks.main", *words], check=True, env=environment, timeout=100)
+    subprocess.run([sys.executable, "-m", "tasks.cli.main", *words], check=True, env=environment, timeout=100)
 
 
 def example(name: str) -> ModuleType:

@@ -13,7 +13,7 @@ CLASSES = {
     "datamodules.SelectionDataModule": "datamodules.SelectiveCopyingDataModule",
     "datamodules.selection.SelectionDataModule": "datamodules.SelectiveCopyingDataModule",
     "tasks.bad_batches.SkipBadBatches": "tasks.SkipBadBatches",
-    "tasks.dashboards.EpochLines": "tasks.callbacks.dashboard.EpochLines",
+    "tasks.dashboards.EpochLines": "tasks.run.dashboard.EpochLines",
     "tasks.nan_guard.NanGuard": "tasks.NanGuard",
 }
 # Of the commands that are not Lightning's.

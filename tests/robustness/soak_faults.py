@@ -142,7 +142,7 @@ def noted(path: Path) -> tuple[int, float | None]:
 def watch_memory(path: Path, steps: frozenset[int]) -> None:
     """Appends to `path` "step, seconds, resident MiB" at these steps, and "peak" with it at the end of the command."""
     from tasks import ListOpsTask
-    from tasks.commands.cli import MsssmCLI
+    from tasks.cli.training import MsssmCLI
 
     def line(step: object, mib: float) -> None:
         with path.open("a") as file:

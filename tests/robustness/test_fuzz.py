@@ -18,7 +18,7 @@ from datamodules.listops import evaluate, official, tokenize
 from datamodules.listops.expressions import VOCABULARY
 from datamodules.listops.predict_file import read_expressions
 from datamodules.ptbxl import LEADS, CorruptRecordError, files, read_record, simulate
-from tasks.main import main
+from tasks.cli.main import main
 from tasks.run.checkpoint_io import CheckpointFormatError, DamagedCheckpointError, DurableCheckpointIO, read_checkpoint
 from tests.support.ptbxl import copy_to
 from tests.support.recipes import write_recipe

@@ -14,7 +14,7 @@ import torch
 
 from datamodules.listops import store
 from datamodules.ptbxl import CorruptRecordError, files, read_record
-from tasks.main import main
+from tasks.cli.main import main
 from tests.support import runs
 from tests.support.ptbxl import copy_to
 from tests.support.recipes import fit, write_recipe
@@ -29,9 +29,9 @@ HOSTILE = [
     "pickle.loads",
     "runpy.run_path",
     "webbrowser.open",
-    "tasks.commands.cli.subprocess.Popen",
+    "tasks.cli.training.subprocess.Popen",
     "tasks.run.provenance.os.system",
-    "tasks.main.main",
+    "tasks.cli.main.main",
     "datamodules.base.np.load",
     "lightning.pytorch.trainer.connectors.signal_connector.call",
     "torch.nn.functional.torch.hub.load",

@@ -24,8 +24,8 @@ from datamodules.batching import Batch
 from datamodules.ptbxl.datamodule import ECGBatch
 from tasks import ECGTask, ImageTask, TokenTask
 from tasks.base import SequenceTask
-from tasks.experiments import files
-from tasks.experiments.table import read_table
+from tasks.table import files
+from tasks.table.spec import read_table
 
 FILE = Path(__file__).parents[1] / "golden_losses.json"
 TRAINER = ("max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches")

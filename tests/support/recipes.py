@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from tasks.main import main
+from tasks.cli.main import main
 
 TINY_DATA = [
     "--data.min_length=4",

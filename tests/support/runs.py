@@ -14,11 +14,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tasks.commands.cli", "tests.support.recipes"])
+_CONTEXT.set_forkserver_preload(["tasks.cli.training", "tests.support.recipes"])
 
 
 def _child(arguments: list[str], fault: Callable[[], None] | None, output: Path) -> None:
-    from tasks.main import main
+    from tasks.cli.main import main
 
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)

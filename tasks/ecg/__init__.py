@@ -1,0 +1,1 @@
+"""Electrocardiograms: the task, its dashboard, and answers for recordings."""

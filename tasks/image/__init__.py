@@ -1,0 +1,1 @@
+"""Images: the task and its dashboard."""

@@ -1,0 +1,1 @@
+"""Token sequences: the tasks, and ListOps' report."""
