@@ -33,7 +33,7 @@ class ImageTask(SequenceTask):
     padding, so that the lengths of a batch are not used.
 
     Args:
-        backbone: the stack of sequence layers, `msssm.Backbone` or `msssm.integrations.vit.ViT`.
+        backbone: the stack of sequence layers, `msssm.Backbone` or `msssm.timm.ViT`.
         image_size: H = W, pixels.
         patch_size: side of a patch, pixels; 1 is a sequence of pixels.
         in_channels: colours of a pixel.

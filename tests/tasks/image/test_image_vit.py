@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from datamodules import DigitsDataModule
-from msssm.integrations.vit import ViT
+from msssm.timm import ViT
 from tasks import ImageTask
 from tasks.cli.main import main
 from tests.support.image_recipe import write_image_recipe
 from tests.support.tolerances import METRIC
 
-BACKBONE = {"class_path": "msssm.integrations.vit.ViT", "init_args": {"d_model": 16, "n_layers": 1, "heads": 2}}
+BACKBONE = {"class_path": "msssm.timm.ViT", "init_args": {"d_model": 16, "n_layers": 1, "heads": 2}}
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,0 @@
-"""Modules that, when imported, register msssm's models in other libraries."""
