@@ -101,10 +101,10 @@ listops-report: $(READY) ## ListOps rows on 20,000 fresh expressions, by operato
 	@$(BIN)/msssm table $(RESULTS) > /dev/null
 
 # The one target that writes results where git tracks them.
-publish: ## Copy tables, plots and models of results/PROFILE (or RESULTS=results/bench) to docs/results, to be committed
+publish: ## Copy tables, plots and recipes of results/PROFILE (or RESULTS=results/bench) to docs/results, to be committed
 	@test -d $(RESULTS) || { echo "there is no $(RESULTS); make it first" >&2; exit 1; }
 	@mkdir -p docs/$(RESULTS)
-	@tar -c --exclude ./runs -C $(RESULTS) . | tar -x -C docs/$(RESULTS)
+	@tar -c --exclude ./runs --exclude '*.html' -C $(RESULTS) . | tar -x -C docs/$(RESULTS)
 
 dashboard: $(READY) ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir_spec runs:runs,results:results

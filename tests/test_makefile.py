@@ -79,11 +79,11 @@ def test_only_publish_writes_where_results_are_tracked() -> None:
     assert "docs/results/quick" in make("-n", "publish")
 
 
-def test_publish_copies_all_but_the_runs(tmp_path: Path) -> None:
+def test_publish_copies_all_but_the_runs_and_the_page(tmp_path: Path) -> None:
     shutil.copy("Makefile", tmp_path)
-    for name in ("results/x/table.md", "results/x/models/a/README.md", "results/x/runs/a/metrics.json"):
+    for name in ("results/x/table.md", "results/x/a.yaml", "results/x/table.html", "results/x/runs/a/metrics.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     make("publish", "RESULTS=results/x", folder=tmp_path)
     copied = {str(path.relative_to(tmp_path / "docs")) for path in (tmp_path / "docs").rglob("*") if path.is_file()}
-    assert copied == {"results/x/table.md", "results/x/models/a/README.md"}
+    assert copied == {"results/x/table.md", "results/x/a.yaml"}
