@@ -3,7 +3,6 @@
 Each docstring states the definition. `trace_calls` records the inputs of the layers inside a model.
 """
 
-from msssm.diagnostics.cost import Cost, PowerLaw, fit_power_law, measure_cost, measure_kept
 from msssm.diagnostics.memory import BandMemory, band_memory, impulse_response
 from msssm.diagnostics.mixer import MixerReport, mixer_report, mixer_shares
 from msssm.diagnostics.mixing_distance import Mixing, mixing_distance
@@ -14,17 +13,12 @@ from msssm.diagnostics.trace import Call, trace_calls
 __all__ = [
     "BandMemory",
     "Call",
-    "Cost",
     "MixerReport",
     "Mixing",
-    "PowerLaw",
     "band_memory",
     "eigenvalues",
-    "fit_power_law",
     "impulse_response",
     "largest_eigenvalue",
-    "measure_cost",
-    "measure_kept",
     "mixer_report",
     "mixer_shares",
     "mixing_distance",

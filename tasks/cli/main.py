@@ -31,8 +31,7 @@ compare many
   compare          two runs on the same test samples
 
 this machine
-  doctor           what is installed, what each operator runs on, and how fast
-  profile          memory and time of a block over levels and lengths
+  doctor           what is installed, and what each operator runs on
   data             a data set checked or generated
   --version
 
@@ -58,7 +57,6 @@ COMMANDS = {
     "doctor": "msssm.doctor",
     "diagnose": "tasks.cli.diagnose",
     "listops-report": "tasks.cli.listops_report",
-    "profile": "tasks.cli.profile",
     "export": "tasks.cli.export",
     "data": "tasks.cli.data",
 }

@@ -138,32 +138,3 @@ def _save(figure: Any, path: Path) -> bool:
     figure.savefig(path)
     plt.close(figure)
     return True
-
-
-@style.styled
-def profile_plot(path: Path, points: list[dict[str, Any]], laws: dict[str, dict[str, Any]]) -> None:
-    """Time and memory against the length, one colour per number of levels; the fitted laws as lines."""
-    parts = list(laws)
-    figure, axes = plt.subplots(len(parts), 3, figsize=(14, 3.6 * len(parts)), layout="constrained", squeeze=False)
-    levels = sorted({point["levels"] for point in points})
-    colours = dict(zip(levels, plt.get_cmap("viridis")(np.linspace(0, 0.95, len(levels))), strict=True))
-    for row, part in zip(axes, parts, strict=True):
-        shown = ("kept", "MiB", 2**-20), ("peak", "MiB", 2**-20), ("seconds", "ms", 1e3)
-        for ax, (value, unit, scale) in zip(row, shown, strict=True):
-            fit = laws[part][value]
-            for level in levels:
-                chosen = [p for p in points if p["part"] == part and p["levels"] == level]
-                lengths = [p["length"] for p in chosen]
-                ax.plot(lengths, [p[value] * scale for p in chosen], "o", color=colours[level], label=f"S = {level}")
-                if fit is not None:
-                    ax.plot(lengths, [fit(level + 2, n) * scale for n in lengths], color=colours[level], linewidth=1)
-            law = "" if fit is None else f"bands^{fit.bands_exponent:.2f} length^{fit.length_exponent:.2f}"
-            kind = {"seconds": "time", "peak": "peak memory", "kept": "kept"}[value]
-            ax.set_title(f"{part}, {kind}: {law}", loc="left", fontsize=10)
-            ax.set(xscale="log", yscale="log", xlabel="length", ylabel=unit)
-            ticks = sorted({point["length"] for point in points})
-            ax.set_xticks(ticks, [str(tick) for tick in ticks])
-            ax.xaxis.minorticks_off()
-            ax.grid(alpha=0.3, which="both")
-    axes[0, 0].legend(fontsize=7, ncols=2)
-    _save(figure, path)

@@ -1,10 +1,6 @@
 """Each diagnostic against a case with a closed form, or against the definition written out."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 from typing import Any
 
@@ -18,7 +14,6 @@ from msssm.decomposition import MultiScaleDecomposition, dilated_convolution
 from msssm.diagnostics import (
     band_memory,
     eigenvalues,
-    fit_power_law,
     impulse_response,
     largest_eigenvalue,
     mixer_report,
@@ -30,7 +25,7 @@ from msssm.diagnostics import (
     trace_calls,
 )
 from msssm.ssm import S4, S6
-from tests.support.tolerances import FLOAT64, METRIC, OUTPUT, allowed, assert_near
+from tests.support.tolerances import FLOAT64, METRIC, OUTPUT, assert_near
 
 F64 = torch.float64
 
@@ -241,42 +236,6 @@ def test_padding_error_sees_a_leak() -> None:
     leak = Leak(MultiScaleSSM, 4, n_layers=1).double().eval()
     assert padding_error(leak, x, 17, padding=3.0) > 0.1
     assert padding_error(leak, x, 17) == float("inf")
-
-
-def test_the_power_law_is_found_again() -> None:
-    bands, lengths = [2, 2, 4, 4, 7], [128, 512, 128, 1024, 512]
-    values = [3.0 * b**0.5 * n**1.25 for b, n in zip(bands, lengths, strict=True)]
-    law = fit_power_law(bands, lengths, values)
-    assert law[:3] == pytest.approx((3.0, 0.5, 1.25))
-    assert law.residual < FLOAT64
-    assert law(5, 300) == pytest.approx(3.0 * 5**0.5 * 300**1.25)
-    off = fit_power_law([1, 2, 1, 2], [1, 1, 2, 2], [1.0, 1.0, 1.0, 1.0 / 16])
-    assert off.residual == pytest.approx(1.0)  # log 16 shared over four points: each off by a factor of 2
-    with pytest.raises(ValueError, match="two of each"):
-        fit_power_law([2, 2, 2], [1, 2, 3], [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="positive values"):
-        fit_power_law([2, 3, 2], [1, 2, 3], [1.0, 2.0, 0.0])
-
-
-MEASURED = """
-import torch
-from msssm.diagnostics import measure_cost
-def run(numbers):
-    first = torch.ones(numbers)
-    first + 1
-keep = [torch.ones(2**18) for _ in range(64)]  # whatever earlier calls have left behind
-del keep
-print([measure_cost(lambda: run(mib * 2**18), torch.device("cpu")).bytes for mib in (8, 64)])
-"""
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="reads Linux's /proc")
-def test_measured_memory_is_what_was_allocated() -> None:
-    """Two tensors of which both stand at the peak; in a process of its own, whose pages no other test has touched."""
-    output = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True).stdout
-    assert json.loads(output) == pytest.approx(
-        [2 * mib * 2**20 for mib in (8, 64)], abs=allowed(2**20, "pages of the interpreter itself")
-    )
 
 
 def test_calls_are_recorded_in_order_and_only_within() -> None:

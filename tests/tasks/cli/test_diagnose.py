@@ -1,4 +1,4 @@
-"""`msssm diagnose` and `msssm profile`: the numbers of a run on disk, its alarms, and pages that stand alone."""
+"""`msssm diagnose`: the numbers of a run on disk, its alarms, and a page that stands alone."""
 
 import json
 import re
@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from msssm.diagnostics import PowerLaw
-from tasks.cli import profile
 from tasks.cli.diagnose import alarms
 from tasks.cli.main import main
 from tests.support.image_recipe import write_image_recipe
@@ -139,36 +137,6 @@ def test_a_run_without_a_checkpoint_says_so(copy: Path, capsys: pytest.CaptureFi
     assert "best.ckpt does not exist; name a --ckpt_path" in capsys.readouterr().err
 
 
-def _profile(folder: Path, words: str) -> None:
-    main(["profile", "--output", str(folder), "--rounds", "1", *words.split()])
-
-
-def test_profile_measures_every_point_and_fits_the_laws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _profile(tmp_path, "--levels 0 4 --lengths 256 2048 --d_model 16 --state_size 2 --device cpu")
-    content = json.loads((tmp_path / "profile.json").read_text())
-    keys = {(p["part"], p["levels"], p["length"]) for p in content["points"]}
-    assert keys == {(part, s, n) for part in profile.PARTS for s in (0, 4) for n in (256, 2048)}
-    assert (tmp_path / "profile.png").stat().st_size > 10_000
-    table = (tmp_path / "profile.md").read_text().split("## Peak memory of the block, MiB\n\n")[1]
-    mib = {(p["levels"], p["length"]): p["peak"] / 2**20 for p in content["points"] if p["part"] == "block"}
-    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[:3]]
-    assert shown == [
-        ["S", "L = 256", "L = 2048"],
-        ["--:", "------:", "-------:"],
-        ["0", f"{mib[0, 256]:.1f}", f"{mib[0, 2048]:.1f}"],
-    ]
-    block, plain = (content["laws"][part] for part in profile.PARTS)
-    # Memory grows about linearly with the length; what is kept with the bands only where each band's Delta, B, C are.
-    assert 0.6 < block["peak"]["length_exponent"] < 1.3
-    assert abs(block["kept"]["bands_exponent"]) < 0.1 < plain["kept"]["bands_exponent"]
-    assert "block, kept: " in capsys.readouterr().out
-
-
-def test_profile_of_one_length_has_no_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _profile(tmp_path, "--levels 1 2 --lengths 64 --d_model 8")
-    assert "not determined" in capsys.readouterr().out
-
-
 IMAGENET = "--data=datamodules.ImageNetDataModule --data.source={folder} --data.image_size=16 --data.num_workers=0"
 PATCHES = "--model.image_size=16 --model.patch_size=8 --model.in_channels=3 --model.num_classes=3"
 
@@ -190,13 +158,3 @@ def test_images_are_diagnosed_too(tmp_path: Path, options: str, positions: int) 
     assert result["lengths"] == [positions] * 2
     assert len(result["layers"]) == 1
     assert result["alarms"] == []
-
-
-def test_a_law_that_misses_its_points_is_not_trusted() -> None:
-    assert profile.describe(PowerLaw(2.0, 1.0, 1.0, 0.149)).endswith("length^1.00, residual 15 %")
-    assert profile.describe(PowerLaw(2.0, 1.0, 1.0, 0.31)).endswith("not trustworthy: residual 31 %")
-
-
-def test_a_point_is_its_shortest_time_and_its_median_memory() -> None:
-    cost = profile.BlockCost
-    assert profile.best([cost(3.0, 10, 5), cost(1.0, 90, 5), cost(2.0, 20, 5)]) == cost(1.0, 20, 5)
