@@ -23,10 +23,10 @@ FLOORS: dict[str, list[str]] = {
         "backbone decomposition scan.lti scan.selective",
         "classifier scan.triton.selfcheck",
         "scan.",
-        "ssm doctor",
+        "ssm",
         "baselines export native_layer native_step",
         "multiscale",
-        "diagnostics streaming timm",
+        "diagnostics doctor streaming timm",
         ".",
     ],
     "datamodules": [
