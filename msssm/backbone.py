@@ -116,7 +116,9 @@ class Backbone(SequenceLayer):
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> "Backbone":
-        """Loads a shipped model by its name, or a folder that `save_pretrained` or `msssm export` wrote, in `eval()`.
+        """Loads a folder that `save_pretrained` or `msssm export` wrote, or a shipped model by its name, in `eval()`.
+
+        Its tensors have the types of the file, whatever torch's default type.
 
         Raises:
             FileNotFoundError: there is no such model, or a file is missing.
@@ -127,7 +129,7 @@ class Backbone(SequenceLayer):
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         try:
             backbone = cls(**{**config, "layer": layer_factory(config["layer"])})
-            backbone.load_state_dict(own)
+            backbone.load_state_dict(own, assign=True)
         except (RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{folder}: the weights do not fit the config ({reason}); export it again") from error

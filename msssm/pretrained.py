@@ -1,6 +1,7 @@
 """Networks on disk without pickle: weights as safetensors, configuration as JSON."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -20,27 +21,28 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 2
 
 
-def shipped_models() -> list[str]:
-    """Lists the models that come with msssm."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+def shipped_models() -> dict[str, Path]:
+    """Folders of the models that come with msssm, by name."""
+    return {path.parent.name: path.parent for path in sorted(SHIPPED.glob(f"*/{CONFIG}"))}
 
 
 def pretrained_folder(model: str | Path) -> Path:
-    """Folder of a shipped model's name, or the given one; `./x` is a folder even if a model is named x.
+    """Returns the folder, or that of the shipped model of this name. A folder wins, and a warning says so.
 
     Raises:
-        FileNotFoundError: neither a name nor a folder.
+        FileNotFoundError: neither a folder nor a name.
     """
-    names = shipped_models()
-    if str(model) in names:
-        return SHIPPED / str(model)
-    folder = local_path(model)
-    if not folder.is_dir():
+    shipped, folder = shipped_models(), local_path(model)
+    if folder.is_dir():
+        if str(model) in shipped:
+            warnings.warn(f"reads the folder {folder.absolute()}, not the shipped model {model}", stacklevel=3)
+        return folder
+    if str(model) not in shipped:
         raise MissingFileError(
-            f"asked for the model {str(model)!r}, got neither a shipped one ({', '.join(names) or 'there is none'}) "
+            f"asked for the model {str(model)!r}, got neither a shipped one ({', '.join(shipped) or 'there is none'}) "
             "nor a folder; name one of them, or a folder that save_pretrained or msssm export wrote"
         )
-    return folder
+    return shipped[str(model)]
 
 
 def layer_config(layer: Callable[[int], SequenceLayer]) -> dict[str, Any] | None:
@@ -74,9 +76,9 @@ def write_pretrained(folder: Path, config: Mapping[str, Any], weights: Mapping[s
 
     Args:
         folder: created if it does not exist; files of these names are replaced.
-        config: of the backbone.
+        config: options of the backbone.
         weights: all tensors by name.
-        prefix: of the names of the backbone's tensors.
+        prefix: beginning of the names of the backbone's tensors.
 
     Raises:
         ValueError: the backbone's layer or its options cannot be written as JSON.

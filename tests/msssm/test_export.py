@@ -22,6 +22,7 @@ from msssm.export import exported_step, step_to_onnx
 from msssm.scan.cpu.library import library
 from tasks.cli.export import load_exported, portable
 from tasks.cli.main import main
+from tasks.ecg.recordings.model import read_model
 from tasks.listops.task import ListOpsTask
 from tests.support.recipes import fit, write_recipe
 from tests.support.tolerances import OUTPUT, STEP, assert_near
@@ -56,6 +57,30 @@ def test_a_saved_backbone_is_the_same_network(name: str, tmp_path: Path) -> None
     assert [block.drop_path for block in again.blocks] == [0, 0.2]
     assert not again.training
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_folder_wins_over_a_shipped_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Backbone.from_pretrained("ptbxl-small")
+    monkeypatch.chdir(tmp_path)
+    Backbone(S4D, 8, n_layers=1).save_pretrained("ptbxl-small")
+    with pytest.warns(UserWarning, match=f"reads the folder {tmp_path}/ptbxl-small, not the shipped model ptbxl-small"):
+        assert Backbone.from_pretrained("ptbxl-small").d_model == 8
+    assert shipped.d_model != 8
+
+
+def test_a_model_has_the_types_of_its_file_whatever_the_default(tmp_path: Path) -> None:
+    x = torch.randn(1, 20, 8)
+    backbone = _backbone(LAYERS["s6"])
+    backbone.save_pretrained(tmp_path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = Backbone.from_pretrained(tmp_path)
+        recording = read_model().network
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in [*again.parameters(), *recording.parameters()]} == {torch.float32}
+    assert all(p.requires_grad for p in again.parameters())
+    assert torch.equal(again(x), backbone(x))
 
 
 def test_what_cannot_be_saved_or_read_is_named(tmp_path: Path) -> None:

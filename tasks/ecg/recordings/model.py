@@ -125,8 +125,7 @@ def read_answers(folder: Path) -> Answers:
 
 def ecg_models() -> dict[str, Answers]:
     """Finds the shipped models that answer about ECGs, the best on the validation fold first."""
-    folders = {name: pretrained_folder(name) for name in shipped_models()}
-    found = {name: read_answers(folder) for name, folder in folders.items() if (folder / FILE).is_file()}
+    found = {name: read_answers(folder) for name, folder in shipped_models().items() if (folder / FILE).is_file()}
     return dict(sorted(found.items(), key=lambda item: -item[1].validation["auroc"]))
 
 
@@ -137,18 +136,20 @@ def read_model(model: str | Path | None = None) -> ECGModel:
         FileNotFoundError: there is no such model.
         ValueError: a file of it is damaged.
     """
-    if model is None:
-        model = next(iter(ecg_models()), None)
-        if model is None:
-            raise MissingFileError(
-                "no model is shipped with this version; name a folder that msssm export --ecg wrote: --model folder"
-            )
-    folder = pretrained_folder(model)
+    if model is not None:
+        folder = pretrained_folder(model)
+    elif models := ecg_models():
+        model = next(iter(models))
+        folder = shipped_models()[model]
+    else:
+        raise MissingFileError(
+            "no model is shipped with this version; name a folder that msssm export --ecg wrote: --model folder"
+        )
     answers = read_answers(folder)
     backbone = Backbone.from_pretrained(folder)
     network = SequenceClassifier(nn.Linear(len(LEADS), backbone.d_model), backbone, len(answers.classes))
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        network.load_state_dict(load_file(folder / WEIGHTS), assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder}: the weights do not fit {FILE} ({reason}); export it again") from error
