@@ -57,11 +57,10 @@ ablations: $(READY) ## The paper's ablations at reduced scale, and the sweeps th
 choices: $(READY) ## Measure the defaults (docs/choices.md): one option changed at a time, three seeds
 	@$(BIN)/msssm experiment choices $(OF) $(GIVEN)
 
-# Operators and image models on all cores; data, streaming and diagnostics with one thread of torch.
+# Operators and image models on all cores, streaming with one thread of torch.
 bench: $(READY) ## Speed and memory beside peers and the floors of this machine; OPTIONS="--quick --device cuda"
 	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks $(OPTIONS)
-	for part in listops_generator ptbxl_data image_loaders streaming diagnostics; do \
-		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$part || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.streaming
 	OMP_NUM_THREADS=$(shell getconf _NPROCESSORS_ONLN) $(BIN)/python -m benchmarks.images
 
 MINUTES ?= 120

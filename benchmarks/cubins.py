@@ -1,6 +1,6 @@
 """Registers, spills, shared memory and instructions of the GPU kernels, compiled ahead of time: no GPU is needed.
 
-Prints one line per kernel and architecture, and what `benchmarks.gpu_model` makes of them: python -m benchmarks.cubins
+Prints one line per kernel and architecture: python -m benchmarks.cubins
 """
 
 import re
@@ -198,10 +198,6 @@ def main() -> None:
     for dtype, architecture in product(TYPES, ARCHITECTURES):
         for name, kernel in configurations(dtype).items():
             print(f"{name:32} {dtype:5} {architecture:4} {measure(*kernel, architecture).line}", flush=True)
-
-    from benchmarks import gpu_model
-
-    print("\n" + gpu_model.table(90))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
 #endif
-constexpr int STATES = 16, STEPS = 16, RANK = 4;
+constexpr int STATES = 16, STEPS = 16;
 
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Int __attribute__((vector_size(LANES * sizeof(int32_t))));
@@ -78,46 +78,6 @@ static void backward(Data& d) {
   }
 }
 
-// The work per channel-step: what does not depend on the number of states.
-struct Channel {
-  Vec bias, mix_total[STEPS], band[STEPS], grad_step[STEPS], grad_bias;
-  Vec weight[RANK], grad_weight[RANK], step[STEPS], slope[STEPS], grad_low[STEPS][RANK], grad_mix[STEPS];
-  float low[STEPS][RANK], mix[STEPS];
-};
-
-// The step size from its low rank, a softplus without a division, and the mix.
-static void channel_forward(Channel& d) {
-  for (int t = 0; t < STEPS; ++t) {
-    Vec x = d.bias;
-    for (int r = 0; r < RANK; ++r) x += d.low[t][r] * d.weight[r];
-    const Vec z = exp2_of(x < 0.0f ? x : -x, Vec{} + 1.4426950408889634f);
-    const Vec z2 = z * z, z4 = z2 * z2;
-    const Vec low = (0x1.fffffep-1f - 0x1.fffeacp-2f * z) + z2 * (0x1.553004p-2f - 0x1.fcc8c6p-3f * z);
-    const Vec high = (0x1.874a80p-3f - 0x1.17d2c0p-3f * z) + z2 * (0x1.4069d6p-4f - 0x1.e369e4p-6f * z);
-    const Vec p = low + z4 * (high + 0x1.56edfep-8f * z4);
-    d.step[t] = z * p + (x > 0.0f ? x : Vec{});
-    d.mix_total[t] += d.mix[t] * d.band[t];
-  }
-}
-
-// The step size again, its derivative 1 - exp(-step), the gradients of its low rank, and those of the mix.
-static void channel_backward(Channel& d) {
-  channel_forward(d);
-  Vec grad_weight[RANK] = {}, grad_bias{};
-  for (int t = 0; t < STEPS; ++t) {
-    d.slope[t] = 1.0f - exp2_of(d.step[t], Vec{} - 1.4426950408889634f);
-    const Vec grad = d.slope[t] * d.grad_step[t];
-    grad_bias += grad;
-    for (int r = 0; r < RANK; ++r) {
-      grad_weight[r] += d.low[t][r] * grad;
-      d.grad_low[t][r] += grad * d.weight[r];
-    }
-    d.grad_mix[t] += d.band[t] * d.grad_step[t];
-  }
-  d.grad_bias += grad_bias;
-  for (int r = 0; r < RANK; ++r) d.grad_weight[r] += grad_weight[r];
-}
-
 // dt, x, grad_y (STEPS); A (STATES); B, C (STEPS, STATES); every lane the same.
 static void fill(Data& d, const float* dt, const float* x, const float* grad_y, const float* A, const float* B,
                  const float* C) {
@@ -158,35 +118,6 @@ void floor_results(const float* dt, const float* x, const float* grad_y, const f
     rest[STATES + i] = d.grad_B[i / STATES][i % STATES][0];
     rest[STATES + STEPS * STATES + i] = d.grad_C[i / STATES][i % STATES][0];
   }
-}
-
-static void fill_channel(Channel& d, const float* low, const float* weight) {
-  std::memset(&d, 0, sizeof d);
-  std::memcpy(d.low, low, sizeof d.low);
-  for (int r = 0; r < RANK; ++r) d.weight[r] = Vec{} + weight[r];
-  for (int t = 0; t < STEPS; ++t) d.grad_step[t] = d.band[t] = Vec{} + 1e-3f, d.mix[t] = 1e-3f;
-}
-
-// low (STEPS, RANK), weight (RANK). out: step and its derivative (STEPS each).
-void floor_channel_results(const float* low, const float* weight, float* out) {
-  static Channel d;
-  fill_channel(d, low, weight);
-  channel_backward(d);
-  for (int t = 0; t < STEPS; ++t) out[t] = d.step[t][0], out[STEPS + t] = d.slope[t][0];
-}
-
-void floor_channel_work(int64_t passes, int threads, int with_backward, const float* low, const float* weight) {
-  auto work = [&] {
-    std::vector<Channel> data(1);
-    fill_channel(data[0], low, weight);
-    for (int64_t i = 0; i < passes; ++i) with_backward ? channel_backward(data[0]) : channel_forward(data[0]);
-    volatile float keep = data[0].mix_total[0][0] + data[0].grad_bias[0];
-    (void)keep;
-  };
-  std::vector<std::thread> helpers;
-  for (int i = 1; i < threads; ++i) helpers.emplace_back(work);
-  work();
-  for (auto& helper : helpers) helper.join();
 }
 
 // `passes` over the same data on each thread.

@@ -18,16 +18,6 @@ The arithmetic floor counts, per state step (one row, step, band, channel and st
 that is 13 operations forward and 33 forward + backward. `floors.cpp` runs exactly these on all threads, on data that
 stays in the first-level cache. On a GPU no arithmetic floor is measured.
 
-Per channel-step (one row, step, band and channel) it counts, whatever the number of states, what a layer's scan does:
-
-    forward           step size of rank 4            4 fused multiply-adds
-                      softplus                       1 exponential, 9 fused multiply-adds, 4 operations
-                      y += mix band                  1 fused multiply-add
-    backward          step size and softplus again
-                      softplus' = 1 - exp(-step)     1 exponential, 2 operations
-                      weights and low rank           8 fused multiply-adds
-                      bias, mix                      2 operations
-
 The bandwidth floor is the bytes that must be read or written once, over the measured bandwidth of a large copy. It
 does not bind where the tensors of a case fit in a cache.
 """
@@ -44,7 +34,6 @@ import torch
 from torch import Tensor
 
 STATES = STEPS = 16
-RANK = 4
 
 
 class Floors(NamedTuple):
@@ -54,16 +43,12 @@ class Floors(NamedTuple):
     backward_steps_per_s: float | None
     bytes_per_s: float
     note: str = ""
-    forward_channels_per_s: float | None = None
-    backward_channels_per_s: float | None = None
 
     def arithmetic_ms(self, elements: int, backward: bool) -> float | None:
         """Least time of `elements` state steps."""
-        return _milliseconds(elements, self.forward_steps_per_s, self.backward_steps_per_s, backward)
-
-    def channel_ms(self, elements: int, backward: bool) -> float | None:
-        """Least time of `elements` channel-steps, without their states."""
-        return _milliseconds(elements, self.forward_channels_per_s, self.backward_channels_per_s, backward)
+        if self.forward_steps_per_s is None or self.backward_steps_per_s is None:
+            return None
+        return 1e3 * (elements / self.forward_steps_per_s + (elements / self.backward_steps_per_s if backward else 0))
 
     def drift(self, later: "Floors") -> float:
         """Largest relative difference between two measurements: 0 on a machine with nothing else to do."""
@@ -80,12 +65,6 @@ class Floors(NamedTuple):
         return 1e3 * moved / self.bytes_per_s
 
 
-def _milliseconds(elements: int, forward: float | None, backward: float | None, both: bool) -> float | None:
-    if forward is None or backward is None:
-        return None
-    return 1e3 * (elements / forward + (elements / backward if both else 0))
-
-
 def measure_floors(device: torch.device) -> Floors:
     """Takes about two seconds."""
     bandwidth = _copy_bandwidth(device)
@@ -94,9 +73,7 @@ def measure_floors(device: torch.device) -> Floors:
     library = compile_floors()
     if library is None:
         return Floors(None, None, bandwidth, "arithmetic floor unknown: no C++ compiler (g++ or clang++)")
-    states = [_per_s(library.floor_work, library, backward, sample(), STATES) for backward in (False, True)]
-    channels = [_per_s(library.floor_channel_work, library, backward, low_rank(), 1) for backward in (False, True)]
-    return Floors(*states, bandwidth, "", *channels)
+    return Floors(_steps_per_s(library, backward=False), _steps_per_s(library, backward=True), bandwidth)
 
 
 def compile_floors() -> ctypes.CDLL | None:
@@ -124,25 +101,19 @@ def sample() -> list[Tensor]:
     return [delta, normal(STEPS), normal(STEPS), -torch.arange(1.0, STATES + 1), *matrices]
 
 
-def low_rank() -> list[Tensor]:
-    """Low rank of step sizes (16, 4), and their weights (4,)."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(STEPS, RANK, generator=generator), torch.randn(RANK, generator=generator)]
-
-
 def pointers(tensors: list[Tensor]) -> list[Any]:
     return [ctypes.c_void_p(x.data_ptr()) for x in tensors]
 
 
-def _per_s(work: Any, library: ctypes.CDLL, backward: bool, data: list[Tensor], states: int) -> float:
-    """State steps, or channel-steps (`states` = 1), of all threads."""
-    threads = torch.get_num_threads()
+def _steps_per_s(library: ctypes.CDLL, *, backward: bool) -> float:
+    """State steps of all threads."""
+    threads, data = torch.get_num_threads(), sample()
     passes, best = 200_000, float("inf")
     for _ in range(4):
         start = time.perf_counter()
-        work(ctypes.c_int64(passes), threads, int(backward), *pointers(data))
+        library.floor_work(ctypes.c_int64(passes), threads, int(backward), *pointers(data))
         best = min(best, time.perf_counter() - start)
-    return passes * threads * states * STEPS * int(library.floor_lanes()) / best
+    return passes * threads * STATES * STEPS * int(library.floor_lanes()) / best
 
 
 def _copy_bandwidth(device: torch.device) -> float:

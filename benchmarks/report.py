@@ -34,6 +34,13 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def folder_of(about: dict[str, Any], results: Path) -> Path:
+    """Creates the folder of a machine's results."""
+    folder = results / re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def ratios(row: Row, rows: list[Row], direction: str, floors: Floors) -> dict[str, float]:
     """How many times faster than each peer of the same case (x), and how many times the floors (over 1)."""
     if direction not in row.times:
@@ -181,8 +188,7 @@ def plot(rows: list[Row], path: Path) -> None:
 def write(rows: list[Row], floors: Floors, device: torch.device, results: Path, drift: float = 0.0) -> Path:
     """bench.json, bench.md and bench.png below `results`/<device name>; returns the folder."""
     about = machine(device)
-    folder = results / re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_of(about, results)
     (folder / "bench.json").write_text(as_json(rows, floors, about, drift))
     (folder / "bench.md").write_text(as_markdown(rows, floors, about, drift))
     plot(rows, folder / "bench.png")

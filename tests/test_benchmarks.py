@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import diagnostics, floors, model, peers, report, scan
+from benchmarks import floors, model, peers, report, scan
 from benchmarks.compare import BOTH, FORWARD, Case, Row, compare, errors, evaluate
 from benchmarks.floors import Floors
 from benchmarks.layer import SCAN, Decomposition, Layer, Scan, streaming
@@ -16,7 +16,7 @@ from benchmarks.memory import peak_mib
 from benchmarks.timing import Timing, in_turn
 from msssm import MultiScaleSSM
 from msssm.scan import lti_scan, multiscale_scan
-from tests.support.tolerances import FLOAT32, FLOAT64, METRIC
+from tests.support.tolerances import FLOAT32, FLOAT64
 
 CPU = torch.device("cpu")
 SIZE = (2, 37, 3, 4)  # (B, L, D, N); 37 is no power of two
@@ -180,18 +180,6 @@ def test_the_floor_does_the_real_work() -> None:
     assert max(errors(list(actual), expected)) < FLOAT32
 
 
-def test_the_floor_per_channel_does_the_real_work() -> None:
-    """The step sizes of the low rank, and the derivative of their softplus."""
-    library = floors.compile_floors()
-    if library is None:
-        pytest.skip("no C++ compiler")
-    low_rank, weight = given = floors.low_rank()
-    out = torch.empty(2, len(low_rank))
-    library.floor_channel_results(*floors.pointers(given), ctypes.c_void_p(out.data_ptr()))
-    x = low_rank.double() @ weight.double()
-    assert max(errors(list(out), [torch.nn.functional.softplus(x), torch.sigmoid(x)])) < METRIC
-
-
 @pytest.mark.parametrize("levels", [0, 2])
 def test_layer_and_its_scan_agree_with_the_reference(levels: int) -> None:
     small = (2, 19, 8)
@@ -225,13 +213,3 @@ def test_memory_counts_what_a_method_allocates() -> None:
     )
     assert eager > 4 * states
     assert blocked < 2 * states
-
-
-@pytest.mark.parametrize(("live", "verdict"), [(10.4, "met"), (10.6, "missed")])
-def test_the_cost_of_the_diagnostics_is_the_median_of_pairs(live: float, verdict: str) -> None:
-    pairs = [{"live": {"cpu": cpu}, "plain": {"cpu": 10.0}} for cpu in (9.0, live, 30.0)]
-    network = {"network": "quick", "parameters": 1234, "layers": 4, "lengths": [2041, 2053], "cpu": 7.0, "wall": 9.0}
-    about = {"machine": report.machine(CPU), "commit": "c" * 40, "dirty": False, "date": "2026-01-01", "load": 2.0}
-    text = diagnostics.as_markdown({**about, "pairs": pairs, "diagnose": [network]})
-    assert f"**{live / 10:.3f}** (median; 0.900 .. 3.000), of 10.0 s. Goal: at most 1.05: {verdict}." in text
-    assert "| quick | 1,234 | 4 | 2041 .. 2053 | 7.0 | 9.0 |" in text
