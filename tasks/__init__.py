@@ -9,15 +9,13 @@ if TYPE_CHECKING:
     from tasks.listops.task import ListOpsTask
     from tasks.listops.tokens import TokenTask
     from tasks.run.bad_batches import SkipBadBatches
-    from tasks.run.nan_guard import NanGuard
 
-__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "NanGuard", "SkipBadBatches", "TokenTask"]
+__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "SkipBadBatches", "TokenTask"]
 
 _HOMES = {
     "ECGTask": "tasks.ecg.task",
     "ImageTask": "tasks.image.task",
     "ListOpsTask": "tasks.listops.task",
-    "NanGuard": "tasks.run.nan_guard",
     "SkipBadBatches": "tasks.run.bad_batches",
     "TokenTask": "tasks.listops.tokens",
 }

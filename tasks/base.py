@@ -92,7 +92,7 @@ class SequenceTask(lightning.LightningModule):
         """
         if torch.isfinite(loss) or (stage == "train" and not self.stops_at_bad_loss):
             return
-        place = "try a lower lr or ssm_lr; --trainer.callbacks+=tasks.NanGuard looks at every layer from the start"
+        place = "every sequence layer is finite; try a lower lr or ssm_lr, and look at head and labels"
         try:
             with torch.no_grad(), nan_guard(self):
                 self(*inputs)

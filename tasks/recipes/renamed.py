@@ -14,7 +14,6 @@ CLASSES = {
     "datamodules.selection.SelectionDataModule": "datamodules.SelectiveCopyingDataModule",
     "tasks.bad_batches.SkipBadBatches": "tasks.SkipBadBatches",
     "tasks.dashboards.EpochLines": "tasks.run.dashboard.EpochLines",
-    "tasks.nan_guard.NanGuard": "tasks.NanGuard",
 }
 # Of the commands that are not Lightning's.
 COMMAND_OPTIONS = {

@@ -91,7 +91,7 @@ def recipe(**options: object) -> dict[str, object]:
         ({"precision": "bf16-mixed", "batch_size": 8}, [], ["data.init_args.batch_size", "trainer.precision"]),
         ({"callbacks": [{"class_path": "tasks.run.dashboard.EpochLines"}]}, [], []),
         ({"callbacks": [{"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"}]}, [], []),
-        ({"callbacks": [{"class_path": "tasks.NanGuard"}]}, [], ["trainer.callbacks"]),
+        ({"callbacks": [{"class_path": "tasks.SkipBadBatches"}]}, [], ["trainer.callbacks"]),
     ],
 )
 def test_what_may_change_in_a_resumed_run(options: dict[str, object], close: list[str], refused: list[str]) -> None:

@@ -95,7 +95,7 @@ def test_a_bad_loss_names_layer_band_and_step_and_keeps_the_last_good_checkpoint
     ("stage", "name", "step", "end"),
     [
         ("validate", "validation", 10, "last.ckpt is from before"),
-        ("test", "test", 20, "looks at every layer from the start"),
+        ("test", "test", 20, "look at head and labels"),
     ],
 )
 def test_an_evaluation_that_alone_is_not_finite_ends_the_run(
