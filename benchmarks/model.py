@@ -11,7 +11,7 @@ from benchmarks.layer import streaming
 from benchmarks.timing import in_turn
 from msssm import Backbone, MultiScaleSSM, SequenceClassifier, param_groups
 from msssm.scan import Backend
-from tasks.table.named import row_recipe
+from tasks.table.spec import row_recipe
 
 VOCABULARY, CLASSES = 15, 10
 BACKENDS: dict[str, Backend] = {"msssm": "auto", "pure torch": "torch"}

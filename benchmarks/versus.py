@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tasks.table.named import named_recipe
+from tasks.table.spec import named_recipe
 
 RECIPES = {
     "ListOps, 4 x 64, N = 4, batch 50, lengths 8..50": "quick/listops/msssm_s6",

@@ -9,9 +9,9 @@ from msssm.errors import InputError
 from tasks.cli.parser import CommandParser
 from tasks.metrics.bootstrap import RESAMPLES
 from tasks.metrics.intervals import student
-from tasks.metrics.paired import Comparison, check_comparable, compare
 from tasks.paths import path_option
-from tasks.run.predictions import FILE, Saved, load
+from tasks.run.predictions import FILE, load
+from tasks.table.compare import compare_runs
 
 EXAMPLES = """\
 msssm compare runs/a runs/b
@@ -34,59 +34,34 @@ def main(args: list[str]) -> None:
         raise InputError(f"--resamples must be at least 1, got {options.resamples}")
     if options.seed < 0:
         raise InputError(f"--seed must be at least 0, got {options.seed}")
-    rows = [_seeds(folder) for folder in options.run]
-    if not any(rows):
-        run, result = _compare(options.run, options.resamples, options.seed)
-        _print_head(run, options.resamples)
-        _print_runs(options.run, result)
-        return
-    seeds = sorted(rows[0].keys() & rows[1].keys())
-    if not seeds:
+    pairs = _pairs(*options.run)
+    found = {name: compare_runs(a, b, resamples=options.resamples, seed=options.seed) for name, (a, b) in pairs.items()}
+    first = load(next(iter(pairs.values()))[0] / FILE)
+    groups = "" if first.group is None else f" in {len(np.unique(first.group)):,} groups"
+    metric = first.metric.replace("_", " ")
+    print(f"{metric} on {len(first.sample):,} samples{groups}; {options.resamples:,} paired resamples")
+    print(f"  A  {options.run[0]}\n  B  {options.run[1]}")
+    print("  seed       A       B    A - B   95 % interval       A is better")
+    for name, each in found.items():
+        low, high = each.interval
+        numbers = f"{each.a:.4f}  {each.b:.4f}  {each.difference:+.4f}   {low:+.4f} .. {high:+.4f}"
+        print(f"  {name:>4}  {numbers}  {100 * each.a_better:.1f} % of the resamples")
+    if len(found) > 1:
+        a, b, difference = (mean(values) for values in list(zip(*found.values(), strict=True))[:3])
+        low, high = student([each.difference for each in found.values()])
+        print(f"  mean  {a:.4f}  {b:.4f}  {difference:+.4f}   {low:+.4f} .. {high:+.4f}  over seeds (Student)")
+
+
+def _pairs(a: Path, b: Path) -> dict[str, tuple[Path, Path]]:
+    """The runs to compare by seed; two runs are one pair without a seed's name."""
+    runs = [[path.parent for path in folder.glob("seed*/metrics.json")] for folder in (a, b)]
+    seeds = [{run.name[4:]: run for run in each if run.name[4:].isdecimal()} for each in runs]
+    if not any(seeds):
+        return {"": (a, b)}
+    shared = sorted(seeds[0].keys() & seeds[1].keys(), key=int)
+    if not shared:
         raise InputError(
-            f"expected two runs, or two rows with complete runs of the same seeds; {options.run[0]} has seeds "
-            f"{sorted(rows[0]) or 'none'}, {options.run[1]} {sorted(rows[1]) or 'none'}"
+            f"expected two runs, or two rows with complete runs of the same seeds; {a} has seeds "
+            f"{', '.join(seeds[0]) or 'none'}, {b} {', '.join(seeds[1]) or 'none'}"
         )
-    found = [_compare([row[seed] for row in rows], options.resamples, options.seed) for seed in seeds]
-    _print_head(found[0][0], options.resamples)
-    _print_rows(options.run, dict(zip(seeds, (result for _, result in found), strict=True)))
-
-
-def _seeds(folder: Path) -> dict[int, Path]:
-    """Complete runs of a row, by their seeds."""
-    runs = (path.parent for path in folder.glob("seed*/metrics.json"))
-    return {int(run.name[4:]): run for run in runs if run.name[4:].isdecimal()}
-
-
-def _compare(folders: list[Path], resamples: int, seed: int) -> tuple[Saved, Comparison]:
-    """Run A, and how it compares with run B."""
-    a, b = (load(folder / FILE) for folder in folders)
-    check_comparable(folders, (a, b))
-    return a, compare(a, b, resamples=resamples, seed=seed)
-
-
-def _print_head(run: Saved, resamples: int) -> None:
-    units = f"{len(run.sample):,} samples"
-    if run.group is not None:
-        units += f" in {len(np.unique(run.group)):,} groups"
-    print(f"{run.metric.replace('_', ' ')} on {units}; {resamples:,} paired resamples")
-
-
-def _print_runs(folders: list[Path], result: Comparison) -> None:
-    low, high = result.interval
-    width = max(len(str(folder)) for folder in folders)
-    print(f"  A  {folders[0]!s:<{width}}  {result.a:.4f}")
-    print(f"  B  {folders[1]!s:<{width}}  {result.b:.4f}")
-    print(f"  A - B  {result.difference:+.4f}   95 % interval {low:+.4f} .. {high:+.4f}")
-    print(f"  A is better in {100 * result.a_better:.1f} % of the resamples")
-
-
-def _print_rows(folders: list[Path], results: dict[int, Comparison]) -> None:
-    print(f"  A  {folders[0]}\n  B  {folders[1]}")
-    print("  seed       A       B    A - B   95 % interval")
-    for seed, result in results.items():
-        low, high = result.interval
-        print(f"  {seed:>4}  {result.a:.4f}  {result.b:.4f}  {result.difference:+.4f}   {low:+.4f} .. {high:+.4f}")
-    if len(results) > 1:
-        a, b, difference = (mean(values) for values in list(zip(*results.values(), strict=True))[:3])
-        low, high = student([result.difference for result in results.values()])
-        print(f"  mean  {a:.4f}  {b:.4f}  {difference:+.4f}   {low:+.4f} .. {high:+.4f} over seeds (Student)")
+    return {seed: (seeds[0][seed], seeds[1][seed]) for seed in shared}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,12 +10,13 @@ from typing import NamedTuple
 
 from msssm.errors import InputError
 from tasks.cli.parser import CommandParser
-from tasks.cli.table import write_table
 from tasks.messages import say
 from tasks.paths import path_option
+from tasks.table.collect import GIVEN
 from tasks.table.files import experiment_files, tables
 from tasks.table.places import open_pool, pool_arguments, resumable
 from tasks.table.pool import drive
+from tasks.table.render import write_table
 from tasks.table.spec import Table, read_table, text
 from tasks.table.training import LOG, Training, last_lines
 
@@ -177,7 +179,8 @@ def _prepared(run: Run, results: Path, overrides: list[str]) -> Training:
     """Creates the run's folder, with the present recipe of its row."""
     training = _training(run, results, overrides)
     training.folder.mkdir(parents=True, exist_ok=True)
-    (training.folder / "recipe.yaml").write_text(text(run.table.recipe(run.row)))
+    given = f"{GIVEN}{shlex.join(overrides)}\n" if overrides else ""  # which the table says beside its numbers
+    (training.folder / "recipe.yaml").write_text(given + text(run.table.recipe(run.row)))
     return training
 
 

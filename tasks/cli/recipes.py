@@ -9,8 +9,7 @@ from msssm.errors import InputError
 from tasks.cli.parser import CommandParser
 from tasks.paths import make_folder, path_option
 from tasks.table.files import EXPERIMENTS, recipe_file, recipes, table_file, tables
-from tasks.table.named import row_recipe
-from tasks.table.spec import read_table, text
+from tasks.table.spec import read_table, row_recipe, text
 
 EXAMPLES = """
 msssm recipes                        all of them

@@ -46,7 +46,7 @@ from tasks.run.processor_time import ProcessorTime
 from tasks.run.provenance import provenance, write_json
 from tasks.run.resume import changes, is_recipe
 from tasks.run.saved_config import SavedConfig
-from tasks.table.named import named_recipe
+from tasks.table.spec import named_recipe
 
 # What a recipe may build by name. Anything else importable stays closed to a downloaded config.
 ALLOWED = ["msssm", "datamodules", "tasks", "lightning.pytorch", "torch.nn"]

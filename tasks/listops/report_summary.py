@@ -12,8 +12,7 @@ from msssm.errors import InputError
 from tasks.reports import style
 from tasks.reports.markdown import table
 from tasks.run.provenance import read_json
-from tasks.table.entries import entries
-from tasks.table.runs import read_runs
+from tasks.table.collect import find_table, read_runs
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -27,8 +26,7 @@ def write_summary(folder: Path) -> str:
     runs = read_runs(folder, "listops")
     if not runs:
         raise InputError(f"no complete ListOps run below {folder}/runs; run `make reproduce-table` first")
-    table = entries(folder, runs, "listops", ())
-    labels = {name: row.label for name, row in table.rows.items()} if table else {}
+    labels = {name: row.label for name, row in find_table(folder, runs, "listops").rows.items()}
     reports = [(run, read_json(run.folder / "listops_report.json")["lines"]) for run in runs]
     expected = [(line["kind"], line["name"], line["count"]) for line in reports[0][1]]
     seeds: dict[str, list[list[dict[str, Any]]]] = {}

@@ -16,9 +16,3 @@ def student(values: Sequence[float]) -> tuple[float, float]:
     """Student's interval of the mean over two or more seeds."""
     half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return mean(values) - half, mean(values) + half
-
-
-def student_of_scores(values: Sequence[float]) -> tuple[float, float]:
-    """The same of scores, within 0 .. 1."""
-    low, high = student(values)
-    return max(0.0, low), min(1.0, high)

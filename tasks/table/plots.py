@@ -1,17 +1,20 @@
 """The table as pictures: the rows with their intervals, and the learning curves."""
 
+import math
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tasks.reports import style
-from tasks.table.rows import Row, Section
+from tasks.table.collect import Section
 
 Values = npt.NDArray[np.float64]
 
@@ -20,40 +23,35 @@ MANY = 10  # colours that can be told apart
 
 def finding(section: Section) -> str:
     """What the table shows, as a sentence: the best row, and how many others its interval does not exclude."""
-    first, *others = sorted(section.rows, key=lambda row: -row.mean)
-    show, (low, high) = section.benchmark.show, first.interval()
-    near = sum(low <= row.interval()[1] and row.interval()[0] <= high for row in others)
-    best = f"Best: {first.label}, {show(first.mean)}"
-    if not others:
-        return best
-    if near == 0:
-        return f"{best}, above all others"
-    return f"{best}; {near} of {len(others)} others within the intervals"
+    rows = section.rows.sort_values("mean", ascending=section.column.direction == "lower", kind="stable")
+    best, others = rows.iloc[0], rows.iloc[1:]
+    text = f"Best: {best.label}, {section.column.show(best['mean'])}"
+    if others.empty or math.isnan(best.low):
+        return text
+    near = int(((others.low <= best.high) & (others.high >= best.low)).sum())
+    return f"{text}; {near} of {len(others)} others within the intervals" if near else f"{text}, above all others"
 
 
 @style.styled
 def intervals(path: Path, section: Section) -> None:
     """Draws a dot per row with its 95 % interval, and a tick for each of several seeds."""
-    benchmark, rows = section.benchmark, section.ranked[::-1]
-    scale = 100 if benchmark.percent else 1
+    column, scale, rows = section.column, section.column.scale, section.rows.iloc[::-1]
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.32 * len(rows)), layout="constrained")
-    for place, row in enumerate(rows):
+    for place, row in enumerate(section.lines[::-1]):
         color = style.OURS if row.label.startswith("MS-SSM") else style.OTHERS
-        low, high = row.interval()
-        axes.hlines(place, scale * low, scale * high, color=color, linewidth=2)
+        axes.hlines(place, scale * row.low, scale * row.high, color=color, linewidth=2)
         axes.plot(scale * row.mean, place, "o", color=color, markersize=7)
-        if len(row.runs) > 1:
-            seeds = [scale * value for value in row.values]
+        if row.seeds > 1:
+            seeds = scale * section.runs.test[section.runs.row == row.Index]
             axes.plot(seeds, [place] * len(seeds), "|", color="black", markersize=9)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), rows.label.tolist())
     axes.set_ylim(-0.6, len(rows) - 0.4)  # of two rows, too, each dot is whole
     axes.grid(axis="y", visible=False)
-    over = {"over seeds (ticks)" if len(row.runs) > 1 else benchmark.interval_over for row in rows}
-    intervals = "\nor ".join(sorted(over))
-    label = f"test {benchmark.measure}{benchmark.unit}; 95 % interval,\n{intervals}"
+    over = {"over seeds (ticks)" if seeds > 1 else column.over for seeds in rows.seeds}
+    label = f"test {column.measure}; 95 % interval,\n" + "\nor ".join(sorted(filter(None, over)))
     # As words: a line at it would press together what is to be compared.
-    bound = benchmark.bound(section.first)
-    axes.set_xlabel(f"{label}\n{bound[0]}: {benchmark.show(bound[1])}" if bound else label)
+    bounds = [f"{name}: {shown}" for name, shown in section.bounds().items()]
+    axes.set_xlabel("\n".join([label, *bounds]))
     _head(figure, section)
     _save(figure, path)
 
@@ -88,40 +86,41 @@ def band(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], Va
 def learning_curves(path: Path, section: Section) -> None:
     """Draws the validation metric against training steps: mean over seeds, in a band from the lowest to the highest.
 
-    Of more rows than there are colours, the first, the best and the worst have one.
+    Colours the first, best and worst rows when there are more rows than colours.
     """
-    benchmark = section.benchmark
-    scale = 100 if benchmark.percent else 1
-    curves = {row.label: _curve(row, scale) for row in section.ranked}
-    rows = [row for row in section.ranked if curves[row.label][0]]  # of the others, the events are gone
-    named = rows if len(rows) <= MANY else [row for row in rows if row in (section.rows[0], rows[0], rows[-1])]
+    column, scale = section.column, section.column.scale
+    tag = column.metric.replace("test/", "val/")
+    curves: dict[str, tuple[list[int], Values, Values, Values]] = {}
+    for name in section.rows.index:
+        folders = section.runs.folder[section.runs.row == name]
+        steps, *values = band([read_curve(Path(folder), tag) for folder in folders])
+        if steps:  # of the others, the events are gone
+            lowest, mean, highest = (scale * each for each in values)
+            curves[name] = steps, lowest, mean, highest
+    drawn = list(curves)
+    few = drawn if len(drawn) <= MANY else [section.runs.row[0], drawn[0], drawn[-1]]
+    named = [name for name in drawn if name in few]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row in rows:
-        if row not in named:
-            steps, _, mean, _ = curves[row.label]
-            axes.plot(steps, mean, color=style.QUIET, linewidth=0.7, alpha=0.6)
-    for row in named:
-        steps, lowest, mean, highest = curves[row.label]
-        [line] = axes.plot(steps, mean, marker=".", label=row.label)
+    for name in drawn:
+        if name not in named:
+            axes.plot(curves[name][0], curves[name][2], color=style.QUIET, linewidth=0.7, alpha=0.6)
+    for name in named:
+        steps, lowest, mean, highest = curves[name]
+        [line] = axes.plot(steps, mean, marker=".", label=section.rows.label[name])
         axes.fill_between(steps, lowest, highest, color=line.get_color(), alpha=0.15)
-    several = any(len(row.runs) > 1 for row in rows)
     _head(figure, section)
-    axes.set_xlabel("training steps" + ("; band: lowest to highest seed" if several else ""))
-    axes.set_ylabel(f"validation {benchmark.measure}{benchmark.unit}")
-    if len(named) < len(rows):
-        axes.plot([], [], color=style.QUIET, linewidth=0.7, label=f"the other {len(rows) - len(named)}")
-    if rows:
+    axes.set_xlabel("training steps" + ("; band: lowest to highest seed" if section.rows.seeds.max() > 1 else ""))
+    axes.set_ylabel(f"validation {column.measure}")
+    if len(named) < len(drawn):
+        axes.plot([], [], color=style.QUIET, linewidth=0.7, label=f"the other {len(drawn) - len(named)}")
+    if drawn:
         axes.legend(fontsize="small")
     _save(figure, path)
 
 
-def _curve(row: Row, scale: float) -> tuple[list[int], Values, Values, Values]:
-    tag = row.benchmark.metric.replace("test/", "val/")
-    steps, *values = band([read_curve(run.folder, tag) for run in row.runs])
-    lowest, mean, highest = scale * np.array(values)
-    return steps, lowest, mean, highest
-
-
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path)
-    plt.close(figure)
+    """Writes a PNG of few colours, a quarter as large."""
+    with BytesIO() as buffer:
+        figure.savefig(buffer, dpi=110)
+        plt.close(figure)
+        Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -7,8 +7,7 @@ import yaml
 
 from tasks.cli.main import main
 from tasks.table.files import recipe_file, recipes, table_file, tables
-from tasks.table.named import named_recipe
-from tasks.table.spec import read_table
+from tasks.table.spec import named_recipe, read_table
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:

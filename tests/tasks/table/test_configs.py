@@ -11,8 +11,7 @@ import yaml
 from tasks.cli.load import _Builder, build
 from tasks.cli.main import main
 from tasks.table.files import CONFIGS, EXPERIMENTS, recipes, table_file, tables
-from tasks.table.named import row_recipe
-from tasks.table.spec import read_table, text
+from tasks.table.spec import read_table, row_recipe, text
 from tests.support import cifar10, images, ptbxl
 from tests.support.recipes import TINY_DATA
 

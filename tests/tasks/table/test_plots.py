@@ -3,32 +3,30 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
 from tasks.reports import style
+from tasks.table.collect import Section
 from tasks.table.plots import band, finding
-from tasks.table.rows import Section
-
-
-def row(label: str, mean: float, low: float, high: float) -> Any:
-    return SimpleNamespace(label=label, mean=mean, interval=lambda: (low, high))
+from tasks.table.spec import Column
 
 
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([row("A", 0.9, 0.8, 1.0)], "Best: A, 0.90"),
-        ([row("A", 0.9, 0.8, 1.0), row("B", 0.5, 0.4, 0.6)], "Best: A, 0.90, above all others"),
+        ([("A", 0.9, 0.8, 1.0)], "Best: A, 90.0"),
+        ([("A", 0.9, 0.8, 1.0), ("B", 0.5, 0.4, 0.6)], "Best: A, 90.0, above all others"),
         (
-            [row("A", 0.9, 0.8, 1.0), row("B", 0.85, 0.7, 0.99), row("C", 0.5, 0.4, 0.79), row("D", 0.5, 0.4, 0.8)],
-            "Best: A, 0.90; 2 of 3 others within the intervals",
+            [("A", 0.9, 0.8, 1.0), ("B", 0.85, 0.7, 0.99), ("C", 0.5, 0.4, 0.79), ("D", 0.5, 0.4, 0.8)],
+            "Best: A, 90.0; 2 of 3 others within the intervals",
         ),
     ],
 )
 def test_the_title_counts_the_rows_that_the_interval_of_the_best_meets(rows: list[Any], says: str) -> None:
-    section = SimpleNamespace(rows=rows[::-1], benchmark=SimpleNamespace(show=lambda value: f"{value:.2f}"))
-    assert finding(cast(Section, section)) == says
+    frame = pd.DataFrame(rows[::-1], columns=["label", "mean", "low", "high"])
+    assert finding(cast(Section, SimpleNamespace(rows=frame, column=Column()))) == says
 
 
 def test_the_band_goes_from_the_lowest_to_the_highest_seed() -> None:

@@ -12,9 +12,10 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from tasks.cli.main import main
-from tasks.metrics.intervals import student, student_of_scores, wilson
-from tasks.table.named import row_recipe
+from tasks.metrics.intervals import student, wilson
+from tasks.table.collect import GIVEN
 from tasks.table.plots import read_curve
+from tasks.table.spec import read_table, row_recipe
 from tests.support.tolerances import FLOAT32
 
 SHORT = {"min_length": 8, "max_length": 50, "max_depth": 6, "max_args": 5, "train_size": 80_000, "batch_size": 50}
@@ -34,13 +35,14 @@ def write_run(
     """A complete run as `msssm fit` leaves it."""
     run = folder / "runs" / task / row / f"seed{seed}"
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": options}}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"class_path": "datamodules.Data", "init_args": options}}))
     metrics = {
         "test": {"test/accuracy": accuracy},
         "validation": {"monitor": "val/accuracy", "best": 0.5},
         "seed": seed,
         "parameters": 69_918,
         "steps": 1600,
+        "epochs": 1,
         "train_seconds": 100.0,
         "processes": 1,
         "precision": "32-true",
@@ -71,32 +73,64 @@ def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+def test_what_is_reduced_follows_the_options_that_were_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options of the command line stand beside the numbers, those of a place do not."""
+    options = FULL | {"train_size": 45_000, "short_size": 0, "short_batch_size": 100}
+    run = write_run(tmp_path, "msssm_s6", 0, 0.4, options=options)
+    given = "--data.root /d --data.short_size 0 --trainer.devices=2 --data.train_size=45000"
+    (run / "recipe.yaml").write_text(f"{GIVEN}{given}\nmodel: {{}}\n")
+    main(["table", str(tmp_path), "--experiment", "small"])
+    said = "(reduced: small networks, 45,000 expressions once, after 0 short ones; with --data.short_size 0 "
+    assert said + "--data.train_size=45000)" in capsys.readouterr().out
+    write_run(tmp_path, "mamba", 0, 0.4, options=options)
+    main(["table", str(tmp_path), "--experiment", "small"])
+    out = capsys.readouterr().out
+    assert "| MS-SSM(S6), with --data.short_size 0 --data.train_size=45000" in out, "where rows differ, it is the row's"
+    assert "| Mamba " in out
+
+
 def test_a_table_over_another_experiments_base_says_what_that_reduces(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_run(tmp_path, "mixer-fixed", 0, 0.4, options=FULL)
-    for words, said in (([], False), (["--experiment", "ablations", "--of", "small"], True)):
-        main(["table", str(tmp_path), *words])
-        assert ("(reduced: small networks" in capsys.readouterr().out) == said
+    write_run(tmp_path, "mixer-fixed", 0, 0.4, options=FULL | {"short_size": 300_000, "short_batch_size": 100})
+    main(["table", str(tmp_path), "--experiment", "ablations", "--of", "small"])
+    out = capsys.readouterr().out
+    assert "(reduced: small networks, 96,000 expressions once, after 300,000 short ones)" in out
     with pytest.raises(SystemExit):
         main(["table", str(tmp_path), "--of", "small"])
     assert "asked for --of small without an experiment" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("short_batch_size", "said"), [(100, "12 steps of 100"), (None, "24 steps of 50")])
-def test_steps_of_short_expressions_are_counted_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], short_batch_size: int | None, said: str
-) -> None:
-    """590 of them in each of two epochs."""
-    short = {"short_size": 590, "short_batch_size": short_batch_size}
-    write_run(tmp_path, "msssm_s6", 0, 0.4, options=SHORT | short, epochs=2, steps=100)
-    write_run(tmp_path / "without", "msssm_s6", 0, 0.4)
-    for folder in (tmp_path, tmp_path / "without"):
-        main(["table", str(folder)])
-    shown = capsys.readouterr().out
-    others = "88" if short_batch_size else "76"
-    assert f"Training: {said} short expressions, {others} steps of 50 samples; tested once" in shown
-    assert "Training: 1,600 steps of 50 samples; tested once" in shown
+def test_a_table_names_its_own_metric_unit_and_direction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a task that msssm does not know."""
+    tables = tmp_path / "mine"
+    tables.mkdir()
+    column = {
+        "metric": "test/rmse",
+        "name": "error",
+        "unit": "mV",
+        "direction": "lower",
+        "data": "signals of {data.hz} Hz",
+    }
+    texts = {"data": "signals of {data.hz} Hz", "paper": "their signals", "bound": {"zero": 1}}
+    rows = {name: {"label": name.upper(), "paper": 0.2} for name in ("a", "b")}
+    content = {"base": {}, "rows": rows, "column": column | texts}
+    (tables / "signals.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    for row, errors in (("a", (0.4, 0.5)), ("b", (0.25, 0.35))):
+        for seed, error in enumerate(errors):
+            write_run(
+                tmp_path, row, seed, 0.0, task="signals", options={"hz": 50, "batch_size": 2}, test={"test/rmse": error}
+            )
+    main(["table", str(tmp_path), "--experiment", str(tables)])
+    text = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert lines[0][1] == "ours: error on signals of 50 Hz, mV"
+    assert lines[0][-1] == "paper: error on their signals, mV"
+    assert [line[:2] for line in lines[2:]] == [["B", "0.300"], ["A", "0.450"], ["zero (bound)", "1.000"]]
+    assert lines[2][2] == "-0.335 .. 0.935", "no range of the metric is known"
+    with pytest.raises(SystemExit):
+        main(["table", str(tmp_path)])
+    assert "the table is of test/accuracy" in capsys.readouterr().err
 
 
 def test_wilson_interval_of_one_seed() -> None:
@@ -110,46 +144,48 @@ def test_wilson_interval_of_one_seed() -> None:
 def test_student_interval_of_several_seeds() -> None:
     """t(0.975, 2) = 4.3027 for three seeds."""
     assert student([0.40, 0.42, 0.44]) == pytest.approx((0.42 - 0.049684, 0.42 + 0.049684), abs=FLOAT32)
-    assert student_of_scores([0.2, 0.5]) == (0.0, 1.0), "an accuracy is within 0 .. 1"
 
 
 def test_rows_are_sorted_and_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, "msssm_s6", 0, 0.45)
     write_run(tmp_path, "mamba", 0, 0.47)
+    write_run(tmp_path, "s4d", 0, 0.47, test={})  # --skip_test
     header, _, *rows = table(tmp_path, capsys)
-    assert header[1] == "ours: accuracy on ListOps of 8 to 50 tokens (reduced scale), %"
-    assert header[-1] == "paper: accuracy on full LRA ListOps, %"
+    assert header[1] == "ours: accuracy on ListOps of 8 to 50 tokens (reduced: small networks), %"
+    assert header[-1] == "paper: accuracy on LRA ListOps, %"
     assert [(row[0], row[1], row[-1]) for row in rows] == [
         ("Mamba", "47.0", "38.02"),
         ("MS-SSM(S6)", "45.0", "63.04"),
         ("root operator alone (bound)", "24.3", ""),
     ]
     text = (tmp_path / "table.md").read_text()
-    assert "reduced scale" in text
+    assert "Training: 1,600 steps of 50 samples; tested once" in text
+    assert "The paper's column is of other data: not comparable in value." in text
     assert "Partial table, not yet run: MS-SSM(S6), Mamba's init; MS-SSM(S4); MS-SSM without SSM;" in text
 
 
 def test_several_seeds_show_their_mean_and_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, accuracy in enumerate([0.40, 0.42, 0.44]):
         write_run(tmp_path, "s4d", seed, accuracy)
-    row = table(tmp_path, capsys)[2]
-    assert row[:5] == ["S4D", "42.0", "37.0 .. 47.0", "40.0 .. 44.0", "3"]
+    for seed, accuracy in enumerate([0.2, 0.5]):
+        write_run(tmp_path, "mamba", seed, accuracy)
+    rows = table(tmp_path, capsys)
+    assert rows[2][:5] == ["S4D", "42.0", "37.0 .. 47.0", "40.0 .. 44.0", "3"]
+    assert rows[3][2] == "0.0 .. 100.0", "an accuracy is within 0 .. 1"
 
 
-def test_full_scale_is_labelled_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_scale_is_comparable_and_smaller_networks_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(tmp_path, "msssm_s6", 0, 0.63, options=FULL)
-    header, *_ = table(tmp_path, capsys)
-    assert header[1] == "ours: accuracy on LRA ListOps, %"
-    assert "reduced" not in (tmp_path / "table.md").read_text()
-
-
-def test_small_networks_on_whole_data_are_called_reduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tables = tmp_path / "mine"
-    tables.mkdir()
+    main(["table", str(tmp_path), "--experiment", "paper"])
+    text = capsys.readouterr().out
+    assert "| ours: accuracy on LRA ListOps, %" in text
+    assert "not comparable" not in text
+    (tmp_path / "mine").mkdir()
     entries = "reference: paper/listops\nbase: listops\nreduced: width\nrows: {msssm_s6: {}}\n"
-    (tables / "listops.yaml").write_text(entries)
-    write_run(tmp_path, "msssm_s6", 0, 0.63, options=FULL)
-    main(["table", str(tmp_path), "--experiment", str(tables)])
+    (tmp_path / "mine/listops.yaml").write_text(entries)
+    main(["table", str(tmp_path), "--experiment", str(tmp_path / "mine")])
     text = capsys.readouterr().out
     assert "ours: accuracy on LRA ListOps (reduced: width), %" in text
     assert "The paper's column is of other networks: not comparable in value." in text
@@ -171,9 +207,8 @@ def test_the_recipe_of_a_run_says_which_experiment_it_is_of(
 def test_imagenette_is_never_imagenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A table of its own beside ImageNet's, with neither a number nor a heading of the paper's."""
     data = {"counts": {"train": 8569, "val": 900, "test": 3925}, "classes": 10, "digest": "d" * 64}
-    options = {"batch_size": 64, "holdout": 900}
     for row in ("msssm_s6", "vit"):
-        write_run(tmp_path, row, 0, 0.6, options=options, task="imagenette", data=data)
+        write_run(tmp_path, row, 0, 0.6, options={"batch_size": 64}, task="imagenette", data=data, epochs=15)
     header, _, *rows = table(tmp_path, capsys)
     assert header[1] == "ours: accuracy on Imagenette (reduced: small networks, 15 epochs), %"
     assert [row[0] for row in rows] == ["MS-SSM(S6)", "ViT (timm)", "chance (bound)"]
@@ -181,24 +216,35 @@ def test_imagenette_is_never_imagenet(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "ImageNet" not in text
     assert "paper" not in text
     shutil.rmtree(tmp_path / "runs")
-    write_run(tmp_path, "vit", 0, 0.6, options=options | {"holdout": 0}, task="imagenette", data=data)
-    assert "not Imagenette" in table(tmp_path, capsys)[0][1], "fewer images than it has"
+    data["counts"] = {"train": 9469, "val": 3925, "test": 3925}
+    write_run(tmp_path, "vit", 0, 0.6, options={"batch_size": 64}, task="imagenette", data=data)
+    assert "on Imagenette (9,469 / 3,925 / 3,925 samples; reduced" in table(tmp_path, capsys)[0][1]
 
 
-def test_csv_has_the_provenance_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed in (0, 1):
-        energy = {"processor_joules": 1234.6, "cpu_seconds": 99.6} if seed else {}  # earlier runs have no such key
-        write_run(tmp_path, "s4d", seed, 0.4, dirty=seed == 1, **energy)
-    table(tmp_path, capsys)
+def test_csv_and_recipe_hold_what_repeats_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for row, size in (("s4d", 1), ("mamba", 2)):
+        for seed in (0, 1):
+            cpu = {"cpu_seconds": 99.6} if seed else {}  # earlier runs have no such key
+            options = SHORT | {"size": size, "shuffle_seed": seed, "root": f"/{seed}"}
+            write_run(tmp_path, row, seed, 0.4, options=options, dirty=seed == 1, **cpu)
+    header, _, line, *_ = table(tmp_path, capsys)
+    assert line[header.index("training, s")] == "100", "durations are of one clock"
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert [(line["seed"], line["dirty"], line["full_scale"]) for line in lines] == [
-        ("0", "False", "False"),
-        ("1", "True", "False"),
+    assert [(line["row"], line["seed"], line["dirty"], line["full_scale"]) for line in lines[:2]] == [
+        ("s4d", "0", "False", "False"),
+        ("s4d", "1", "True", "False"),
     ]
-    assert [line["processor_joules"] for line in lines] == ["", "1235"]
-    assert [line["cpu_seconds"] for line in lines] == ["", "100"]
-    assert all(line["commit"] == "c" * 40 and line["data_digest"] == "d" * 64 for line in lines)
+    assert [line["cpu_seconds"] for line in lines[:2]] == ["", "100"]
+    for key, value in {
+        **{"commit": "c" * 40, "data_digest": "d" * 64, "torch": "2.15.0", "processor": "a processor", "threads": "1"},
+        **{"steps": "1600", "config": "listops.yaml"},
+    }.items():
+        assert {line[key] for line in lines} == {value}, key
     assert "with uncommitted changes" in (tmp_path / "table.md").read_text()
+    recipes = read_table(tmp_path / "listops.yaml")
+    data = recipes.recipe("mamba")["data"]["init_args"]
+    assert data == SHORT | {"size": 2, "shuffle_seed": "${seed_everything}"}
+    assert recipes.rows["mamba"].options == {"data.size": 2}
 
 
 @pytest.mark.parametrize(
@@ -264,13 +310,13 @@ def test_several_tasks_have_an_overview_and_a_section_each(tmp_path: Path, capsy
     write_run(tmp_path, "msssm_s6", 0, 0.45)
     write_run(tmp_path, "s4d", 0, 0.40)
     write_run(tmp_path, "msssm_s6", 0, 0.0, task="ptbxl", options={"batch_size": 50, "sampling_rate": 100}, **ECG)
-    main(["table", str(tmp_path)])
+    main(["table", str(tmp_path), "--experiment", "quick"])
     text = (tmp_path / "table.md").read_text()
     overview, listops, ecg = text.split("\n# ")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in overview.splitlines() if "|" in line]
     assert [cell.split(":")[0] for cell in rows[0]] == [
         "model",
-        "ListOps of 8 to 50 tokens (reduced scale)",
+        "ListOps of 8 to 50 tokens (reduced",
         "synthetic ECGs (not PTB-XL), rhythm labels",
     ]
     assert {row[0]: row[1:] for row in rows[2:]} == {
@@ -285,12 +331,16 @@ def test_several_tasks_have_an_overview_and_a_section_each(tmp_path: Path, capsy
 def test_the_page_stands_alone_and_shows_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         write_run(tmp_path, "s4d", seed, 0.4)
+    (tmp_path / "listops_report.md").touch()
+    shutil.copy("docs/results/quick/listops_report.png", tmp_path)
     main(["table", str(tmp_path)])
     text = (tmp_path / "table.html").read_text()
-    assert text.count("<details>") == 2
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("runs/listops/s4d/seed") == 2
+    assert text.count("data:image/png;base64,") == 3, "a slice adds a picture to the table of its task"
+    assert "href='listops_report.md'" in text
     assert "http" not in text
-    assert "c" * 40 in text
+    assert text.count("c" * 40) == 2
+    assert len(text) < 300_000
 
 
 def test_ablations_show_their_paired_difference_to_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,19 +374,3 @@ def test_ablations_of_several_seeds_are_paired_by_seed(tmp_path: Path, capsys: p
     *_, euler_row, _ = table(tmp_path, capsys)
     # Differences 1, 2, 3: Student's half interval is 4.303 / sqrt(3) = 2.5 points.
     assert euler_row[3:5] == ["+2.0", "-0.5 .. +4.5"]
-
-
-def test_a_run_without_a_test_has_no_place_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path, "msssm_s6", 0, 0.45)
-    write_run(tmp_path, "s4d", 0, 0.47, test={})
-    _, _, *rows = table(tmp_path, capsys)
-    assert [row[0] for row in rows] == ["MS-SSM(S6)", "root operator alone (bound)"]
-
-
-def test_durations_are_of_one_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path, "s4d", 0, 0.4, cpu_seconds=50.0)
-    header, _, row, *_ = table(tmp_path, capsys)
-    assert row[header.index("training, CPU s")] == "50"
-    write_run(tmp_path, "s4d", 1, 0.4)  # of an earlier version
-    header, _, row, *_ = table(tmp_path, capsys)
-    assert row[header.index("training, s")] == "100"

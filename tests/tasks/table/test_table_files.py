@@ -1,6 +1,7 @@
 """A table as data: what a row's recipe is, and what is said of a wrong entry."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ import yaml
 
 from msssm.errors import InputError
 from tasks.table.files import experiment_files, table_file
-from tasks.table.named import named_recipe
-from tasks.table.spec import read_table, with_options
+from tasks.table.spec import named_recipe, read_table, with_options
 
 LAYER = {"class_path": "msssm.MultiScaleSSM", "init_args": {"levels": 3, "ssm": "s6"}}
 BACKBONE = {"class_path": "msssm.Backbone", "init_args": {"d_model": 8, "layer": LAYER}}
@@ -46,6 +46,8 @@ def test_a_table_takes_base_rows_labels_and_numbers_from_others() -> None:
     assert quick.rows["mamba"].label == "Mamba"
     assert quick.rows["mamba"].paper == paper.rows["mamba"].paper == 38.02
     assert quick.quoted == paper.quoted != {}
+    assert quick.column == replace(paper.column, data=quick.column.data)
+    assert read_table(table_file("ladder/ptbxl")).column == read_table(table_file("paper/ptbxl")).column
 
 
 def test_the_example_of_the_docs_is_a_table(tmp_path: Path) -> None:
@@ -85,6 +87,10 @@ def test_the_rows_of_ablations_over_another_base_have_its_own_budget() -> None:
         ({"seeds": []}, "seeds must be whole numbers from 0, got []"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"threads": True}, "threads must be int, got True"),
+        ({"column": {"metrik": "test/auroc"}}, "column: there is no key 'metrik'; there are metric, name, unit"),
+        ({"column": {"digits": "two"}}, "column: digits must be int, got 'two'"),
+        ({"column": {"direction": "up"}}, "column: direction must be higher or lower, got 'up'"),
+        ({"column": {"range": [0]}}, "column: range must be the least and the greatest value, got [0]"),
     ],
 )
 def test_a_wrong_entry_is_named(content: dict[str, Any], message: str, tmp_path: Path) -> None:

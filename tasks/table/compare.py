@@ -1,7 +1,7 @@
 """Difference of two runs on the same test samples, by a paired bootstrap."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from msssm.errors import InputError, MissingFileError
 from tasks.metrics.bootstrap import RESAMPLES, percentile_interval, resample
 from tasks.metrics.ecg import macro, weighted_auroc
-from tasks.run.predictions import Saved
+from tasks.run.predictions import FILE, Saved, load
 from tasks.run.provenance import read_json
 
 Floats = npt.NDArray[np.float64]
@@ -41,25 +41,27 @@ def compare(a: Saved, b: Saved, *, resamples: int = RESAMPLES, seed: int = 0) ->
     )
 
 
-def check_comparable(folders: list[Path], runs: tuple[Saved, Saved]) -> None:
-    """Raises ValueError unless both runs were tested on the same samples of the same data with the same metric."""
-    a, b = runs
-    pairs: list[tuple[str, Any, Any]] = [
-        ("metrics", a.metric, b.metric),
-        ("data digests", _digest(folders[0]), _digest(folders[1])),
-        ("numbers of test samples", len(a.sample), len(b.sample)),
-    ]
-    for name, ours, theirs in pairs:
+def compare_runs(a: Path, b: Path, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+    """Compares the runs of two folders.
+
+    Raises:
+        InputError: one has no predictions, or they were not tested on the same samples with the same metric.
+    """
+    runs = load(a / FILE), load(b / FILE)
+    pairs = {
+        "metrics": (runs[0].metric, runs[1].metric),
+        "data digests": (_digest(a), _digest(b)),
+        "numbers of test samples": (len(runs[0].sample), len(runs[1].sample)),
+    }
+    for name, (ours, theirs) in pairs.items():
         if ours != theirs:
             raise InputError(
-                f"{folders[0]} and {folders[1]} have different {name}, {ours} and {theirs}; compare runs of one task "
-                "on the same data"
+                f"{a} and {b} have different {name}, {ours} and {theirs}; compare runs of one task on the same data"
             )
     for name in ("sample", "target", "group"):
-        if not np.array_equal(getattr(a, name), getattr(b, name)):
-            raise InputError(
-                f"{folders[0]} and {folders[1]} differ in the {name}s of their tests; compare runs on the same data"
-            )
+        if not np.array_equal(getattr(runs[0], name), getattr(runs[1], name)):
+            raise InputError(f"{a} and {b} differ in the {name}s of their tests; compare runs on the same data")
+    return compare(*runs, resamples=resamples, seed=seed)
 
 
 def _score(run: Saved, counts: Floats) -> Floats:
