@@ -24,7 +24,6 @@ from benchmarks.model import training_step
 from benchmarks.report import folder_of, machine
 from benchmarks.timing import Timing, in_turn
 from msssm import Backbone, MultiScaleSSM, PatchEmbedding, SequenceClassifier
-from msssm.diagnostics.flops import count_flops
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PEER = "timm vit_small_patch16_224"
@@ -82,11 +81,10 @@ def speeds(models: dict[str, nn.Module], batch: int, side: int, device: torch.de
     return in_turn(steps, device, budget)
 
 
-def row(name: str, model: nn.Module, side: int, batch: int, timing: Timing) -> dict[str, Any]:
+def row(name: str, model: nn.Module, batch: int, timing: Timing) -> dict[str, Any]:
     return {
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "gflops": count_flops(model, noise(1, side))["total"] / 1e9,
         "images_per_s": 1e3 * batch / timing.best,
         "median_images_per_s": 1e3 * batch / timing.median,
     }
@@ -100,12 +98,12 @@ def measure(device: torch.device, batch: int, budget: float) -> list[dict[str, A
         raise ValueError(f"logits disagree with the pure torch scans: {wrong}")
     models = {name: imagenet(name) for name in (*IMAGENET, PEER)}
     times = speeds(models, batch, 224, device, budget)
-    rows = [row(name, model.cpu(), 224, batch, times[name]) for name, model in models.items()]
+    rows = [row(name, model, batch, times[name]) for name, model in models.items()]
     for found in rows:
         found["mib"] = [peak_mib(case, found["model"], (1, side), torch.float32, device=device) for side in RESOLUTIONS]
     small = network("scifar.yaml")
     times = speeds({SCIFAR: small}, batch, 32, device, budget)
-    return [*rows, row(SCIFAR, small.cpu(), 32, batch, times[SCIFAR])]
+    return [*rows, row(SCIFAR, small, batch, times[SCIFAR])]
 
 
 def markdown(rows: list[dict[str, Any]], about: dict[str, Any], batch: int) -> str:
@@ -115,16 +113,15 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any], batch: int) -> s
         "",
         f"{about['threads']} threads, {about['capability']}, torch {about['torch']}, timm {timm.__version__}, Python "
         f"{about['python']}. Training step in float32, batch {batch}, best of several (median in brackets), models in "
-        "turn. MiB: peak of one image's forward and backward, above weights, inputs and gradients. GFLOPs: forward of "
-        "one image (`msssm/diagnostics/flops.py`).",
+        "turn. MiB: peak of one image's forward and backward, above weights, inputs and gradients.",
         "",
-        f"| model | parameters | GFLOPs | images/s | {sides} |",
-        "|---|" + "---:|" * (3 + len(RESOLUTIONS)),
+        f"| model | parameters | images/s | {sides} |",
+        "|---|" + "---:|" * (2 + len(RESOLUTIONS)),
     ]
     for found in rows:
         mib = [f"{peak:.0f}" for peak in found.get("mib", [])] or [""] * len(RESOLUTIONS)
         lines.append(
-            f"| {found['model']} | {found['parameters']:,} | {found['gflops']:.2f} | {found['images_per_s']:.2f} "
+            f"| {found['model']} | {found['parameters']:,} | {found['images_per_s']:.2f} "
             f"({found['median_images_per_s']:.2f}) | {' | '.join(mib)} |"
         )
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from msssm.diagnostics.memory import BandMemory, band_memory, impulse_response
 from msssm.diagnostics.mixer import MixerReport, mixer_report, mixer_shares
 from msssm.diagnostics.mixing_distance import Mixing, mixing_distance
 from msssm.diagnostics.probes import padding_error, shift_error
-from msssm.diagnostics.spectrum import eigenvalues, largest_eigenvalue, receptive_field
+from msssm.diagnostics.spectrum import largest_eigenvalue, receptive_field
 from msssm.diagnostics.trace import Call, trace_calls
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "MixerReport",
     "Mixing",
     "band_memory",
-    "eigenvalues",
     "impulse_response",
     "largest_eigenvalue",
     "mixer_report",

@@ -15,13 +15,11 @@ class BandMemory(NamedTuple):
     Attributes:
         parameters: mean over channels and modes of 1 / (1 - |Abar|), at the step sizes of a zero input.
         measured: mean over rows and channels of sum_j |h_j| / max_j |h_j|, h the response to an impulse.
-        disagreement: measured / parameters.
         tail: largest share of sum_j |h_j| in the last tenth of the steps; near 0 the sequence was long enough.
     """
 
     parameters: Tensor
     measured: Tensor
-    disagreement: Tensor
     tail: Tensor
 
 
@@ -70,5 +68,4 @@ def band_memory(ssm: S6 | S4, x: Tensor, position: int = 0) -> BandMemory:
     measured = torch.where(heard, area / peak, 0).sum((0, 2)) / heard.sum((0, 2)).clamp(min=1)
     late = response[:, :, response.shape[2] - response.shape[2] // 10 :].sum((0, 2, 3))
     tail = late / area.sum((0, 2)).clamp(min=torch.finfo(area.dtype).tiny)
-    parameters = ssm.effective_memory()
-    return BandMemory(parameters, measured, measured / parameters, tail)
+    return BandMemory(ssm.effective_memory(), measured, tail)

@@ -1,7 +1,7 @@
 """The mean mixing distance, how far back the last output looks (MS-SSM, table 6)."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ def mixing_distance(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
     channels: Sequence[int] | None = None,
-    inputs: Literal["all", "same"] = "all",
     chunk: int = 16,
 ) -> Mixing:
     """Mean distance of information to the last step m = L - 1, weighted by the input-output Jacobian.
@@ -33,7 +32,7 @@ def mixing_distance(
         d = sum_n |J_mn| (m - n) / sum_k |J_mk|
 
     The paper leaves open what |J_mn| of an output channel is across input channels; here it is the sum of
-    |dy_m / dx_n| over all of them, or the entry of the same channel. The result is exact, by one vector-Jacobian
+    |dy_m / dx_n| over all of them. The result is exact, by one vector-Jacobian
     product per output channel; `chunk` of them run as one batch, with the memory of `chunk` rows.
 
     Args:
@@ -41,16 +40,13 @@ def mixing_distance(
             block or a whole backbone.
         x: one input, (L, D).
         channels: output channels; None for all.
-        inputs: "all" input channels, or the "same" one as the output.
         chunk: channels at a time.
 
     Raises:
-        ValueError: x has another shape, or `inputs` is unknown.
+        ValueError: x has another shape.
     """
     if x.ndim != 2:
         raise InputError(f"x must be one input of shape (L, D), got shape {tuple(x.shape)}")
-    if inputs not in ("all", "same"):
-        raise InputError(f"inputs must be 'all' or 'same', got {inputs!r}")
     length, width = x.shape
     chosen = torch.arange(width) if channels is None else torch.as_tensor(channels)
     lags = torch.arange(length - 1, -1, -1, device=x.device)
@@ -61,8 +57,7 @@ def mixing_distance(
         with torch.enable_grad():
             last = function(copies)[rows, -1, part]
             (jacobian,) = torch.autograd.grad(last.sum(), copies)
-        size = jacobian.abs()
-        influence = size.sum(2) if inputs == "all" else size[rows, :, part]
+        influence = jacobian.abs().sum(2)
         share = influence / influence.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         distances.append((share * lags).sum(1))
         profile += share.sum(0)

@@ -1,4 +1,4 @@
-"""Eigenvalues of the recurrences, and receptive fields of the filters."""
+"""Largest eigenvalues of the recurrences, and receptive fields of the filters."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,11 @@ from msssm.ssm import S4, S6
 
 
 @torch.no_grad()
-def eigenvalues(ssm: S6 | S4) -> Tensor:
-    """Eigenvalues Abar = exp(Delta A) of every band, channel and mode, at the step sizes of a zero input.
-
-    Returns:
-        (M, D, N), or for a complex diagonal (M, D, N / 2), one of each conjugate pair.
-    """
-    return torch.exp(ssm.delta().unsqueeze(-1) * ssm.diagonal())
-
-
-@torch.no_grad()
 def largest_eigenvalue(ssm: S6 | S4, x: Tensor | None = None) -> Tensor:
-    """Largest |Abar| of each band, (M,), over channels, modes and, given an input (B, L, D), its steps.
+    """Largest |Abar| = |exp(Delta A)| of each band, (M,), over channels, modes and the steps of an input (B, L, D).
 
-    The recurrence contracts if it is below 1; the margin of stability is 1 minus it.
+    Without an input the step sizes are those of a zero input. The recurrence contracts if it is below 1; the margin of
+    stability is 1 minus it.
     """
     delta = ssm.delta(x)
     smallest = delta.amin((0, 1)) if delta.ndim == 4 else delta

@@ -13,7 +13,6 @@ from msssm.decomposition import MultiScaleDecomposition
 from msssm.diagnostics import (
     Call,
     band_memory,
-    eigenvalues,
     largest_eigenvalue,
     mixer_report,
     mixer_shares,
@@ -173,7 +172,6 @@ def _layer(call: Call, within: list[Call], channels: int) -> tuple[dict[str, Any
         largest = torch.stack([largest_eigenvalue(ssm, x_row) for x_row in gates]).amax(0)
         numbers["largest_eigenvalue"] = largest.tolist()
         numbers["stability_margin"] = 1 - largest.max().item()
-        arrays["eigenvalues"] = eigenvalues(ssm).cpu()
     weights = [each.output[0] for each in within if isinstance(each.module, ScaleMixer)]
     if weights:
         report = mixer_report(torch.cat(weights))

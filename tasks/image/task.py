@@ -14,7 +14,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from datamodules import Batch
 from msssm import PatchEmbedding, SequenceClassifier, SequenceLayer
 from msssm.classifier import Pooling
-from msssm.diagnostics.flops import count_flops
 from msssm.errors import InputError
 from msssm.image import ScanOrder
 from tasks.base import SequenceTask
@@ -224,13 +223,11 @@ class ImageTask(SequenceTask):
         confusion = self.test_confusion.compute().cpu()
         counts = confusion.sum(1).tolist()
         right = confusion.diagonal().tolist()
-        image = torch.zeros(1, *self.image_shape, device=self.device)
         top5 = self.trainer.callback_metrics.get("test/accuracy_top5")
         return {
             "accuracy_per_class": [r / n if n else None for r, n in zip(right, counts, strict=True)],
             "accuracy_top5": None if top5 is None else top5.item(),
             "confusion": confusion.tolist() if self.num_classes <= LARGEST_CONFUSION else None,
             "train_images_per_second": self._images / self._seconds if self._seconds else None,
-            "flops_per_image": count_flops(self.model, image),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }

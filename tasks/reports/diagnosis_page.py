@@ -11,7 +11,6 @@ _NOTES = {
     "Effective memory": "Left: mean over channels and modes of 1 / (1 - |Abar|), at the step sizes of a zero input. "
     "Right: sum |h| / max |h| of the response of each band's model to an impulse at the first step of validation "
     "samples, with their Delta, B and C, and no longer than they are. For one mode exp(-t / tau) both are the same.",
-    "Eigenvalues": "Where |Abar| lies per band; the recurrence contracts while all are below 1.",
     "Mixing distance": "d = sum |J| (m - n) / sum |J| at the last step m of the longest sample, J the Jacobian of one "
     "layer, mean over output channels (paper, table 6).",
     "Scale mixer": "Shares |E| / sum |E| of the bands; the paper's mixer is linear, so its weights have no sum.",

@@ -20,7 +20,6 @@ def write_all(folder: Path, result: dict[str, Any], arrays: dict[str, Any]) -> d
     """Draws those plots for which the model has data; returns titles and paths."""
     makers: dict[str, tuple[str, Callable[..., bool]]] = {
         "Effective memory": ("memory", memory_plot),
-        "Eigenvalues": ("eigenvalues", eigenvalues_plot),
         "Mixing distance": ("mixing_distance", mixing_plot),
         "Scale mixer": ("mixer", mixer_plot),
     }
@@ -66,26 +65,6 @@ def memory_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]
     _heatmap(axes[0], parameters, "steps, from the parameters", norm, steps)
     _heatmap(axes[1], measured, "steps, measured on validation data", norm, steps)
     axes[1].set_ylabel("")
-    return _save(figure, path)
-
-
-def eigenvalues_plot(path: Path, layers: list[dict[str, Any]], arrays: dict[str, Any]) -> bool:
-    """Distribution of |Abar| over layers, channels and modes, one histogram per band."""
-    chosen = [arrays[layer["path"]]["eigenvalues"].abs().flatten(1) for layer in layers if "memory" in layer]
-    if not chosen:
-        return False
-    per_band = np.concatenate([values.numpy() for values in chosen], axis=1)
-    count = len(per_band)
-    figure, axes = plt.subplots(
-        count, 1, figsize=(8, 1.2 + 0.9 * count), layout="constrained", sharex=True, squeeze=False
-    )
-    for band, (ax, values) in enumerate(zip(axes[:, 0], per_band, strict=True)):
-        ax.hist(values, bins=np.linspace(0, 1, 101), color=f"C{band}", weights=np.full(len(values), 1 / len(values)))
-        ax.axvline(values.max(), color="black", linewidth=1, linestyle="--")
-        ax.set_yticks([])
-        ax.set_ylabel(_bands(count)[band], rotation=0, ha="right", va="center")
-        ax.text(0.01, 0.8, f"1 - largest = {1 - values.max():.1e}", transform=ax.transAxes, fontsize=8)
-    axes[-1, 0].set_xlabel(r"$|\bar A|$ at the step sizes of a zero input; all layers, channels and modes")
     return _save(figure, path)
 
 

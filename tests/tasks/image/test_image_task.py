@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from datamodules import Batch, DigitsDataModule
 from msssm import Backbone, MultiScaleSSM
-from msssm.diagnostics.flops import count_flops
 from tasks import ImageTask
 from tasks.cli.main import main
 from tasks.image.dashboard import _Errors, as_images, confusion_figure, errors_figure
@@ -79,7 +78,6 @@ def test_a_run_records_what_its_checkpoint_answers(run: Path) -> None:
     assert np.array_equal(report["confusion"], confusion)
     assert report["accuracy_per_class"] == pytest.approx([right[y == c].mean().item() for c in range(10)])
     assert report["parameters"] == sum(p.numel() for p in model.parameters()) == metrics["parameters"]
-    assert report["flops_per_image"] == count_flops(model.model, torch.zeros(1, 1, 8, 8))
     # 4 epochs cannot have taken longer than the training as a whole.
     trained = 4 * 1197 / report["train_images_per_second"]
     assert 0.1 * metrics["train_seconds"] < trained < metrics["train_seconds"]
