@@ -110,7 +110,8 @@ def read_pretrained(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], st
             raise MissingFileError(f"{folder} has no {name}; name a folder that save_pretrained or msssm export wrote")
     try:
         content = json.loads((folder / CONFIG).read_text())
-        weights = load_file(folder / WEIGHTS)
+        # Copies, since safetensors maps the file into memory, and another one may take its place.
+        weights = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InputError(f"{folder} is damaged ({error}); export it again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or not {"backbone", "prefix"} <= content.keys():

@@ -36,34 +36,36 @@ def _message(backbone: Backbone, x: Tensor, lengths: Tensor | None = None, state
     return str(found.value)
 
 
+def _plant(backbone: Backbone, parameter: str, index: Any, value: float = NAN) -> None:
+    with torch.no_grad():
+        backbone.get_parameter(f"blocks.{parameter}")[index] = value
+
+
+S6 = {"ssm": "s6"}
+AT_ONCE = "is not finite from step 0 of row 0 on, in"
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"selective_input": "band"}, {"selective_input": "band", "ssm_input": "input"}, {"decomposition": "conv"}],
-)
-def test_names_the_band_of_the_variants(options: dict[str, Any]) -> None:
+    ("options", "parameter", "index", "value", "message"),
+    [
+        (S6, "0.layer.ssm.delta_bias", (0, 3), NAN, f"band 0 (input) {AT_ONCE} its state space model"),
+        (S6, "1.layer.ssm.delta_bias", (4, 3), NAN, "band 4 (approximation) is not finite from step 0"),
+        (S6, "1.layer.ssm.delta_bias", [1, 3], NAN, f"band 1 (detail 1) {AT_ONCE} its state space "
+            "model (2 of 5 bands fail); its delta_bias is not finite, since an earlier update; try a lower lr"),
+        ({"ssm": "s4"}, "1.layer.ssm.log_rate", (2, 3), NAN, "band 2 (detail 2) is not finite from step 0"),
+        ({"selective_input": "band"}, "1.layer.ssm.delta_bias", (2, 3), NAN, "band 2 (detail 2) is not finite"),
+        ({"selective_input": "band", "ssm_input": "input"}, "0.layer.ssm.delta_bias", (2, 3), NAN, "band 2 (detail 2)"),
+        ({"decomposition": "conv"}, "0.layer.ssm.delta_bias", (2, 3), NAN, "band 2 (detail 2) is not finite"),
+        (S6, "0.layer.decomposition.high", 1, INF, f"band 2 (detail 2) {AT_ONCE} the decomposition"),
+        (S6, "0.layer.mixer.projection.bias", 3, INF, f"band 3 (detail 3) {AT_ONCE} its weight"),
+    ],
+)  # fmt: skip
+def test_names_layer_band_and_parameter(
+    options: dict[str, Any], parameter: str, index: Any, value: float, message: str
+) -> None:
     backbone = _backbone(**options)
-    with torch.no_grad():
-        _layer(backbone, 1).ssm.delta_bias[2, 3] = NAN
-    message = _message(backbone, _x())
-    assert "blocks.1.layer (MultiScaleSSM): band 2 (detail 2) is not finite from step 0" in message
-
-
-@pytest.mark.parametrize("ssm", ["s6", "s4"])
-@pytest.mark.parametrize(("band", "name"), [(0, "input"), (2, "detail 2"), (4, "approximation")])
-@pytest.mark.parametrize("layer", [0, 1])
-def test_names_layer_band_and_parameter(ssm: str, band: int, name: str, layer: int) -> None:
-    """A parameter of one band of one layer is NaN: that band fails at its first step."""
-    backbone = _backbone(ssm=ssm)
-    with torch.no_grad():
-        parameter = "delta_bias" if ssm == "s6" else "log_rate"
-        getattr(_layer(backbone, layer).ssm, parameter)[band, 3] = NAN
-    message = _message(backbone, _x())
-    assert message.startswith(
-        f"layer blocks.{layer}.layer (MultiScaleSSM): band {band} ({name}) is not finite from step 0"
-    )
-    assert "in its state space model" in message
-    assert f"its {parameter} is not finite" in message
-    assert "lower lr" in message
+    _plant(backbone, parameter, index, value)
+    assert _message(backbone, _x()).startswith(f"layer blocks.{parameter[0]}.layer (MultiScaleSSM): {message}")
 
 
 def test_names_the_step_of_an_overflow() -> None:
@@ -86,29 +88,6 @@ def test_names_the_step_of_an_overflow() -> None:
     assert "since an earlier update" not in message
 
 
-def test_names_the_earliest_of_several_bands() -> None:
-    backbone = _backbone()
-    with torch.no_grad():
-        _layer(backbone, 1).ssm.get_parameter("delta_bias")[[1, 3]] = NAN
-    message = _message(backbone, _x())
-    assert "band 1 (detail 1)" in message
-    assert "2 of 5 bands fail" in message
-
-
-def test_a_filter_is_told_from_a_state_space_model() -> None:
-    backbone = _backbone()
-    with torch.no_grad():
-        _layer(backbone, 0).decomposition.high[1] = INF
-    assert "band 2 (detail 2) is not finite from step 0 of row 0 on, in the decomposition" in _message(backbone, _x())
-
-
-def test_a_mixer_is_told_from_a_state_space_model() -> None:
-    backbone = _backbone()
-    with torch.no_grad():
-        _layer(backbone, 0).mixer.projection.bias[3] = INF
-    assert "band 3 (detail 3) is not finite from step 0 of row 0 on, in its weight" in _message(backbone, _x())
-
-
 def test_an_input_that_is_not_finite_is_not_blamed_on_the_layer() -> None:
     x = _x()
     x[2, 5, 1] = NAN
@@ -117,16 +96,13 @@ def test_an_input_that_is_not_finite_is_not_blamed_on_the_layer() -> None:
 
 def test_the_part_of_a_block_outside_its_layer_is_named() -> None:
     backbone = _backbone()
-    with torch.no_grad():
-        backbone.get_submodule("blocks.1.glu").get_parameter("bias")[0] = NAN
+    _plant(backbone, "1.glu.bias", 0)
     assert _message(backbone, _x()).startswith("layer blocks.1 (Block): its output is not finite from step 0 of row 0")
 
 
 def test_layers_without_bands_are_guarded() -> None:
     backbone = Backbone(S4D, d_model=8, n_layers=1)
-    with torch.no_grad():
-        for parameter in backbone.get_submodule("blocks.0.layer").parameters():
-            parameter.fill_(NAN)
+    _plant(backbone, "0.layer.ssm.log_rate", 0)
     assert _message(backbone, _x()).startswith("layer blocks.0.layer (S4D): its output is not finite from step 0")
 
 

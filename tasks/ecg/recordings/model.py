@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from datamodules.ptbxl.record import LEADS
 from msssm import Backbone, SequenceClassifier
 from msssm.errors import InputError, MissingFileError
-from msssm.pretrained import WEIGHTS, pretrained_folder, shipped_models
+from msssm.pretrained import pretrained_folder, read_pretrained, shipped_models
 from tasks.ecg.recordings.inference import Windows
 
 FILE, FORMAT = "ecg.json", 1
@@ -149,7 +148,7 @@ def read_model(model: str | Path | None = None) -> ECGModel:
     backbone = Backbone.from_pretrained(folder)
     network = SequenceClassifier(nn.Linear(len(LEADS), backbone.d_model), backbone, len(answers.classes))
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS), assign=True)
+        network.load_state_dict(read_pretrained(folder)[1], assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder}: the weights do not fit {FILE} ({reason}); export it again") from error
