@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
     drift = floors.drift(later)
     folder = report.write(rows, floors.best(later), device, options.results, drift)
     print((folder / "bench.md").read_text())
-    print(f"written to {folder}: bench.json, bench.md, bench.png")
+    print(f"written to {folder}: bench.json, bench.md")
     refused = [row for row in rows if row.note.startswith("REFUSED")]
     if refused:
         raise SystemExit(f"{len(refused)} results were wrong, and have no figures")

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks leaves: JSON, a Markdown table, and a plot of time against length, memory against S."""
+"""What a run of the benchmarks leaves: JSON and a Markdown table."""
 
 import json
 import platform
@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import pyplot
 
 from benchmarks.compare import BOTH, FORWARD, Row
 from benchmarks.floors import Floors
 from msssm.doctor import processor
-from tasks.reports import style
 
 # What the ratios are against; those that a case lacks stay empty.
 PEERS = {"sequential": "sequential", "Blelloch": "Blelloch", "assoc.": "associative_scan", "torch": "pure torch"}
@@ -153,43 +151,10 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
-@style.styled
-def plot(rows: list[Row], path: Path) -> None:
-    """Left: the layer's time against L. Right: its peak memory against S."""
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for method in dict.fromkeys(row.method for row in rows if row.section == "length"):
-        points = [
-            (int(row.case.removeprefix("L = ")), row.times[BOTH].best)
-            for row in rows
-            if row.section == "length" and row.method == method and BOTH in row.times
-        ]
-        left.plot(*zip(*points, strict=True), "o-", label=method)
-    left.set(xscale="log", yscale="log", xlabel="L (steps)", ylabel="forward + backward (ms)")
-    left.set_title("MultiScaleSSM(128), S = 3, 2 rows: time against length")
-    lengths = sorted({int(x) for line in left.lines for x in line.get_xdata()})
-    left.set_xticks(lengths, map(str, lengths))
-    left.minorticks_off()
-    points = [
-        (int(row.case.rsplit("= ", 1)[1]), row.memory_mib)
-        for row in rows
-        if row.section == "layer" and row.method == "msssm" and row.memory_mib is not None
-    ]
-    if points:
-        right.plot(*zip(*points, strict=True), "o-", label="msssm")
-    right.set(xlabel="S (levels; S + 2 bands)", ylabel="peak above inputs and gradients (MiB)", ylim=(0, None))
-    right.set_title("MultiScaleSSM(128), (8, 1024): memory against S")
-    for axes in (left, right):
-        if axes.lines:
-            axes.legend()
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
 def write(rows: list[Row], floors: Floors, device: torch.device, results: Path, drift: float = 0.0) -> Path:
-    """bench.json, bench.md and bench.png below `results`/<device name>; returns the folder."""
+    """bench.json and bench.md below `results`/<device name>; returns the folder."""
     about = machine(device)
     folder = folder_of(about, results)
     (folder / "bench.json").write_text(as_json(rows, floors, about, drift))
     (folder / "bench.md").write_text(as_markdown(rows, floors, about, drift))
-    plot(rows, folder / "bench.png")
     return folder

@@ -46,12 +46,8 @@ def main(args: list[str]) -> None:
     """
     parser = CommandParser("diagnose", main, "msssm diagnose --run_dir runs/mine")
     run_arguments(parser)
-    parser.add_argument(
-        "--samples", type=int, default=4, metavar="N", help="of the validation data, spread over its batches"
-    )
-    parser.add_argument(
-        "--channels", type=int, default=8, metavar="N", help="output channels of each Jacobian, evenly spaced"
-    )
+    parser.add_argument("--samples", type=int, default=4, metavar="N", help="validation samples, over all batches")
+    parser.add_argument("--channels", type=int, default=8, metavar="N", help="output channels of each Jacobian")
     options, overrides = parser.parse_known_args(args)
     start = time.monotonic()
     run = load_run(options, overrides)
@@ -59,7 +55,7 @@ def main(args: list[str]) -> None:
     result["seconds"] = time.monotonic() - start
     make_folder(run.folder)
     write_json(run.folder / "diagnostics.json", result)
-    plots = diagnosis_plots.write_all(run.folder, result, arrays)
+    plots = diagnosis_plots.write_all(run.folder, result["layers"], arrays)
     write_page(run.folder / "diagnostics.html", result, plots)
     for alarm in result["alarms"]:
         print(f"ALARM {alarm}")
@@ -157,7 +153,7 @@ def _layer(call: Call, within: list[Call], channels: int) -> tuple[dict[str, Any
         "shift_error": shift_error(layer, x[:, :PROBED], 5),
         "padding_error": _padding_error(layer, x),
     }
-    arrays: dict[str, Any] = {"profile": profile.cpu()}
+    arrays: dict[str, Any] = {"profile": profile.cpu().numpy()}
     for module in layer.modules():
         if isinstance(module, MultiScaleDecomposition):
             numbers["receptive_field"] = receptive_field(module).tolist()
@@ -175,14 +171,8 @@ def _layer(call: Call, within: list[Call], channels: int) -> tuple[dict[str, Any
     weights = [each.output[0] for each in within if isinstance(each.module, ScaleMixer)]
     if weights:
         report = mixer_report(torch.cat(weights))
-        numbers["mixer"] = {
-            "mean": report.mean.tolist(),
-            "spread": report.spread.tolist(),
-            "effective_bands": report.effective_bands,
-            "collapsed": report.collapsed,
-            "uniform": report.uniform,
-        }
-        arrays["shares"] = mixer_shares(max(weights, key=len)).mean(2).cpu()
+        numbers["mixer"] = report._asdict() | {"mean": report.mean.tolist(), "spread": report.spread.tolist()}
+        arrays["shares"] = mixer_shares(max(weights, key=len)).mean(2).cpu().numpy()
     return numbers, arrays
 
 

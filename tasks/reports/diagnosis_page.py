@@ -1,6 +1,6 @@
 """The page of `msssm diagnose`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ _NOTES = {
     "layer, mean over output channels (paper, table 6).",
     "Scale mixer": "Shares |E| / sum |E| of the bands; the paper's mixer is linear, so its weights have no sum.",
 }
-_COLUMNS = (
-    ("mixing distance", ("mixing_distance",), "{:.1f}"),
-    ("stability margin", ("stability_margin",), "{:.1e}"),
-    ("bands in effect", ("mixer", "effective_bands"), "{:.2f}"),
-    ("shift error", ("shift_error",), "{:.0e}"),
-    ("padding error", ("padding_error",), "{:.0e}"),
-)
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "mixing distance": lambda layer: f"{layer['mixing_distance']:.1f}",
+    "stability margin": lambda layer: f"{layer['stability_margin']:.1e}" if "stability_margin" in layer else "",
+    "bands in effect": lambda layer: f"{layer['mixer']['effective_bands']:.2f}" if "mixer" in layer else "",
+    "shift error": lambda layer: f"{layer['shift_error']:.0e}",
+    "padding error": lambda layer: f"{layer['padding_error']:.0e}",
+}
 
 
 def write_page(path: Path, result: dict[str, Any], plots: dict[str, Path]) -> None:
@@ -34,23 +34,11 @@ def write_page(path: Path, result: dict[str, Any], plots: dict[str, Path]) -> No
         f"{result['backbone']['mixing_distance']:.1f}."
     )
     found = "".join(f'<li class="alarm">{escape(alarm)}</li>' for alarm in result["alarms"])
+    rows = [[layer["path"], layer["layer"], *(cell(layer) for cell in _COLUMNS.values())] for layer in result["layers"]]
     sections = [
         f"<h1>What the model does</h1><p>{escape(facts)}</p>",
         f"<h2>Alarms</h2>{f'<ul>{found}</ul>' if found else '<p>None.</p>'}",
         *(f"<h2>{title}</h2><p>{_NOTES[title]}</p>{html.image(plot, title)}" for title, plot in plots.items()),
-        f'<h2>Layers</h2><div class="scroll">{_table(result["layers"])}</div>',
+        f"<h2>Layers</h2>{html.table([['layer', 'kind', *_COLUMNS], *rows])}",
     ]
     path.write_text(html.page("msssm diagnose", sections), encoding="utf-8")
-
-
-def _table(layers: Sequence[dict[str, Any]]) -> str:
-    rows = [["layer", "kind", *(name for name, _, _ in _COLUMNS)]]
-    for layer in layers:
-        cells = [layer["path"], layer["layer"]]
-        for _, keys, form in _COLUMNS:
-            value: Any = layer
-            for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            cells.append("" if value is None else form.format(value))
-        rows.append(cells)
-    return html.table(rows)
