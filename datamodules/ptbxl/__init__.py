@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from datamodules.ptbxl.errors import CorruptRecordError
 from datamodules.ptbxl.files import read_database, read_statements
 from datamodules.ptbxl.labels import LABEL_SETS, aggregate_labels, class_names, multi_hot
-from datamodules.ptbxl.record import LEADS, CorruptRecordError, Record, read_record
+from datamodules.ptbxl.leads import LEADS
+from datamodules.ptbxl.record import Record, read_record
 from datamodules.ptbxl.recording import Recording, find_recordings, read_recording
 from datamodules.ptbxl.synthetic import generate, simulate
 from datamodules.ptbxl.verify import verify

@@ -15,14 +15,14 @@ from torch.utils.data import Dataset
 from datamodules.base import DataModule, not_set_up
 from datamodules.batching import LengthBucketBatchSampler
 from datamodules.disk import locked
-from datamodules.errors import InputError
-from datamodules.paths import local_path
 from datamodules.ptbxl import convert, files
 from datamodules.ptbxl.download import download
 from datamodules.ptbxl.labels import LABEL_SETS, class_names, multi_hot
 from datamodules.ptbxl.record import MISSING, SECONDS, UNITS_PER_MILLIVOLT, Signal
 from datamodules.ptbxl.synthetic import GENERATOR_VERSION, MIN_RECORDS, generate
 from datamodules.ptbxl.windows import window_starts
+from msssm.errors import InputError
+from msssm.paths import local_path
 
 _FOLDS = {"train": files.TRAIN_FOLDS, "val": (files.VAL_FOLD,), "test": (files.TEST_FOLD,)}
 
@@ -340,7 +340,7 @@ class PTBXLDataModule(DataModule):
             return
         found = (
             f"{len(bad)} of {len(converted.signals)} records of PTB-XL are corrupt, {bad[0]['record']} for one: "
-            f"{bad[0]['reason']}; all are listed in {converted.folder / 'quarantine.json'}"
+            f"{bad[0]['reason']}; all are listed in {converted.folder / 'meta.json'}"
         )
         if len(bad) > self.max_corrupt:
             raise InputError(

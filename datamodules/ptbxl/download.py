@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 
 from datamodules.disk import leaves_its_folder
-from datamodules.errors import InputError, StorageError
 from datamodules.ptbxl import files
 from datamodules.transfer import transfer
+from msssm.errors import InputError, StorageError
 
 URL = "https://physionet.org/files/ptb-xl/{version}/"
 VERSIONS = ("1.0.3", "1.0.1")

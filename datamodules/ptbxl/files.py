@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from datamodules.disk import leaves_its_folder
-from datamodules.errors import InputError, MissingFileError
+from msssm.errors import InputError, MissingFileError
 
 DATABASE, STATEMENTS, DIGESTS, SYNTHETIC = "ptbxl_database.csv", "scp_statements.csv", "SHA256SUMS.txt", "SYNTHETIC"
 FILENAME = {100: "filename_lr", 500: "filename_hr"}
@@ -52,27 +52,21 @@ def unpack(archive: Path, folder: Path, sampling_rate: int) -> None:
             tables = [PurePosixPath(name) for name in file.namelist() if PurePosixPath(name).name == DATABASE]
             if len(tables) != 1:
                 raise InputError(f"{archive} does not hold PTB-XL: {len(tables)} files called {DATABASE}")
-            top = tables[0].parent
-            records = f"records{sampling_rate}"
             for member in tqdm(file.infolist(), desc=f"unpacking {archive.name}", unit="file", disable=None):
                 path = PurePosixPath(member.filename)
-                if member.is_dir() or leaves_its_folder(member.filename) or not path.is_relative_to(top):
+                if member.is_dir() or leaves_its_folder(member.filename) or not path.is_relative_to(tables[0].parent):
                     continue
-                inside = path.relative_to(top)
-                if len(inside.parts) == 1 or inside.parts[0] == records:
-                    _unpack_member(file, member, folder / inside)
+                inside = path.relative_to(tables[0].parent)
+                target = folder / inside
+                wanted = len(inside.parts) == 1 or inside.parts[0] == f"records{sampling_rate}"
+                if wanted and not (target.is_file() and target.stat().st_size == member.file_size):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    unfinished = target.with_name(f".{target.name}.unfinished")
+                    with file.open(member) as source, unfinished.open("wb") as copy:
+                        shutil.copyfileobj(source, copy)  # compares the archive's CRC at the end
+                    os.replace(unfinished, target)
     except (zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{archive} is damaged ({error}); download it again") from error
-
-
-def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    if target.is_file() and target.stat().st_size == member.file_size:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    with archive.open(member) as source, unfinished.open("wb") as copy:
-        shutil.copyfileobj(source, copy)  # compares the archive's CRC at the end
-    os.replace(unfinished, target)
 
 
 def read_database(folder: Path) -> pd.DataFrame:
@@ -83,20 +77,18 @@ def read_database(folder: Path) -> pd.DataFrame:
         ValueError: it is not PTB-XL's table; names column or record.
     """
     table = _read(folder / DATABASE)
+    fault = ""
     if missing := [column for column in _NEEDED if column not in table.columns]:
-        raise InputError(
-            f"{folder / DATABASE} has no column {', '.join(missing)}; take the file that PhysioNet publishes"
-        )
-    if table.empty:
-        raise InputError(f"{folder / DATABASE} has no records; take the file that PhysioNet publishes")
-    if not table["ecg_id"].is_unique:
-        twice = table["ecg_id"][table["ecg_id"].duplicated()].iloc[0]
-        raise InputError(
-            f"{folder / DATABASE} has ecg_id {twice} more than once; take the file that PhysioNet publishes"
-        )
+        fault = f"has no column {', '.join(missing)}"
+    elif table.empty:
+        fault = "has no records"
+    elif not table["ecg_id"].is_unique:
+        fault = f"has ecg_id {table['ecg_id'][table['ecg_id'].duplicated()].iloc[0]} more than once"
+    elif not table["strat_fold"].isin(range(1, 11)).all() or table["patient_id"].isna().any():
+        fault = "has a record without a patient_id or a strat_fold of 1..10"
+    if fault:
+        raise InputError(f"{folder / DATABASE} {fault}; take the file that PhysioNet publishes")
     table = table.set_index("ecg_id")
-    if not table["strat_fold"].isin(range(1, 11)).all() or table["patient_id"].isna().any():
-        raise InputError(f"{folder / DATABASE}: every record needs a patient_id and a strat_fold of 1..10")
     table["patient_id"] = table["patient_id"].astype(int)  # written as 15709.0
     codes = {ecg_id: _codes(text, ecg_id) for ecg_id, text in table["scp_codes"].items()}
     table["scp_codes"] = pd.Series(codes)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from datamodules.errors import InputError
+from msssm.errors import InputError
 
 # Each with its number of classes.
 LABEL_SETS = {"all": 71, "diagnostic": 44, "subdiagnostic": 23, "superdiagnostic": 5, "form": 19, "rhythm": 12}

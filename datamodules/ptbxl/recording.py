@@ -10,24 +10,22 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import resample_poly
 
-from datamodules.errors import InputError, MissingFileError
-from datamodules.ptbxl import plausible
-from datamodules.ptbxl.columns import Samples, read_samples
-from datamodules.ptbxl.record import LEADS
-from datamodules.ptbxl.wfdb_record import CorruptRecordError, segments
+from datamodules.ptbxl.amplitude import check_amplitude
+from datamodules.ptbxl.errors import CorruptRecordError
+from datamodules.ptbxl.leads import DERIVED, LEADS, millivolts, read_name
+from datamodules.ptbxl.readers import READERS, ending
+from datamodules.ptbxl.readers.contents import Channel, Contents, Floats, checked_rate
+from datamodules.ptbxl.readers.wfdb_record import segments
+from msssm.errors import InputError, MissingFileError
 
 FillMissing = Literal["no", "derive", "zero"]
 Implausible = Literal["refuse", "accept"]
-_TABLES = (".csv", ".tsv")
-_PLAIN = (".txt",)
-ENDINGS = (".hea", ".npy", ".npz", *_TABLES, *_PLAIN, *(f"{ending}.gz" for ending in (*_TABLES, *_PLAIN)))
-_KINDS = "a WFDB header, a .csv, .tsv or .txt (also .gz), a .npy or .npz"
+Unit = Literal["mV", "uV", "nV", "V"]
+_KINDS = "a WFDB header (.hea), a .csv, .tsv or .txt (also .gz), a .npy or .npz"
 MIN_SECONDS = 1.0
-_TOLD = 3  # leads whose reason an error has
+STILL = 1.0  # s without any change, after which a lead counts as silent
 
-Floats = npt.NDArray[np.float64]
-# Einthoven 1895 and Goldberger 1942: the limb leads are two measurements seen six times.
-_DERIVED = {"III": (-1.0, 1.0), "AVR": (-0.5, -0.5), "AVL": (1.0, -0.5), "AVF": (-0.5, 1.0)}  # of I and II
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,23 @@ class Recording:
     """Recording in the form that a model takes.
 
     Attributes:
-        name: of the record.
+        name: of the file, without its ending.
         signal: (L, 12) mV in the order of `LEADS`, 0 for missing samples and leads.
         missing: (L, 12), True there.
         sampling_rate: Hz, of `signal`.
         original_rate: Hz, of the file.
+        silent: seconds of each lead that are missing or do not change for a second or longer, where there are any.
+        age: in years, if the file says so.
         notes: what was changed, or is odd.
     """
 
     name: str
     signal: Floats
-    missing: npt.NDArray[np.bool_]
+    missing: Flags
     sampling_rate: int
     original_rate: float
+    silent: dict[str, float]
+    age: float | None
     notes: list[str]
 
 
@@ -60,18 +62,13 @@ def find_recordings(path: Path) -> list[Path]:
         FileNotFoundError: there is none.
     """
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _ending(file) and file.is_file())
+        found = sorted(file for file in path.rglob("*") if ending(file) and file.is_file())
         if not found:
             raise MissingFileError(f"asked for the recordings in {path}, got none; it has no {_KINDS[2:]}")
-        parts = {
-            file.with_name(f"{name}.hea")
-            for file in found
-            if _ending(file) == ".hea"
-            for name in segments(file.with_suffix(""))
-        }
+        parts = {part for file in found if ending(file) == ".hea" for part in segments(file)}
         found = [file for file in found if file not in parts]
-        return [file for file in found if not _ending(file).startswith(_PLAIN)] or found
-    candidates = [path] if _ending(path) else [path.with_suffix(".hea"), Path(f"{path}.hea")]
+        return [file for file in found if not ending(file).startswith(".txt")] or found
+    candidates = [path] if ending(path) else [path.with_suffix(".hea"), path.with_suffix(".HEA"), Path(f"{path}.hea")]
     for file in candidates:
         if file.is_file():
             return [file]
@@ -80,114 +77,168 @@ def find_recordings(path: Path) -> list[Path]:
     raise MissingFileError(f"asked for the recording {path}, got no such file; name {_KINDS}, or a folder of them")
 
 
-def _ending(path: Path) -> str:
-    """Which of `ENDINGS` a path has, or ""."""
-    name = path.name.lower()
-    return next((ending for ending in ENDINGS if name.endswith(ending)), "")
-
-
 def read_recording(
     path: Path,
     sampling_rate: int,
     *,
     given_rate: float | None = None,
+    given_unit: Unit | None = None,
     given_leads: Sequence[str] | None = None,
     fill_missing: FillMissing = "no",
     implausible: Implausible = "refuse",
 ) -> Recording:
     """Reads one recording, orders its leads and resamples it (polyphase, with a filter against aliasing).
 
+    The three given values win over what a table or an array says; a WFDB header they must not contradict.
+
     Args:
-        path: a WFDB header (its checksums are compared); a table with a column or a row per lead in any usual dialect
-            (`datamodules.ptbxl.table`); a .npy of shape (L, leads) or (leads, L), or a .npz of one such array or of
-            one per lead. Without a unit, mV. Columns of times or row numbers are recognised.
+        path: a file of one of `READERS`.
         sampling_rate: Hz, of the model.
-        given_rate: Hz, for a file that does not state it.
-        given_leads: names of the columns in order, for a file that does not name them; any other name than a lead's,
-            such as `x`, skips a column.
+        given_rate: Hz.
+        given_unit: of all leads; without it and without one in the file, mV.
+        given_leads: names of the columns in order; any other name than a lead's, such as `x`, skips a column.
         fill_missing: handling of missing leads and samples: "no" raises; "derive" computes limb leads from I and II;
             "zero" does so too, and fills the rest with the mean, as in training.
-        implausible: handling of recordings in which half of the leads or more are flat or too small for an ECG in mV,
-            or one is too large: "refuse" raises; "accept" reads them unchanged, with a note.
+        implausible: handling of recordings whose amplitude cannot be that of an ECG in mV: "refuse" raises; "accept"
+            reads them unchanged, with a note.
 
     Raises:
         ValueError: naming the recording and its fault.
     """
     try:
-        samples = read_samples(path, given_rate, given_leads)
-        rate = samples.rate
-        values, filled = _in_order(samples, fill_missing)
-        missing: npt.NDArray[np.bool_] = np.isnan(values)
-        _check(values, rate, fill_missing)
-        odd = _check_plausible(values, rate, implausible)
+        contents = READERS[ending(path)](path, given_leads)
+        channels, notes = _leads(contents, given_rate, given_unit)
+        for lead, channel in channels.items():
+            if np.isinf(channel.samples).any():
+                raise CorruptRecordError(f"has infinite values in {lead}")
+        channels = {lead: each for lead, each in channels.items() if not np.isnan(each.samples).all()}
+        absent, filled = _absent(contents, channels, fill_missing)
+        gaps = {lead: np.isnan(channel.samples) for lead, channel in channels.items()}
+        if fill_missing != "zero" and any(gap.any() for gap in gaps.values()):
+            listed = ", ".join(f"{lead} ({gap.sum()})" for lead, gap in gaps.items() if gap.any())
+            raise CorruptRecordError(f"has missing samples (NaN) in {listed}; cut them out, or --fill_missing zero")
+        seconds = min((len(each.samples) / (each.rate or 1) for each in channels.values()), default=0.0)
+        if seconds < MIN_SECONDS:
+            raise CorruptRecordError(f"has {seconds:.2f} s, expected at least {MIN_SECONDS:g} s")
+        odd = check_amplitude(
+            {lead: each.samples for lead, each in channels.items()}, given_unit or "mV", accept=implausible == "accept"
+        )
     except CorruptRecordError as error:
         raise InputError(f"the recording {path} {error}") from error
-    ratio = Fraction(sampling_rate) / Fraction(str(rate)).limit_denominator(1000)
-    signal, notes = np.where(missing, 0.0, values), []
-    if holed := [(lead, gaps) for lead, gaps in zip(LEADS, missing.T, strict=True) if 0 < gaps.sum() < len(gaps)]:
-        odd.append("missing samples filled in " + ", ".join(plausible.gap(lead, gaps, rate) for lead, gaps in holed))
-    if ratio != 1:
-        signal = resample_poly(signal, ratio.numerator, ratio.denominator, axis=0, padtype="line")
-        old = np.minimum(np.arange(len(signal)) * len(missing) // len(signal), len(missing) - 1)
-        missing = missing[old]
-        notes.append(f"resampled from {rate:g} to {sampling_rate} Hz")
-    notes += [*filled, *samples.notes, *odd]
-    name = path.name[: -len(_ending(path))] or path.stem
-    return Recording(name, np.ascontiguousarray(signal), missing, sampling_rate, rate, notes)
+    except OSError as error:
+        raise InputError(f"the recording {path} cannot be read: {error.strerror or error}") from error
+    rates = {lead: channel.rate or 0.0 for lead, channel in channels.items()}
+    if other := sorted({rate for rate in rates.values() if rate != sampling_rate}):
+        filled.insert(0, f"resampled from {' and '.join(f'{rate:g}' for rate in other)} to {sampling_rate} Hz")
+    if holed := [f"{lead} ({gap.sum() / rates[lead]:.2f} s)" for lead, gap in gaps.items() if gap.any()]:
+        odd.append(f"missing samples filled in {', '.join(holed)}")
+    silent = {lead: _silent(channel.samples, rates[lead]) for lead, channel in channels.items()}
+    signal, missing = _in_order(channels, absent, sampling_rate)
+    return Recording(
+        path.name[: -len(ending(path))],
+        signal,
+        missing,
+        sampling_rate,
+        max(rates.values()),
+        {lead: seconds for lead, seconds in silent.items() if seconds},
+        contents.age,
+        [*filled, *notes, *contents.notes, *odd],
+    )
 
 
-def _in_order(samples: Samples, fill: FillMissing) -> tuple[Floats, list[str]]:
-    """Orders samples to (L, 12) as `LEADS`, NaN for unknown ones; also returns what was filled in."""
-    columns = {lead: trace for lead, trace in samples.leads.items() if not np.isnan(trace).all()}
-    absent = [lead for lead in LEADS if lead not in columns]
-    derived = [lead for lead in absent if lead in _DERIVED and {"I", "II"} <= columns.keys()] if fill != "no" else []
-    for lead in derived:
-        of_I, of_II = _DERIVED[lead]
-        columns[lead] = of_I * columns["I"] + of_II * columns["II"]
-    zero = [lead for lead in absent if lead not in derived]
-    if zero and (fill != "zero" or not columns):
-        remedy = "or --fill_missing zero" if fill == "derive" else "--fill_missing derive (limb leads) or zero"
+def _leads(
+    contents: Contents, given_rate: float | None, given_unit: str | None
+) -> tuple[dict[str, Channel], list[str]]:
+    """Channels of the leads in mV, each with a rate, and notes."""
+    found: dict[str, Channel] = {}
+    unused, notes = [], []
+    stated = {channel.rate for channel in contents.channels if channel.rate is not None and read_name(channel.name)}
+    rate = _rate(max(stated, default=None), given_rate, contents)
+    for channel in contents.channels:
+        name = read_name(channel.name)
+        if name is None:
+            unused.append(channel.name or "one without a name")
+            continue
+        if name.lead in found:
+            raise CorruptRecordError(f"has lead {name.lead} more than once")
+        unit = name.unit or channel.unit
+        if contents.binding and given_unit and unit and millivolts(unit) != millivolts(given_unit):
+            raise CorruptRecordError(f"is in {unit} by its header, and --unit says {given_unit}; mend one of them")
+        factor = name.sign * millivolts(given_unit or unit or "mV")
+        own_rate = channel.rate if contents.binding and channel.rate else rate
+        found[name.lead] = Channel(name.lead, channel.samples * factor, own_rate, "mV")
+        if name.sign < 0:
+            notes.append(f"{channel.name} turned over to {name.lead}")
+        if name.modified:
+            notes.append(f"{channel.name} taken as {name.lead}")
+    return found, [*notes, f"not used: {', '.join(unused)}"] if unused else notes
+
+
+def _rate(stated: float | None, given: float | None, contents: Contents) -> float:
+    if given is None and stated is None:
+        raise CorruptRecordError("; ".join(["needs a sampling rate in Hz: --sampling_rate 500", *contents.notes]))
+    if given is None:
+        return checked_rate(stated or 0.0, "its header" if contents.binding else "what it says")
+    if contents.binding and stated is not None and given != stated:
         raise CorruptRecordError(
-            f"has {len(samples.names)} leads ({', '.join(samples.names)}), without {', '.join(zero)}; give all twelve, "
-            f"{remedy}"
+            f"is sampled at {stated:g} Hz by its header, and --sampling_rate says {given:g}; leave the option out, or "
+            "mend the file"
         )
-    length = len(next(iter(columns.values())))
-    columns |= {lead: np.full(length, np.nan) for lead in zero}
-    notes = [f"derived from I and II: {', '.join(derived)}"] if derived else []
-    notes += [f"missing, filled: {', '.join(zero)}"] if zero else []
-    return np.stack([columns[lead] for lead in LEADS], axis=1), notes
+    if stated is not None and given != stated:
+        contents.notes.append(f"taken for {given:g} Hz as given; the file says {stated:g} Hz")
+    return checked_rate(given, "--sampling_rate")
 
 
-def _check(values: Floats, rate: float, fill: FillMissing) -> None:
-    if len(values) < MIN_SECONDS * rate:
-        raise CorruptRecordError(f"has {len(values) / rate:.2f} s, expected at least {MIN_SECONDS:g} s")
-    gaps = np.isnan(values).sum(axis=0)
-    if gaps.any() and fill != "zero":
-        listed = ", ".join(f"{lead} ({count})" for lead, count in zip(LEADS, gaps, strict=True) if count)
-        raise CorruptRecordError(f"has missing samples (NaN) in {listed}; cut them out, or --fill_missing zero")
-
-
-def _check_plausible(values: Floats, rate: float, implausible: Implausible) -> list[str]:
-    """Remarks on the leads of a recording.
+def _absent(contents: Contents, channels: dict[str, Channel], fill: FillMissing) -> tuple[list[str], list[str]]:
+    """Leads that are to be filled with the mean, and notes on all that are not in the file.
 
     Raises:
-        CorruptRecordError: at least half of them cannot be an ECG in mV, or one is too large.
+        CorruptRecordError: they must not be filled.
     """
-    known: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).all(axis=0))
-    leads = [lead for lead, here in zip(LEADS, known, strict=True) if here]
-    judgement = plausible.judge(leads, values[:, known], rate)
-    faults = judgement.faults
-    listed = ", ".join([f"{lead} ({reason})" if i < _TOLD else lead for i, (lead, reason) in enumerate(faults.items())])
-    if implausible == "refuse" and faults and (judgement.too_large or 2 * len(faults) >= len(leads)):
-        if all(reason.startswith("constant") for reason in faults.values()):
-            what = "is flat: no lead carries a signal" if len(faults) == len(leads) else "is flat in most leads"
-        elif judgement.too_large:
-            what = "cannot be mV; convert it to mV"
-        else:
-            what = f"has leads that cannot be an ECG in mV, {len(faults)} of {len(leads)}"
-        raise CorruptRecordError(f"{what}: {listed}; {judgement.cause}; or --implausible accept, if it is right")
-    flat = [lead for lead, reason in faults.items() if reason.startswith("constant")]
-    other = [f"{lead} ({reason})" for lead, reason in faults.items() if lead not in flat]
-    notes = [f"flat: {', '.join(flat)}"] if flat else []
-    notes += [f"implausible: {', '.join(other)}; {judgement.cause}"] if other else []
-    return notes + judgement.remarks
+    absent = [lead for lead in LEADS if lead not in channels]
+    derived = [lead for lead in absent if lead in DERIVED and {"I", "II"} <= channels.keys()] if fill != "no" else []
+    rest = [lead for lead in absent if lead not in derived]
+    if rest and (fill != "zero" or not channels):
+        names = [channel.name for channel in contents.channels]
+        remedy = "or --fill_missing zero" if fill == "derive" else "--fill_missing derive (limb leads) or zero"
+        raise CorruptRecordError(
+            f"has {len(names)} leads ({', '.join(names)}), without {', '.join(rest)}; give all twelve, {remedy}"
+        )
+    notes = [f"derived from I and II: {', '.join(derived)}"] if derived else []
+    return rest, notes + ([f"missing, filled: {', '.join(rest)}"] if rest else [])
+
+
+def _silent(samples: Floats, rate: float) -> float:
+    """Seconds that are missing, or within stretches of at least `STILL` without a change."""
+    same = np.concatenate([[False], np.diff(samples) == 0, [False]])
+    edges = np.flatnonzero(np.diff(same.astype(np.int8)))
+    lengths = edges[1::2] - edges[::2]
+    still = lengths[lengths >= STILL * rate].sum()
+    return float((still + np.isnan(samples).sum()) / rate)
+
+
+def _in_order(channels: dict[str, Channel], absent: list[str], sampling_rate: int) -> tuple[Floats, Flags]:
+    """Signal and missing samples, (L, 12) in the order of `LEADS`, at the rate of the model."""
+    resampled = {lead: _resampled(channel, sampling_rate) for lead, channel in channels.items()}
+    length = min(len(signal) for signal, _ in resampled.values())
+    resampled = {lead: (signal[:length], gap[:length]) for lead, (signal, gap) in resampled.items()}
+    for lead in LEADS:
+        if lead in absent:
+            resampled[lead] = np.zeros(length), np.ones(length, dtype=np.bool_)
+        elif lead not in resampled:
+            (of_I, of_II), (I, gap_I), (II, gap_II) = DERIVED[lead], resampled["I"], resampled["II"]  # noqa: E741
+            gap = gap_I | gap_II
+            resampled[lead] = np.where(gap, 0.0, of_I * I + of_II * II), gap
+    signals, gaps = zip(*(resampled[lead] for lead in LEADS), strict=True)
+    return np.stack(signals, axis=1), np.stack(gaps, axis=1)
+
+
+def _resampled(channel: Channel, sampling_rate: int) -> tuple[Floats, Flags]:
+    """A channel at another rate, 0 for missing samples, and which are missing."""
+    gap: Flags = np.isnan(channel.samples)
+    signal = np.where(gap, 0.0, channel.samples)
+    ratio = Fraction(sampling_rate) / Fraction(str(channel.rate)).limit_denominator(1000)
+    if ratio != 1:
+        signal = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
+        gap = gap[np.minimum(np.arange(len(signal)) * len(gap) // len(signal), len(gap) - 1)]
+    return signal, gap

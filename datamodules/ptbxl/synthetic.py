@@ -30,10 +30,11 @@ import pandas as pd
 import wfdb
 from tqdm.auto import tqdm
 
-from datamodules.errors import InputError
 from datamodules.ptbxl import files
-from datamodules.ptbxl.record import LEADS, SECONDS, UNITS_PER_MILLIVOLT
+from datamodules.ptbxl.leads import LEADS
+from datamodules.ptbxl.record import SECONDS, UNITS_PER_MILLIVOLT
 from datamodules.ptbxl.statements import scp_statements
+from msssm.errors import InputError
 
 GENERATOR_VERSION = 2  # raise it when the data of a seed changes
 MIN_RECORDS = 200  # enough for every rhythm and every finding in every fold

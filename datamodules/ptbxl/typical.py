@@ -1,22 +1,20 @@
 """Ranges that PTB-XL's recordings keep: a recording outside of them is unlike what a model was trained on."""
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.ptbxl.record import LEADS, SECONDS
-from datamodules.ptbxl.recording import Recording
+from datamodules.ptbxl.leads import DERIVED, LEADS
+from datamodules.ptbxl.record import SECONDS
+from datamodules.ptbxl.recording import STILL, Recording
 
 QUANTILES = (0.001, 0.999)
 SLOW, FAST = 0.5, 40.0  # Hz
 _ADULT = 18
 _LONGER = 0.5  # s by which a recording may differ from PTB-XL's
 _LIMB = [LEADS.index(lead) for lead in ("I", "II", "III", "AVR", "AVL", "AVF")]
-# Einthoven 1895 and Goldberger 1942: III, aVR, aVL and aVF of I and II.
-_LAW = np.array([[-1.0, 1.0], [-0.5, -0.5], [1.0, -0.5], [-0.5, 1.0]])
+_LAW = np.array(list(DERIVED.values()))
 _UNITS = {"amplitude": "mV", "slow": "%", "fast": "%", "limb leads": "%"}
 _MEANING = {
     "amplitude": "the range of the median lead (electrodes, or a wrong gain) is",
@@ -73,20 +71,22 @@ def typical_ranges(signals: Iterable[Floats], sampling_rate: float) -> dict[str,
     return ranges
 
 
-def unlike(recording: Recording, ranges: Mapping[str, Range], age: float | None = None) -> list[str]:
-    """Lists how a recording differs from PTB-XL's in leads, length, rate, age in years, and the measures."""
+def unlike(recording: Recording, ranges: Mapping[str, Range]) -> list[str]:
+    """Lists how a recording differs from PTB-XL's in leads, gaps, length, rate, age, and the measures."""
     found = []
     absent = recording.missing.all(axis=0)
     if absent.any():
         found.append(f"{', '.join(np.array(LEADS)[absent])} missing; PTB-XL has all twelve leads")
+    if gaps := [f"{lead} {silent:.1f} s" for lead, silent in recording.silent.items() if silent >= STILL]:
+        found.append(f"without a signal (missing or unchanged): {', '.join(gaps)}; PTB-XL has no such gaps")
     seconds = len(recording.signal) / recording.sampling_rate
     if abs(seconds - SECONDS) > _LONGER:
         found.append(f"{seconds:.1f} s long; calibration and thresholds are for PTB-XL's {SECONDS} s")
     slow_rate = recording.original_rate < recording.sampling_rate
     if slow_rate:
         found.append(f"sampled at {recording.original_rate:g} Hz: nothing above {recording.original_rate / 2:g} Hz")
-    if age is not None and age < _ADULT:
-        found.append(f"of a person of {age:g} years; nearly all in PTB-XL are adults")
+    if recording.age is not None and recording.age < _ADULT:
+        found.append(f"of a person of {recording.age:.3g} years; nearly all in PTB-XL are adults")
     signal = np.where(recording.missing, np.nan, recording.signal)
     for name, value in measures(signal, recording.sampling_rate).items():
         low, high = ranges[name]
@@ -94,12 +94,3 @@ def unlike(recording: Recording, ranges: Mapping[str, Range], age: float | None 
             unit = _UNITS[name]
             found.append(f"{_MEANING[name]} {value:.3g} {unit}; in PTB-XL {low:.2g} to {high:.3g} {unit}")
     return found
-
-
-def age_in_header(path: Path) -> float | None:
-    """Reads the age in years from a WFDB header's comment, such as `# Age: 56` or `#<age>: 56`."""
-    if path.suffix.lower() != ".hea":
-        return None
-    text = path.read_bytes().decode("latin-1")
-    match = re.search(r"^#\s*<?age>?\s*:\s*(\d+(?:\.\d+)?)\b", text, re.IGNORECASE | re.MULTILINE)
-    return float(match[1]) if match else None

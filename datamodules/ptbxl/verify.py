@@ -8,11 +8,12 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from datamodules.disk import leaves_its_folder
-from datamodules.errors import InputError
 from datamodules.faults import Fault
 from datamodules.ptbxl import convert, files
+from datamodules.ptbxl.errors import CorruptRecordError
 from datamodules.ptbxl.labels import multi_hot
-from datamodules.ptbxl.record import CorruptRecordError, read_record
+from datamodules.ptbxl.record import read_record
+from msssm.errors import InputError
 
 
 def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
@@ -42,18 +43,15 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
     listed = [(source, *item) for item in digests.items() if not item[0].startswith(absent)]
     records = [(source, str(name), rate) for rate in rates for name in table[files.FILENAME[rate]]]
     with ThreadPoolExecutor(convert.THREADS) as pool:
-        checks = (
+        for total, title, found in (
             (len(listed), "comparing SHA-256", pool.map(_compare, listed)),
             (len(records), "reading records", pool.map(_read, records)),
-        )
-        for total, title, found in checks:
-            faults += [fault for fault in tqdm(found, title, total, unit="file", disable=None) if fault]
+        ):
+            faults += filter(None, tqdm(found, title, total, unit="file", disable=None))
     for folder in converted:
         try:
-            faults += [
-                Fault(folder.name, f"{folder.name}: chunk {chunk} is not what was written")
-                for chunk in convert.damaged_chunks(folder)
-            ]
+            chunks = convert.damaged_chunks(folder)
+            faults += [Fault(folder.name, f"{folder.name}: chunk {chunk} is not what was written") for chunk in chunks]
         except InputError as error:
             faults.append(Fault(folder.name, str(error)))
     return faults

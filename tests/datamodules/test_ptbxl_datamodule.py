@@ -268,7 +268,7 @@ def test_corrupt_records_stop_the_run_unless_that_many_are_allowed(tmp_path: Pat
         path.write_bytes(path.read_bytes()[:-2])
     message = (
         r"2 of 200 records of PTB-XL are corrupt, records100/00000/00003_lr for one: 00003_lr.dat holds 23998 bytes, "
-        r"its header says 24000; all are listed in .*quarantine.json"
+        r"its header says 24000; all are listed in .*meta.json"
     )
     with pytest.raises(ValueError, match=message + r"\. Replace them .*: --data.max_corrupt 2"):
         _ready(tmp_path, max_corrupt=1)
@@ -318,7 +318,12 @@ def test_a_broken_zip_is_named(tmp_path: Path, size: int) -> None:
         ("ptbxl_database.csv", "'NORM': 100.0", "'XYZ': 100.0", "got the SCP codes XYZ, which scp_statements.csv does"),
         ("ptbxl_database.csv", "{'NORM': 100.0", "['NORM': 100.0", r"ecg_id \d+: expected scp_codes like"),
         ("ptbxl_database.csv", "\n2,", "\n1,", "has ecg_id 1 more than once"),
-        ("ptbxl_database.csv", ",records100", "1,records100", r"needs a patient_id and a strat_fold of 1\.\.10"),
+        (
+            "ptbxl_database.csv",
+            ",records100",
+            "1,records100",
+            r"has a record without a patient_id or a strat_fold of 1\.\.10",
+        ),
         ("scp_statements.csv", None, "", "is not a table"),
         ("scp_statements.csv", None, ",description\n", "scp_statements.csv has no rows"),
         ("scp_statements.csv", "diagnostic_class", "other", "has no column diagnostic_class"),

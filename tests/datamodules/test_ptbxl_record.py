@@ -29,45 +29,13 @@ def test_a_record_is_what_was_written(tmp_path: Path) -> None:
     assert (record.missing, record.flat, record.saturated) == ([], [], [])
 
 
-def test_the_fast_reader_agrees_with_wfdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_agrees_with_wfdb(tmp_path: Path) -> None:
     signal = SIGNAL.copy()
     signal[3, 4] = reading.MISSING
     _write(tmp_path, signal)
-    calls: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(reading, "_read_with_wfdb", calls.append)
-        fast = read_record(tmp_path, "r", 100)
-    monkeypatch.setattr(reading, "_read_plain", lambda _: None)
-    slow = read_record(tmp_path, "r", 100)
-    assert calls == []
-    assert np.array_equal(fast.signal, slow.signal)
-    assert np.array_equal(fast.signal, signal)
     millivolts = np.array(wfdb.rdrecord(str(tmp_path / "r")).p_signal)
     millivolts[3, 4] = reading.MISSING / 1000
-    np.testing.assert_allclose(fast.signal / 1000, millivolts, rtol=0, atol=FLOAT64)
-
-
-def test_other_gains_baselines_and_formats_become_microvolts(tmp_path: Path) -> None:
-    gain, baseline = [200.0] * 12, [7] * 12
-    digital = np.rint(SIGNAL / 1000 * 200).astype(np.int64) + 7
-    _write(tmp_path, digital, adc_gain=gain, baseline=baseline, fmt=["212"] * 12)
-    record = read_record(tmp_path, "r", 100)
-    assert np.array_equal(record.signal, np.rint((digital - 7) * 5.0).astype(np.int16))
-
-
-def test_a_lead_without_a_name_is_one_that_is_missing(tmp_path: Path) -> None:
-    """wfdb gives None as the name of a lead whose line ends before it."""
-    _write(tmp_path)
-    header = tmp_path / "r.hea"
-    header.write_text(header.read_text().replace(" AVR\n", "\n").replace(" aVR\n", "\n"))
-    with pytest.raises(CorruptRecordError, match="has 12 leads, without AVR"):
-        read_record(tmp_path, "r", 100)
-
-
-def test_a_superscript_is_no_number_of_leads(tmp_path: Path) -> None:
-    (tmp_path / "r.hea").write_text("r \u00b3", encoding="latin-1")
-    with pytest.raises(CorruptRecordError, match=r"r\.hea is not a WFDB header"):
-        read_record(tmp_path, "r", 100)
+    np.testing.assert_allclose(read_record(tmp_path, "r", 100).signal / 1000, millivolts, rtol=0, atol=FLOAT64)
 
 
 def test_leads_in_another_order_are_put_right(tmp_path: Path) -> None:
@@ -114,21 +82,18 @@ def _header(old: str, new: str) -> Any:
     ("damage", "reason"),
     [
         (_truncate, r"r.dat holds 23900 bytes, its header says 24000"),
-        (lambda folder: (folder / "r.dat").write_bytes(b""), r"r.dat holds 0 bytes, its header says 24000"),
         (lambda folder: (folder / "r.dat").unlink(), r"r.dat is missing"),
         (lambda folder: (folder / "r.hea").unlink(), r"r.hea is missing"),
-        (lambda folder: (folder / "r.hea").write_bytes(b""), r"r.hea is not a WFDB header"),
-        (lambda folder: (folder / "r.hea").write_bytes(b"\xff\x00" * 40), r"r.hea is not a WFDB header"),
+        (lambda folder: (folder / "r.hea").write_bytes(b""), r"r.hea is not a header of PTB-XL"),
+        (lambda folder: (folder / "r.hea").write_bytes(b"\xff\x00" * 40), r"r.hea is not a header of PTB-XL"),
         (_flip_bytes, r"wrong checksum of lead I, II"),
-        (_header("r 12 100", "r 13 100"), r"r.hea announces 13 leads and describes 12"),
-        (_header("r 12 100", "r 11 100"), r"r.hea announces 11 leads and describes 12"),
-        (_header("r 12 100 1000", "r 12 100 900"), r"r.dat holds 24000 bytes, its header says 21600"),
-        (_header("1000.0(0)/mV", "0(0)/mV"), r"r.hea has a lead without a positive ADC gain"),
-        (_header("1000.0(0)/mV", "0.0/mV"), r"r.hea has a lead without a positive ADC gain"),
-        (_header("1000.0(0)/mV", "-5(0)/mV"), r"r.hea has a lead without a positive ADC gain"),
-        (_header("r 12 100 1000", "r 12 257 1000"), r"sampled at 257 Hz, expected 100 Hz"),
-        (_header(" 0 V6", " 0 V7"), r"has 12 leads, without V6"),
-        (_header("r.dat 16", "../r.dat 16"), r"cannot be read"),
+        (_header("r 12 100", "r 13 100"), r"has 13 leads, expected 12"),
+        (_header("r 12 100 1000", "r 12 100 900"), r"has 900 samples per lead, expected 1000"),
+        (_header("r 12 100 1000", "r 12 257 1000"), r"has 257 Hz, expected 100"),
+        (_header("1000.0(0)/mV", "0(0)/mV"), r"r.hea is not a header of PTB-XL"),
+        (_header("1000.0(0)/mV", "1.0(0)/uV"), r"r.hea is not a header of PTB-XL"),
+        (_header(" 0 V6", " 0 V7"), r"has the leads .*V5, V7, expected I, II"),
+        (_header("r.dat 16", "../r.dat 16"), r"r.hea is not a header of PTB-XL"),
     ],
 )
 def test_a_bad_record_is_refused_with_the_reason(tmp_path: Path, damage: Any, reason: str) -> None:
@@ -151,9 +116,7 @@ def test_a_wrong_checksum_in_the_header_is_found_modulo_65536(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("signal", "leads", "reason"),
     [
-        (SIGNAL[:, :2], LEADS[:2], "has 2 leads, without III, AVR"),
-        (SIGNAL[:, [*range(12), 0]], (*LEADS, "X"), "has 13 leads, expected 12"),
-        (SIGNAL[:900], LEADS, "has 900 samples per lead, expected 1000"),
+        (SIGNAL[:, :2], LEADS[:2], "has 2 leads, expected 12"),
         (np.zeros_like(SIGNAL), LEADS, "no lead carries a signal"),
         (np.full_like(SIGNAL, reading.MISSING), LEADS, "no lead carries a signal"),
     ],
@@ -163,12 +126,6 @@ def test_a_record_of_another_kind_is_refused(
 ) -> None:
     _write(tmp_path, signal, leads)
     with pytest.raises(CorruptRecordError, match=reason):
-        read_record(tmp_path, "r", 100)
-
-
-def test_other_units_are_refused(tmp_path: Path) -> None:
-    _write(tmp_path, units=["uV"] * 12)
-    with pytest.raises(CorruptRecordError, match="is in uV, expected mV"):
         read_record(tmp_path, "r", 100)
 
 

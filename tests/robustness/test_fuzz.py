@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from datamodules.listops import evaluate, official, tokenize
 from datamodules.listops.expressions import VOCABULARY
 from datamodules.listops.predict_file import read_expressions
-from datamodules.ptbxl import LEADS, CorruptRecordError, files, read_record, simulate
+from datamodules.ptbxl import LEADS, CorruptRecordError, files, read_record, read_recording, simulate
+from msssm.errors import InputError
 from tasks.cli.main import main
 from tasks.run.checkpoint_io import CheckpointFormatError, DamagedCheckpointError, DurableCheckpointIO, read_checkpoint
 from tests.support.ptbxl import copy_to
@@ -124,7 +125,7 @@ def write_record(folder: Path, fmt: str) -> None:
 
 @pytest.fixture(scope="module", params=["16", "212"])
 def record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Files of a record: of the format of PTB-XL, and of one that is left to wfdb."""
+    """Files of a record: of the format of PTB-XL, and of another."""
     folder = tmp_path_factory.mktemp("record")
     write_record(folder, request.param)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -132,13 +133,39 @@ def record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @given(st.data())
 def test_records(record: dict[str, bytes], data: st.DataObject) -> None:
-    """Read, or refused with a reason."""
+    """Read as a part of PTB-XL and as a recording of one's own, or refused with a reason."""
     broken = data.draw(st.sampled_from(sorted(record)))
     with _folder() as folder:
         for name, content in record.items():
             (folder / name).write_bytes(data.draw(_mutated(content)) if name == broken else content)
         with contextlib.suppress(CorruptRecordError):
             assert read_record(folder, "r", 100).signal.shape == (1000, 12)
+        with contextlib.suppress(InputError):
+            assert np.isfinite(read_recording(folder / "r.hea", 100, fill_missing="zero").signal).all()
+
+
+def _table() -> bytes:
+    rows = [" ; ".join(LEADS), *(";".join(f"{value / 1000}" for value in row) for row in SIGNAL[:150])]
+    return "\n".join(["Sampling rate: 100 Hz", *rows]).encode()
+
+
+def _array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, SIGNAL[:150] / 1000)
+    return file.getvalue()
+
+
+SIGNAL = simulate("SR", 0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("name", "original"), [("a.csv", _table()), ("a.npy", _array())])
+@given(st.data())
+def test_tables_and_arrays_of_samples(name: str, original: bytes, data: st.DataObject) -> None:
+    options = data.draw(st.sampled_from([{}, {"given_rate": 100.0, "given_leads": LEADS}]))
+    with _folder() as folder:
+        (folder / name).write_bytes(data.draw(st.one_of(st.binary(), _mutated(original))))
+        with contextlib.suppress(InputError):
+            read_recording(folder / name, 100, fill_missing="zero", **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from datamodules.errors import InputError as DataError
 from datamodules.ptbxl.recording import Recording, find_recordings, read_recording
-from datamodules.ptbxl.typical import age_in_header, unlike
+from datamodules.ptbxl.typical import unlike
 from msssm.errors import InputError
 from tasks.ecg.paper import RESEARCH, ecg_figure
 from tasks.ecg.recordings.inference import offline, standardised, stream
@@ -24,17 +23,12 @@ from tasks.paths import make_folder
 LISTED, SHOWN = 0.05, 5  # the table has the classes of at least this probability, and at least so many
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """Class with its probability in one recording."""
+class _Finding(NamedTuple):
+    """Class with its probability in one recording, and whether that reaches the class's threshold."""
 
     known: ClassAnswer
     probability: float
-
-    @property
-    def reached(self) -> bool:
-        """Whether the probability reaches the class's threshold."""
-        return self.known.threshold is not None and self.probability >= self.known.threshold
+    reached: bool
 
     @property
     def title(self) -> str:
@@ -46,7 +40,7 @@ def answer(model: ECGModel, sources: Sequence[Path], options: RecordingOptions) 
     """Prints a table per recording; writes <output>/<recording>.json and .png, and predictions.csv over all.
 
     Args:
-        model: that answers.
+        model: the model that answers.
         sources: recordings, or folders of them.
         options: how they are read.
 
@@ -61,12 +55,12 @@ def answer(model: ECGModel, sources: Sequence[Path], options: RecordingOptions) 
         for name, file in files.items():
             try:
                 rows[name] = _answer_one(model, file, name, options)
-            except (InputError, DataError) as error:
-                failures.append(str(error))
+            except InputError as error:
+                failures.append(_printable(str(error)))
     finally:  # also of those before an interruption
         if rows:
-            _write_csv(options.output / "predictions.csv", [each.name for each in model.answers.classes], rows)
-            print("\n".join([*_meaning(model), RESEARCH, f"written to {options.output}"]))
+            kept = _write_csv(options.output / "predictions.csv", [each.name for each in model.answers.classes], rows)
+            print("\n".join([*_meaning(model), RESEARCH, *kept, f"written to {options.output}"]))
     if failures:
         more = f"; {len(rows)} of {len(files)} recordings were predicted" if len(files) > 1 else ""
         raise InputError("\n".join(failures) + more)
@@ -87,7 +81,12 @@ def named_recordings(sources: Sequence[Path]) -> dict[str, Path]:
         inside = {file: file.absolute().relative_to(common) for file in inside}
     bare = {file: str(Path(str(path).removesuffix(".gz")).with_suffix("")) for file, path in inside.items()}
     count = Counter(bare.values())
-    return {str(inside[file]) if count[name] > 1 else name: file for file, name in bare.items()}
+    return {_printable(str(inside[file]) if count[name] > 1 else name): file for file, name in bare.items()}
+
+
+def _printable(text: str) -> str:
+    """A text with the bytes escaped that are no UTF-8, such as of a file name from an old archive."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOptions) -> list[float]:
@@ -97,18 +96,22 @@ def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOption
         file,
         answers.sampling_rate,
         given_rate=options.sampling_rate,
+        given_unit=options.unit,
         given_leads=options.leads,
         fill_missing=options.fill_missing,
         implausible=options.implausible,
     )
     x = standardised(recording, answers.mean, answers.std)
     _, starts = answers.windows.starts(len(x))
-    different = unlike(recording, answers.typical, age_in_header(file)) if answers.typical else []
+    different = unlike(recording, answers.typical) if answers.typical else []
     logits = offline(model.network, x, answers.windows)
     if options.stream:
         _print_stream(model, x, recording, logits)
     probabilities = answers.probabilities(logits)
-    findings = [_Finding(*each) for each in zip(answers.classes, probabilities, strict=True)]
+    findings = [
+        _Finding(known, p, known.threshold is not None and p >= known.threshold)
+        for known, p in zip(answers.classes, probabilities, strict=True)
+    ]
     findings.sort(key=lambda finding: (not finding.reached, -finding.probability))
     seconds = len(x) / recording.sampling_rate
     about = [
@@ -118,7 +121,7 @@ def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOption
     ]
     print("\n".join([f"{name}: " + "\n  ".join(about), *_table(findings, answers), ""]), flush=True)
     content = {
-        "recording": str(file),
+        "recording": _printable(str(file)),
         "model": model.name,
         "label_set": answers.label_set,
         "seconds": seconds,
@@ -148,8 +151,7 @@ def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOption
 
 def _table(findings: Sequence[_Finding], answers: Answers) -> Iterator[str]:
     """Formats the classes at their thresholds, then the most probable others; improbable ones are only counted."""
-    reached = sum(each.reached for each in findings)
-    shown = max(SHOWN, reached + sum(each.probability >= LISTED for each in findings[reached:]))
+    shown = max(SHOWN, sum(each.reached or each.probability >= LISTED for each in findings))
     if answers.validation:
         yield f"  {'probability':30}threshold  precision"
     for each in findings[:shown]:
@@ -180,7 +182,7 @@ def _meaning(model: ECGModel) -> list[str]:
 
 def _print_stream(model: ECGModel, x: Tensor, recording: Recording, expected: Tensor) -> None:
     answers, rate = model.answers, recording.sampling_rate
-    print(f"{recording.name}: the file is read (and resampled) whole, then fed sample by sample at {rate} Hz")
+    print(f"{_printable(recording.name)}: read (and resampled) whole, then fed sample by sample at {rate} Hz")
     for t, logits in enumerate(stream(model.network, x, answers.windows), start=1):
         if t % rate == 0 or t == len(x):
             values, order = torch.tensor(answers.probabilities(logits)).topk(min(SHOWN, len(logits)))
@@ -191,8 +193,15 @@ def _print_stream(model: ECGModel, x: Tensor, recording: Recording, expected: Te
     print(f"  the whole recording at once differs by {(logits - expected).abs().max().item():.1e} in the logits")
 
 
-def _write_csv(path: Path, classes: list[str], rows: dict[str, list[float]]) -> None:
+def _write_csv(path: Path, classes: list[str], rows: dict[str, list[float]]) -> list[str]:
+    """Writes predictions.csv; one of an earlier call is kept under another name, which is returned in a sentence."""
+    kept = []
+    if path.exists():
+        free = next(other for n in range(1, 10**6) if not (other := path.with_name(f"predictions-{n}.csv")).exists())
+        path.rename(free)
+        kept = [f"predictions.csv of an earlier call is now {free.name}"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["recording", *classes])
         writer.writerows([name, *(f"{p:.6f}" for p in row)] for name, row in rows.items())
+    return kept

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from datamodules.ptbxl.record import LEADS
+from datamodules.ptbxl import LEADS
 from msssm import Backbone, SequenceClassifier
 from msssm.errors import InputError, MissingFileError
 from msssm.pretrained import pretrained_folder, read_pretrained, shipped_models

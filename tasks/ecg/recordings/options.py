@@ -5,15 +5,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from datamodules.ptbxl.recording import FillMissing, Implausible
+from datamodules.ptbxl.recording import FillMissing, Implausible, Unit
 from msssm.paths import local_path
 
 
 @dataclass(frozen=True)
 class RecordingOptions:
-    """Options that `add_arguments` describes; the first four are those of `read_recording`."""
+    """Options that `add_arguments` describes; the first five are those of `read_recording`."""
 
     sampling_rate: float | None
+    unit: Unit | None
     leads: list[str] | None
     fill_missing: FillMissing
     implausible: Implausible
@@ -31,7 +32,10 @@ class RecordingOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options to a command's parser."""
     parser.add_argument(
-        "--sampling_rate", type=float, metavar="HZ", help="of a file without a rate and without a column of times"
+        "--sampling_rate", type=float, metavar="HZ", help="of a file that does not state it; wins over a table's text"
+    )
+    parser.add_argument(
+        "--unit", choices=get_args(Unit), help="of a file that does not state it; without both, mV; wins over a table's"
     )
     parser.add_argument(
         "--leads",
@@ -50,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--implausible",
         choices=get_args(Implausible),
         default="refuse",
-        help="recordings of which most leads are flat or cannot be an ECG in mV: refuse (the default) or accept",
+        help="recordings whose amplitude cannot be that of an ECG in mV: refuse (the default) or accept",
     )
     parser.add_argument("--stream", action="store_true", help="also feed the recording sample by sample")
     parser.add_argument(

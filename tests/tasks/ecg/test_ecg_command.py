@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import runpy
 import shutil
@@ -175,11 +176,11 @@ GAP = np.where(np.arange(1000)[:, None] == 5, np.nan, SIGNAL)
     [
         ({"signal": SIGNAL[:, :2], "leads": LEADS[:2]}, "without V1, V2, V3, V4, V5, V6; give all twelve"),
         ({"leads": [f"x{i}" for i in range(12)]}, "has no lead among the names"),
-        ({"signal": 0 * SIGNAL}, "is flat: no lead carries a signal"),
+        ({"signal": 0 * SIGNAL}, "no electrode was connected"),
         ({"signal": GAP}, "has missing samples (NaN) in I (1)"),
         ({"signal": SIGNAL[:200]}, "has 200 samples at the model's rate, fewer than its window of 250"),
         ({"signal": SIGNAL[:50]}, "has 0.50 s, expected at least 1 s"),
-        ({"signal": 1000 * SIGNAL}, "cannot be mV; convert it to mV"),
+        ({"signal": 1000 * SIGNAL}, "the unit is likely uV: --unit uV"),
     ],
     ids=["two leads", "no leads", "flat", "NaN", "short", "shorter", "microvolts"],
 )
@@ -274,6 +275,31 @@ def test_an_interruption_keeps_what_was_answered(
         main(["ecg", str(tmp_path), "--model", f"{folder}/tiny", "--output", f"{tmp_path}/out"])
     assert capsys.readouterr().err == "msssm: interrupted\n"
     assert [row["recording"] for row in csv.DictReader((tmp_path / "out/predictions.csv").open())] == ["a"]
+
+
+def test_every_file_is_answered_or_listed_and_earlier_predictions_are_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among them names whose bytes are no UTF-8, as Windows' archives have."""
+    (tmp_path / "in").mkdir()
+    latin = tmp_path / "in" / os.fsdecode(b"caf\xe9.csv")
+    recording(latin)
+    recording(tmp_path / "in" / "good.csv")
+    (tmp_path / "in" / os.fsdecode(b"b\xe4d.csv")).write_text("I,II\n")
+    (tmp_path / "in" / "lost.hea").write_text("lost 1 100 1000\nlost.dat 16 1000/mV 16 0 0 0 0 I\n")
+    words = ["ecg", f"{tmp_path}/in", "--model", f"{folder}/tiny", "--output", f"{tmp_path}/out"]
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        out, err = capsys.readouterr()
+        out.encode(), err.encode()
+        assert "lost.dat is missing" in err
+        assert r"b\xe4d.csv is not a table of numbers: it has no rows" in err
+        assert "2 of 4 recordings were predicted" in err
+    assert "predictions.csv of an earlier call is now predictions-1.csv" in out
+    for name in ("predictions.csv", "predictions-1.csv"):
+        rows = csv.DictReader((tmp_path / "out" / name).open())
+        assert [row["recording"] for row in rows] == [r"caf\xe9", "good"]
 
 
 def test_outputs_of_several_sources_have_names_of_their_own(tmp_path: Path) -> None:

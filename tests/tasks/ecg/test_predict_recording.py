@@ -132,7 +132,9 @@ def test_volts_taken_for_millivolts_are_refused_or_accepted(
     where = ["--ckpt_path", checkpoint, "--record", str(tmp_path / "a.npz"), "--output", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
         main(["predict", *OPTIONS, *where])
-    assert "such values fit volts: multiply by 1000" in capsys.readouterr().err
+    assert "the unit is likely V: --unit V" in capsys.readouterr().err
+    main(["predict", *OPTIONS, *where, "--unit", "V"])
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["notes"] == []
     main(["predict", *OPTIONS, *where, "--implausible", "accept"])
     assert json.loads((tmp_path / "out" / "a.json").read_text())["notes"][0].startswith("implausible: I (a range of ")
 
