@@ -29,7 +29,7 @@ help: ## Show this help
 install: $(READY) ## Create .venv with msssm and its development tools
 
 # Also when the kernels change: what a pull brings must be built.
-$(READY): pyproject.toml constraints.txt setup.py $(wildcard msssm/scan/cpu/*.cpp msssm/scan/cpu/*.h)
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard msssm/scan/csrc/*.cpp msssm/scan/csrc/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "msssm needs Python 3.11 or newer, $(PYTHON) is older; set PYTHON=..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -7,8 +7,20 @@ import platform
 
 from setuptools import Extension, setup
 
-SOURCES = [f"msssm/scan/cpu/{name}.cpp" for name in ("selective", "lti", "decomposition", "step")]
-FLAGS = ["-pthread", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+SOURCES = [f"msssm/scan/csrc/{name}.cpp" for name in ("selective", "lti", "decomposition")]
+# They come last, after those of CXXFLAGS: the kernels round by adding and subtracting a large number, tell NaN from
+# numbers, and sum in a fixed order, all of which -ffast-math and its parts would optimise away.
+FLAGS = [
+    "-pthread",
+    "-fopenmp-simd",
+    "-fno-fast-math",
+    "-fno-unsafe-math-optimizations",
+    "-fno-associative-math",
+    "-fno-reciprocal-math",
+    "-fno-finite-math-only",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 VARIANTS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
@@ -17,11 +29,11 @@ if platform.machine() in ("x86_64", "AMD64"):
 setup(
     ext_modules=[
         Extension(
-            f"msssm.scan.cpu.{variant}",
+            f"msssm.scan.csrc.{variant}",
             SOURCES,
             extra_compile_args=["-O3", "-std=c++17", *FLAGS, *flags],
             extra_link_args=["-pthread"],
-            depends=[f"msssm/scan/cpu/{name}.h" for name in ("common", "decomposition", "exponential")],
+            depends=[f"msssm/scan/csrc/{name}.h" for name in ("common", "decomposition", "exponential")],
             optional=True,
         )
         for variant, flags in VARIANTS.items()

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from msssm.scan import selective_scan
-from msssm.scan.cpu.library import library
+from msssm.scan.csrc.library import library
 
 assert library() is not None, "the wheel has no compiled kernels"
 torch.manual_seed(0)

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 import triton
+from msssm.scan.triton import common, lti_kernels, selective_kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from msssm.scan.triton import common, lti_kernels, selective_kernels
 
 ARCHITECTURES = (80, 90, 100)
 TYPES = ("fp32", "bf16", "fp16")

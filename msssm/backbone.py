@@ -88,13 +88,20 @@ class Backbone(SequenceLayer):
             x = self.norm(x, lengths)
         return (x, tuple(new_states)) if return_state else x
 
-    def step(self, x: Tensor, state: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
+    def step_constants(self) -> tuple[Any, ...]:
+        """Constants of the blocks' steps."""
+        return tuple(block.step_constants() for block in cast("Iterable[Block]", self.blocks))
+
+    def step(
+        self, x: Tensor, state: tuple[State, ...], constants: tuple[Any, ...] | None = None
+    ) -> tuple[Tensor, tuple[State, ...]]:
         """Runs one time step: x (B, D) to y (B, D) and the new states."""
         if not untouched(self, Backbone):
             return super().step(x, state)
+        constants = (None,) * len(self.blocks) if constants is None else constants
         new_states = []
-        for block, block_state in zip(cast("Iterable[Block]", self.blocks), state, strict=True):
-            x, new_state = block.step(x, block_state)
+        for block, block_state, own in zip(cast("Iterable[Block]", self.blocks), state, constants, strict=True):
+            x, new_state = block.step(x, block_state, own)
             new_states.append(new_state)
         if self.norm is not None:
             x = self.norm(x.unsqueeze(1)).squeeze(1)

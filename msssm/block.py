@@ -1,5 +1,7 @@
 """One residual block around a sequence layer."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,15 +67,20 @@ class Block(SequenceLayer):
         y = y if self.prenorm else self.norm(y, lengths)
         return (y, new_state) if return_state else y
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step_constants(self) -> Any:
+        """Constants of the layer's step."""
+        return self.layer.step_constants()
+
+    def step(self, x: Tensor, state: State, constants: Any = None) -> tuple[Tensor, State]:
         """Runs one time step: x (B, D) to y (B, D) and the new state."""
         if not untouched(self, Block):
             return super().step(x, state)
-        x = x.unsqueeze(1)
-        inner = self.norm(x) if self.prenorm else x
-        inner, state = self.layer.step(inner.squeeze(1), state)
-        y = x + self._mixed(inner.unsqueeze(1))
-        return (y if self.prenorm else self.norm(y)).squeeze(1), state
+        inner = self.norm(x.unsqueeze(1)).squeeze(1) if self.prenorm else x
+        # A layer of the user's own may take no constants.
+        given = (inner, state) if constants is None else (inner, state, constants)
+        inner, state = self.layer.step(*given)
+        y = x + self._mixed(inner.unsqueeze(1)).squeeze(1)
+        return y if self.prenorm else self.norm(y.unsqueeze(1)).squeeze(1), state
 
     def _residual(
         self, x: Tensor, inner: Tensor, lengths: Tensor | None, state: State | None, return_state: bool

@@ -1,6 +1,6 @@
 """A sequence classifier: encoder, backbone, pooling over the true positions, linear head."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,12 +82,17 @@ class SequenceClassifier(nn.Module):
         total = self._parameter().new_zeros(batch_size, self.backbone.d_model, dtype=torch.float64)
         return ClassifierState(self.backbone.initial_state(batch_size), total, total.new_zeros(batch_size).long())
 
-    def step(self, x: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
+    def step_constants(self) -> Any:
+        """Constants of the backbone's steps, see `SequenceLayer.step_constants`."""
+        return self.backbone.step_constants()
+
+    def step(self, x: Tensor, state: ClassifierState, constants: Any = None) -> tuple[Tensor, ClassifierState]:
         """Runs one position: x (B,) or (B, channels) to logits (B, num_classes) of all so far, and the new state."""
         if not untouched(self, SequenceClassifier):
             logits, state = self(x.unsqueeze(1), state=state, return_state=True)
             return logits, state
-        y, backbone = self.backbone.step(self.encoder(x), state.backbone)
+        given = (self.encoder(x), state.backbone) if constants is None else (self.encoder(x), state.backbone, constants)
+        y, backbone = self.backbone.step(*given)
         total = state.total + y if self.pooling == "mean" else y.double()
         after = ClassifierState(backbone, total, state.positions + 1)
         return self.classify(after.total, after.positions), after

@@ -1,18 +1,17 @@
 """The multi-scale decomposition: a learned, causal, undecimated wavelet transform of each channel."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from msssm.errors import InputError
-from msssm.operands import inner_contiguous
 from msssm.padding import last_positions, mask_padding, true_lengths
-from msssm.scan.cpu import decomposition as native
+from msssm.scan.decomposition import cpu as native
+from msssm.scan.decomposition.torch import bands_and_histories, dilated_convolution, weighted_sum
 from msssm.scan.dispatch import Backend, choose
-from msssm.transforms import plain_form
+from msssm.scan.operands import inner_contiguous
 
 FilterInit = Literal["uniform", "haar", "db2"]
 
@@ -22,25 +21,6 @@ _WAVELETS = {
     "haar": [1 / math.sqrt(2), 1 / math.sqrt(2)],
     "db2": [c / (4 * math.sqrt(2)) for c in (1 - _SQRT3, 3 - _SQRT3, 3 + _SQRT3, 1 + _SQRT3)],
 }
-
-
-def dilated_convolution(x: Tensor, taps: Tensor, dilation: int) -> Tensor:
-    """Causal depthwise convolution, y[t] = sum_l x[t - dilation l] taps[l].
-
-    Args:
-        x: (B, R + L, D): R = (K - 1) dilation positions of history, then L new ones.
-        taps: (K, D).
-        dilation: steps between taps.
-
-    Returns:
-        y (B, L, D).
-    """
-    last = (len(taps) - 1) * dilation
-    length = x.shape[1] - last
-    y = x[:, last:] * taps[0]
-    for lag, tap in zip(range(dilation, last + 1, dilation), taps[1:], strict=True):
-        y = torch.addcmul(y, x[:, last - lag : last - lag + length], tap)
-    return y
 
 
 class MultiScaleDecomposition(nn.Module):
@@ -97,7 +77,7 @@ class MultiScaleDecomposition(nn.Module):
             raise InputError(
                 f"the weights must be (S + 2, D) = {(self.levels + 2, self.d_model)}, got {tuple(weights.shape)}"
             )
-        low, high = self.step_parameters()
+        low, high = self.filters()
         past = self.joined(state, x)
         # In half precision the bands stay in it, as those of torch.
         if x.dtype == low.dtype == torch.float32 and choose(self.backend, x.device, x.dtype) == "cpu":
@@ -108,14 +88,56 @@ class MultiScaleDecomposition(nn.Module):
                     inner_contiguous(x), low, high, weights, past, lengths, return_state
                 )
             return (y, self.separated(history)) if return_state else y
-        y, histories = _in_torch(x, low, high, self.initial_state(len(x)) if state is None else state, lengths)
-        y = y if weights is None else _weighted(y, weights)
+        y, histories = bands_and_histories(
+            x, low, high, self.initial_state(len(x)) if state is None else state, lengths
+        )
+        y = y if weights is None else weighted_sum(y, weights)
         return (y, histories) if return_state else y
 
-    def step_parameters(self) -> tuple[Tensor, Tensor]:
+    def filters(self) -> tuple[Tensor, Tensor]:
         """Low-pass and high-pass filters of all levels, each (S, K, D)."""
         low, high = (filters.expand(self.levels, -1, -1).contiguous() for filters in (self.low, self.high))
         return low, high
+
+    def step_constants(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step needs of the filters.
+
+        A step is linear in the positions under the taps. Its results are the bands and each level's input.
+
+        Returns:
+            Rows of the joined histories and x that are under a tap, their weights in each result (rows, M + S, D), and
+            rows of the joined histories, x and results that are the next histories.
+        """
+        levels, taps = range(self.levels), self.kernel_size - 1
+        sizes = [taps * 2**level for level in levels]
+        starts = [sum(sizes[:level]) for level in levels]
+        length = sum(sizes)
+        under = [starts[level] + 2**level * lag for level in levels for lag in range(taps)] + [length]
+        units = self.low.new_zeros(len(under), length + 1, self.d_model)
+        units[range(len(under)), under] = 1
+        bands, histories = bands_and_histories(
+            units[:, length:], *self.filters(), units[:, :length].split(sizes, dim=1), None
+        )
+        inputs = [history[:, -1:] for history in histories if history.shape[1]]
+        weights = torch.cat((bands.squeeze(1), *inputs), 1)
+        after = [
+            row
+            for level in levels
+            for row in (*range(starts[level] + 1, starts[level] + sizes[level]), length + 1 + self.levels + 2 + level)
+            if taps
+        ]
+        device = self.low.device
+        return torch.tensor(under, device=device), weights, torch.tensor(after, dtype=torch.long, device=device)
+
+    def step(
+        self, x: Tensor, state: tuple[Tensor, ...], constants: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Maps x (B, D) to bands (B, M, D), and the new histories."""
+        under, weights, after = constants
+        rows = torch.cat((*state, x.unsqueeze(1)), 1)
+        results = (rows.index_select(1, under).unsqueeze(2) * weights).sum(1)
+        past = torch.cat((rows, results), 1).index_select(1, after)
+        return results[:, : self.levels + 2], self.separated(past)
 
     def joined(self, state: tuple[Tensor, ...] | None, x: Tensor) -> Tensor | None:
         """Joins the levels' histories to one, (B, (K - 1) (2^S - 1), D), for an input x. Raises as `check_history`."""
@@ -134,50 +156,6 @@ class MultiScaleDecomposition(nn.Module):
             self.low.new_zeros(batch_size, (self.kernel_size - 1) * 2**level, self.d_model)
             for level in range(self.levels)
         )
-
-
-def _in_torch(
-    x: Tensor, low: Tensor, high: Tensor, state: Sequence[Tensor], lengths: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Bands (B, L, S + 2, D) and the new histories of all levels."""
-    approximation = mask_padding(x, lengths)
-    finer, histories = [approximation], []
-    for level, history in enumerate(state):
-        extended = torch.cat((history.to(x.dtype), approximation), dim=1)
-        histories.append(last_positions(extended, lengths, history.shape[1]))
-        finer.append(dilated_convolution(extended, high[level], 2**level))
-        approximation = dilated_convolution(extended, low[level], 2**level)
-    return mask_padding(torch.stack((*finer, approximation), dim=2), lengths), tuple(histories)
-
-
-def _weighted(bands: Tensor, weights: Tensor) -> Tensor:
-    return (bands * weights.to(bands.dtype)).sum(2)
-
-
-@plain_form("msssm::decomposition")
-def plain_decomposition(
-    x: Tensor, low: Tensor, high: Tensor, history: Tensor | None, lengths: Tensor | None, return_state: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Plain form of the native operator, whose histories are concatenated."""
-    levels, taps, channels = low.shape
-    rows = [(taps - 1) * 2**level for level in range(levels)]
-    past = x.new_zeros(len(x), sum(rows), channels) if history is None else history
-    bands, histories = _in_torch(x, low, high, past.split(rows, dim=1), lengths)
-    return bands, torch.cat([x[:, :0], *(histories if return_state else ())], dim=1)
-
-
-@plain_form("msssm::weighted_decomposition")
-def _plain_weighted(
-    x: Tensor,
-    low: Tensor,
-    high: Tensor,
-    weights: Tensor,
-    history: Tensor | None,
-    lengths: Tensor | None,
-    return_state: bool = True,
-) -> tuple[Tensor, Tensor]:
-    bands, last = plain_decomposition(x, low, high, history, lengths, return_state)
-    return _weighted(bands, weights), last
 
 
 def check_history(state: tuple[Tensor, ...], silence: tuple[Tensor, ...], x: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from msssm.minimal import ms_ssm
 from msssm.multiscale import MultiScaleSSM
-from msssm.scan.cpu.library import library
+from msssm.scan.csrc.library import library
 from msssm.scan.dispatch import choose, fastest_on, obstacle
 from msssm.scan.triton.verdict import Kernels
 

@@ -52,7 +52,14 @@ class SequenceLayer(nn.Module):
         """State before the first step."""
         raise NotImplementedError
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Runs one time step: x (B, D) to y (B, D) and the new state."""
+    def step_constants(self) -> Any:
+        """What `step` computes from the parameters alone, for many steps with the same ones; None if there is nothing.
+
+        It must be computed again when a parameter or a module has changed.
+        """
+        return None
+
+    def step(self, x: Tensor, state: State, constants: Any = None) -> tuple[Tensor, State]:
+        """Runs one time step: x (B, D) to y (B, D) and the new state; the given state stays as it is."""
         y, state = self(x.unsqueeze(1), state=state, return_state=True)
         return y.squeeze(1), state

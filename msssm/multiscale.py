@@ -2,14 +2,14 @@
 
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from msssm.decomposition import ConvolutionBands, FilterInit, MultiScaleDecomposition
 from msssm.errors import InputError
+from msssm.fused import fused_scan
 from msssm.initialization import Initialization
 from msssm.layer import SequenceLayer
-from msssm.native_layer import native_layer
-from msssm.native_step import native_step
 from msssm.padding import mask_padding
 from msssm.scale_mixer import Mixer, ScaleMixer
 from msssm.scan import Backend, Discretization
@@ -164,7 +164,9 @@ class MultiScaleSSM(SequenceLayer):
         x = mask_padding(x, lengths)
         conv_state, ssm_state = (None, None) if state is None else state
         mix = self.mixer(x)
-        result = native_layer(self, x, mix, lengths, conv_state, ssm_state, return_state)
+        result = None
+        if self._is_the_papers():
+            result = fused_scan(self.decomposition, self.ssm, x, mix, lengths, conv_state, ssm_state, return_state)
         if result is None:
             split = self.decomposition(x, lengths, conv_state, return_state)
             bands, conv_state = split if return_state else (split, ())
@@ -173,6 +175,10 @@ class MultiScaleSSM(SequenceLayer):
         else:
             y, conv_state, ssm_state = result
         return (y, MultiScaleState(conv_state, ssm_state)) if return_state else y
+
+    def _is_the_papers(self) -> bool:
+        """Whether selection and recurrence have the paper's inputs."""
+        return (self.selective_input, self.ssm_input) == ("input", "band")
 
     def ssm_inputs(self, x: Tensor, bands: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs of Delta, B and C, (B, L, D) or (B, L, M, D), and inputs of the recurrences, (B, L, M, D)."""
@@ -183,12 +189,30 @@ class MultiScaleSSM(SequenceLayer):
         """State before the first step: zeros."""
         return MultiScaleState(self.decomposition.initial_state(batch_size), self.ssm.initial_state(batch_size))
 
-    def step(self, x: Tensor, state: MultiScaleState) -> tuple[Tensor, MultiScaleState]:
-        """Runs one time step: x (B, D) to y (B, D) and the new state; a single native call, if the layer has one."""
-        if untouched(self, MultiScaleSSM) and (result := native_step(self, x, state)) is not None:
-            y, conv_state, ssm_state = result
-            return y, MultiScaleState(conv_state, ssm_state)
-        return super().step(x, state)
+    def step_constants(self) -> tuple[Any, ...] | None:
+        """Decays, gains and filters; None if a step is a run over one position, as with hooks on its parts."""
+        parts_are_known = (
+            self._is_the_papers()
+            and untouched(self, MultiScaleSSM)
+            and untouched(self.decomposition, MultiScaleDecomposition)
+            and any(untouched(self.ssm, kind) for kind in (S6, S4, NoSSM))
+            and all(x.dtype in (torch.float32, torch.float64) for x in self.parameters(recurse=True))
+        )
+        if not parts_are_known or not isinstance(self.decomposition, MultiScaleDecomposition):
+            return None
+        return self.decomposition.step_constants(), self.ssm.step_constants()
+
+    def step(
+        self, x: Tensor, state: MultiScaleState, constants: tuple[Any, ...] | None = None
+    ) -> tuple[Tensor, MultiScaleState]:
+        """Runs one time step: x (B, D) to y (B, D) and the new state."""
+        constants = self.step_constants() if constants is None else constants
+        if constants is None or torch.is_autocast_enabled(x.device.type):
+            return super().step(x, state)
+        filters, decays = constants
+        bands, conv_state = self.decomposition.step(x, state.conv_state, filters)  # type: ignore[union-attr]
+        y, ssm_state = self.ssm.step(x, bands, self.mixer(x), state.ssm_state, decays)  # type: ignore[arg-type]
+        return y, MultiScaleState(conv_state, ssm_state)
 
     def effective_memory(self) -> Tensor:
         """Memory of each band in steps, (M,): the mean over channels and modes of 1 / (1 - |Abar|).

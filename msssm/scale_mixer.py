@@ -41,16 +41,10 @@ class ScaleMixer(nn.Module):
             self.weight = nn.Parameter(torch.full((bands, heads), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the weights (B, L, M, H) from the raw input x (B, L, D)."""
+        """Computes the weights (B, L, M, H) from the raw input x (B, L, D), or (B, M, H) from (B, D)."""
         if self.mode == "sum":
-            return x.new_ones(()).expand(*x.shape[:2], self.bands, self.heads)
+            return x.new_ones(()).expand(*x.shape[:-1], self.bands, self.heads)
         if self.mode == "fixed":
-            return self.weight.expand(*x.shape[:2], -1, -1)
+            return self.weight.expand(*x.shape[:-1], -1, -1)
         weights = self.projection(x).unflatten(-1, (self.bands, self.heads))
-        return weights.softmax(2) if self.mode == "softmax" else weights
-
-    def step_parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Parameters for the native step: weight (M H, D) and bias of the projection, fixed weights (M, H)."""
-        if self.mode in ("input", "softmax"):
-            return self.projection.weight, self.projection.bias, None
-        return None, None, self.weight if self.mode == "fixed" else None
+        return weights.softmax(-2) if self.mode == "softmax" else weights

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from msssm.errors import InputError
 from msssm.initialization import Initialization, initial_A, initial_delta, inverse_softplus
 from msssm.scan import Backend, Discretization, lti_scan, mix_bands, multiscale_scan
-from msssm.scan.step_size import MAX_DELTA, MIN_DELTA, full_rank, step_size
+from msssm.scan.delta import MAX_DELTA, MIN_DELTA, full_rank, step_size
+from msssm.scan.lti.api import discretized
 from msssm.untouched import untouched
 
 # Limits of the decay rates -Re A: with those of the step sizes, |Abar| = exp(-delta rate) <= exp(-1e-7) stays below 1
@@ -32,6 +33,12 @@ def _wide(x: Tensor) -> Tensor:
 def _memory(delta: Tensor, rate: Tensor) -> Tensor:
     """Mean over channels and modes of 1 / (1 - exp(-delta rate)), in steps. delta (M, D), rate (M, D, N) -> (M,)."""
     return (-1 / torch.expm1(-delta.unsqueeze(-1) * rate)).mean((1, 2))
+
+
+def _mixed(y: Tensor, mix: Tensor) -> Tensor:
+    """Sum over bands of one step, y (B, M, D) and mix (B, M, H) -> (B, D)."""
+    per_head = y.unflatten(-1, (mix.shape[-1], -1))
+    return (per_head * mix.unsqueeze(-1)).sum(1).flatten(1)
 
 
 class S6(nn.Module):
@@ -147,9 +154,25 @@ class S6(nn.Module):
         # A replaced projection can only be called whole: project each band's input for all bands, keep the diagonal.
         return self.projection(x).unflatten(-1, (self.bands, -1)).diagonal(dim1=2, dim2=3).movedim(-1, 2)
 
-    def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Parameters for the native step: projection, delta_weight, delta_bias, log_rate, skip."""
-        return self.projection.weight, self.delta_weight, self.delta_bias, self.log_rate, self.skip
+    def step_constants(self) -> tuple[Tensor, ...]:
+        """What a step computes from the parameters alone: A and 1 / A, (M, D, N), and the bias of Delta (M, 1, D)."""
+        A = self.diagonal()
+        return A, 1 / A, self.delta_bias.unsqueeze(1)
+
+    def step(
+        self, x: Tensor, bands: Tensor, mix: Tensor, state: Tensor, constants: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Runs one time step: x (B, D), bands (B, M, D), mix (B, M, H) to y (B, D) and the new state."""
+        A, inverse, bias = constants
+        low_rank, B, C = (each.squeeze(1) for each in self.selection(x.unsqueeze(1)))
+        projected = torch.baddbmm(bias, low_rank.transpose(0, 1), self.delta_weight).transpose(0, 1)
+        delta = nn.functional.softplus(projected).clamp(MIN_DELTA, MAX_DELTA).unsqueeze(-1)
+        exponent = delta * A
+        gain = torch.expm1(exponent) * inverse if self.discretization == "zoh" else delta
+        drive = gain * (B.unsqueeze(2) * bands.unsqueeze(-1))
+        state = torch.addcmul(drive, torch.exp(exponent), state)
+        y = torch.matmul(state, C.unsqueeze(-1)).squeeze(-1)
+        return _mixed(y if self.skip is None else torch.addcmul(y, self.skip, bands), mix), state
 
     def diagonal(self) -> Tensor:
         """Diagonal A (M, D, N), negative."""
@@ -240,12 +263,11 @@ class S4(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Same as `S6.forward`, but x is not used, and the state is complex if the diagonal is."""
         with torch.autocast(bands.device.type, enabled=False):
-            C: Tensor = self.C if self.frequency is None else torch.view_as_complex(_wide(self.C).contiguous())
             return lti_scan(
                 bands,
                 self.delta(),
                 self.diagonal(),
-                C,
+                self._C(),
                 mix,
                 self.skip,
                 lengths=lengths,
@@ -254,6 +276,30 @@ class S4(nn.Module):
                 discretization=self.discretization,
                 backend=self.backend,
             )
+
+    def step_constants(self) -> tuple[Tensor, ...]:
+        """What a step computes from the parameters alone: decay, gain and output weights of the states, (M, D, N).
+
+        The weights of a complex diagonal are real, (M, D, N / 2, 2), for the real and imaginary part of each state.
+        """
+        rate, gain, _ = discretized(self.delta(), self.diagonal(), self._C(), self.discretization)
+        weight = self._C()
+        if weight.is_complex():
+            weight = torch.view_as_real(2 * weight.conj().resolve_conj())
+        return torch.exp(rate), gain, weight
+
+    def step(
+        self, x: Tensor, bands: Tensor, mix: Tensor, state: Tensor, constants: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Runs one time step: bands (B, M, D) and mix (B, M, H) to y (B, D) and the new state; x is not used."""
+        decay, gain, weight = constants
+        state = torch.addcmul(gain * bands.unsqueeze(-1), decay, state)
+        y = (state * weight).sum(-1) if self.frequency is None else (torch.view_as_real(state) * weight).sum((-2, -1))
+        return _mixed(y if self.skip is None else torch.addcmul(y, self.skip, bands), mix), state
+
+    def _C(self) -> Tensor:
+        """Output weights, complex for a complex diagonal."""
+        return self.C if self.frequency is None else torch.view_as_complex(_wide(self.C).contiguous())
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Zeros, (B, M, D, N), or complex (B, M, D, N / 2)."""
@@ -291,6 +337,16 @@ class NoSSM(nn.Module):
         """Mixes the bands; arguments as in `S6.forward`, of which only bands and mix are used."""
         mixed = mix_bands(bands, mix).to(bands.dtype)
         return (mixed, None) if return_state else mixed
+
+    def step_constants(self) -> tuple[Tensor, ...]:
+        """Nothing is computed in advance."""
+        return ()
+
+    def step(
+        self, x: Tensor, bands: Tensor, mix: Tensor, state: None, constants: tuple[Tensor, ...]
+    ) -> tuple[Tensor, None]:
+        """Mixes the bands of one time step, (B, M, D), with (B, M, H)."""
+        return _mixed(bands, mix), None
 
     def initial_state(self, batch_size: int) -> None:
         """None: there is no state."""

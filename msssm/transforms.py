@@ -1,19 +1,15 @@
 """Function transforms, forward mode and second derivatives of operators that only have a backward.
 
-An operator in C++ or Triton has one derivative, its backward. For any other, its plain form replaces it: the same map
-in torch operators, which torch can differentiate repeatedly and in every mode.
+An operator in C++ or Triton has one derivative, its backward. Where another one is asked for, the torch form of the
+operator runs instead: the same map in torch operators, which torch differentiates repeatedly and in every mode.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-Plain = TypeVar("Plain", bound=Callable[..., Any])
-
-_PLAIN: dict[str, Callable[..., Any]] = {}
 
 
 def transformed() -> bool:
@@ -28,23 +24,15 @@ def beyond_first(grad: Tensor) -> bool:
     return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
-def plain_form(*operators: str) -> Callable[[Plain], Plain]:
-    """Registers a function as the plain form of operators: same arguments, and those results that have gradients."""
-
-    def name(function: Plain) -> Plain:
-        _PLAIN.update(dict.fromkeys(operators, function))
-        return function
-
-    return name
-
-
-def plain_gradients(operator: str, inputs: Sequence[Any], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Vector-Jacobian product of an operator's plain form: differentiable, and open to transforms.
+def torch_gradients(
+    form: Callable[..., Sequence[Tensor]], inputs: Sequence[Any], grads: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Vector-Jacobian product of a torch form: differentiable, and open to transforms.
 
     Args:
-        operator: its name.
-        inputs: all its arguments.
-        grads: gradients of the results of the plain form.
+        form: Function of torch operators.
+        inputs: All its arguments.
+        grads: Gradients of its results.
 
     Returns:
         One gradient for each argument, None if it needs none.
@@ -53,8 +41,8 @@ def plain_gradients(operator: str, inputs: Sequence[Any], grads: tuple[Tensor, .
     with torch.enable_grad():
         # Views replace the arguments, so that no gradient flows on through one argument into another.
         leaves = [x.view_as(x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
-        results = _PLAIN[operator](*(x if leaf is None else leaf for x, leaf in zip(inputs, leaves, strict=True)))
-    pairs = [(y, grad) for y, grad in zip(results, grads, strict=True) if y.requires_grad]
+        results = form(*(x if leaf is None else leaf for x, leaf in zip(inputs, leaves, strict=True)))
+    pairs = [(y, grad) for y, grad in zip(results, grads, strict=False) if y.requires_grad]
     wanted = [leaf for leaf in leaves if leaf is not None]
     ys, grad_ys = zip(*pairs, strict=True)
     found = iter(torch.autograd.grad(ys, wanted, grad_ys, create_graph=create_graph, allow_unused=True))

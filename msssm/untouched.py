@@ -1,21 +1,18 @@
-"""Checks that a module is exactly what its class says, so that a fast path may read its tensors instead of calling it.
+"""Checks that a module is exactly what its class says, so that its tensors may be read in place of calling it.
 
 Adapters (LoRA), quantisation, parametrisations, pruning and hooks change a module without notice to its callers.
 """
 
 from typing import TypeGuard, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 M = TypeVar("M", bound=nn.Module)
 
-_PLAIN = (Tensor, nn.Parameter)
-
 
 def untouched(module: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
-    """Whether `module` has exactly this class and a plain forward.
+    """Whether `module` has exactly this class and its forward.
 
     A parametrisation or an adapter changes the class; a hook (its own or a global one) or a replacement on the instance
     changes the forward.
@@ -29,8 +26,3 @@ def untouched(module: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
         and "forward" not in vars(module)
         and not _has_any_global_hook()
     )
-
-
-def plain(x: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether x is a float32 CPU tensor of this shape, and no subclass (quantised, distributed)."""
-    return x.shape == shape and x.dtype is torch.float32 and x.is_cpu and type(x) in _PLAIN and not x.is_neg()

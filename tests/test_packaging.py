@@ -66,7 +66,7 @@ def test_a_wheel_is_whole(tmp_path: Path) -> None:
         "configs", "datamodules", "msssm", "tasks"
     }  # fmt: skip
     assert {"msssm/py.typed", "configs/listops.yaml", "configs/experiments/quick/listops.yaml"} <= set(files)
-    assert [name for name in files if name.startswith("msssm/scan/cpu/baseline")]
+    assert [name for name in files if name.startswith("msssm/scan/csrc/baseline")]
 
     venv.create(tmp_path / "env", with_pip=False)
     [packages] = tmp_path.glob("env/lib/python*/site-packages")

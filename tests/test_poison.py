@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from msssm.decomposition import MultiScaleDecomposition
-from msssm.scan.cpu import decomposition
-from msssm.scan.cpu.library import library, native
+from msssm.scan.csrc.library import library, native
+from msssm.scan.decomposition import cpu as decomposition
 
 X = torch.zeros(2, 3)
 ALLOCATED: dict[str, Any] = {

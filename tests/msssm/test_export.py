@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from msssm import Backbone, MultiScaleSSM
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.export import exported_step, step_to_onnx
-from msssm.scan.cpu.library import library
+from msssm.scan.csrc.library import library
 from tasks.cli.export import load_exported, portable
 from tasks.cli.main import main
 from tasks.ecg.recordings.model import read_model

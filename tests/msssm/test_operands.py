@@ -14,7 +14,7 @@ from msssm.classifier import Pooling
 from msssm.errors import InputError
 from msssm.norm import SequenceNorm
 from msssm.scan import selective_scan
-from msssm.scan.cpu.library import library
+from msssm.scan.csrc.library import library
 from tests.support.tolerances import FLOAT32, HALF_LAYER, assert_near
 
 D, L = 4, 9

@@ -196,7 +196,9 @@ def test_what_counts_its_calls_is_called_once() -> None:
 )
 def test_a_scan_runs_once(layer: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward and two backwards through the same graph; a decomposition of its own is computed again in each."""
-    from msssm.scan.cpu import decomposition, lti, selective
+    from msssm.scan.decomposition import cpu as decomposition
+    from msssm.scan.lti import cpu as lti
+    from msssm.scan.selective import cpu as selective
 
     class Counting:
         def __init__(self) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import msssm.native_layer
+import msssm.fused
 import msssm.ssm
 from msssm import MultiScaleSSM
 from msssm.baselines import S4D, Mamba
-from msssm.scan.cpu.selective import Operands
-from msssm.scan.step_size import full_rank, step_size
+from msssm.scan.delta import full_rank, step_size
+from msssm.scan.selective.operands import Operands
 from tests.support.layers import BASELINES, LAYERS, MULTI_SCALE, D, build, signal, tensors
 from tests.support.tolerances import OUTPUT, assert_near
 
@@ -30,7 +30,7 @@ def spy_on_scans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]
             return _scan(u, delta, A, *rest, **options)
 
         monkeypatch.setattr(msssm.ssm, name, spy)
-    whole = msssm.native_layer.multiscale_scan
+    whole = msssm.fused.cpu.scan
 
     def spy_on_whole(operands: Operands, *rest: Any) -> Any:
         assert operands.delta_weight is not None
@@ -39,7 +39,7 @@ def spy_on_scans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]
         seen.append((step_size(full, operands.delta_bias).detach(), operands.A.detach()))
         return whole(operands, *rest)
 
-    monkeypatch.setattr(msssm.native_layer, "multiscale_scan", spy_on_whole)
+    monkeypatch.setattr(msssm.fused.cpu, "scan", spy_on_whole)
     return seen
 
 

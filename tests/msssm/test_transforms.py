@@ -115,15 +115,3 @@ def test_a_backend_without_rules_is_refused() -> None:
             grad(lambda u, b=backend: multiscale_scan(u, bands.abs(), rates, B, B, mix, backend=b).sum())(bands)
     with pytest.raises(InputError, match=r"use 'auto' or 'torch'"):
         grad(lambda u: lti_scan(u, -rates[..., 0], rates, rates, mix, backend="cpu").sum())(bands)
-
-
-def test_a_stream_refuses_a_transform() -> None:
-    """Its step works in place on its state."""
-    backbone = Backbone(lambda d: MultiScaleSSM(d, 1, 2, 2), D, 1)
-    stream = StreamingClassifier(SequenceClassifier(nn.Linear(D, D), backbone, 3).eval())
-    state, x = stream.initial_state(1), torch.randn(1, D)
-    if stream.packed is not None:
-        with pytest.raises(InputError, match="streaming does not support transforms"), forward_ad.dual_level():
-            stream.step(forward_ad.make_dual(x, x), state)
-        with pytest.raises(InputError, match=r"the state must be contiguous torch\.float32 of"):
-            stream.step(x, state._replace(backbone=state.backbone[:, :, 1:]))

@@ -1,12 +1,13 @@
 """Arguments, results and the float64 truth for the tests of the GPU scans: in the interpreter, and on a GPU."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from msssm.scan import Discretization, multiscale_scan, reference, triton
-from msssm.scan.mixing import mix_bands
+from msssm.scan import Discretization, multiscale_scan
+from msssm.scan.selective.operands import Operands
 from tests.support.tolerances import KERNEL_GRADIENT, KERNEL_OUTPUT, assert_near
 
 Arguments = dict[str, Tensor | None]
@@ -21,7 +22,7 @@ def selective_arguments(
     lengths: list[int] | None = None,
     bias: bool = False,
 ) -> Arguments:
-    """Arguments of `msssm.scan.triton.multiscale_scan`, but the discretization; shape (B, L, M, D, N, H)."""
+    """Operands of `msssm.scan.multiscale_scan`, but the discretization; shape (B, L, M, D, N, H)."""
     batch, length, M, D, N, heads = shape
     g = torch.Generator().manual_seed(sum(shape))
 
@@ -41,33 +42,6 @@ def selective_arguments(
         "initial_state": normal(batch, M, D, N),
     }
     return {name: x.to(dtype) if name in HALF and x is not None else x for name, x in given.items()}
-
-
-def lti_arguments(
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    *,
-    is_complex: bool = False,
-    lengths: list[int] | None = None,
-) -> Arguments:
-    """Arguments of `msssm.scan.triton.lti_scan`; shape (B, L, M, D, N, H)."""
-    batch, length, M, D, N, heads = shape
-    g = torch.Generator().manual_seed(sum(shape))
-
-    def normal(*size: int, kind: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(*size, generator=g, dtype=kind)
-
-    kind = torch.complex64 if is_complex else torch.float32
-    decay = torch.exp(-0.3 * torch.rand(M, D, N, generator=g))
-    return {
-        "u": normal(batch, length, M, D).to(dtype),
-        "decay": decay * torch.exp(3j * normal(M, D, N)) if is_complex else decay,
-        "weight": normal(M, D, N, kind=kind),
-        "mix": normal(batch, length, M, heads).to(dtype),
-        "D": normal(M, D),
-        "lengths": None if lengths is None else torch.tensor(lengths),
-        "initial_state": normal(batch, M, D, N, kind=kind),
-    }
 
 
 def _results(given: Arguments, scan: Callable[..., tuple[Tensor, Tensor]], wide: bool) -> dict[str, Tensor]:
@@ -90,31 +64,20 @@ def _results(given: Arguments, scan: Callable[..., tuple[Tensor, Tensor]], wide:
     return {"y": y, "state": state, **dict(zip(wanted, grads, strict=True))}
 
 
+def triton_scan(discretization: Discretization, **given: Tensor | None) -> tuple[Tensor, Tensor]:
+    from msssm.scan.selective import triton  # not before the process that interprets it has been told so
+
+    state = given.pop("initial_state")
+    return triton.scan(Operands(**given, state=state), discretization)  # type: ignore[arg-type]
+
+
 def selective_results(given: Arguments, discretization: Discretization) -> dict[str, Tensor]:
-    return _results(given, lambda **x: triton.multiscale_scan(**x, discretization=discretization), wide=False)
+    return _results(given, partial(triton_scan, discretization=discretization), wide=False)
 
 
 def selective_truth(given: Arguments, discretization: Discretization) -> dict[str, Tensor]:
     def scan(u: Tensor, **x: Tensor) -> tuple[Tensor, Tensor]:
         return multiscale_scan(u, **x, return_state=True, discretization=discretization, backend="reference")  # type: ignore[return-value]
-
-    return _results(given, scan, wide=True)
-
-
-def lti_results(given: Arguments) -> dict[str, Tensor]:
-    return _results(given, triton.lti_scan, wide=False)
-
-
-def lti_truth(given: Arguments) -> dict[str, Tensor]:
-    def scan(
-        u: Tensor, decay: Tensor, weight: Tensor, mix: Tensor, D: Tensor, lengths: Tensor | None, initial_state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        mask = None
-        if lengths is not None:
-            mask = torch.arange(u.shape[1], device=u.device) < lengths.unsqueeze(1)
-            u, mix = (torch.where(mask[:, :, None, None], x, 0) for x in (u, mix))
-        y, state = reference.banded_lti(u, decay, weight, mask, initial_state)
-        return mix_bands(y + D * u, mix), state
 
     return _results(given, scan, wide=True)
 

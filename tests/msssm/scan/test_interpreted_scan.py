@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-
 from msssm.errors import InputError
-from msssm.scan import Discretization, multiscale_scan, triton
-from msssm.scan.lti import _sequential
-from msssm.scan.triton import common
+from msssm.scan import Discretization, multiscale_scan
+from msssm.scan.selective import check, triton
+from msssm.scan.selective import triton_common as common
+from msssm.scan.selective.operands import Operands
 from tests.support.scan_cases import (
     Arguments,
     assert_all_near,
-    lti_arguments,
-    lti_results,
-    lti_truth,
     selective_arguments,
     selective_results,
     selective_truth,
+    triton_scan,
 )
 from tests.support.tolerances import FLOAT32, METRIC, assert_near
 
@@ -53,50 +51,30 @@ def test_selective_scan(shape: tuple[int, ...], discretization: Discretization) 
     assert_all_near(selective_results(given, discretization), selective_truth(given, discretization))
 
 
-@pytest.fixture(params=[0, 1, 2])
-def configuration(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> common.Configuration:
-    """Each way to lay out the work."""
-    monkeypatch.setattr(common, "_selected", {})
-    for kernels in ("selective", "lti"):
-        common.select(kernels, torch.device("cpu"), request.param)
-    return common.CONFIGURATIONS[request.param]
-
-
-def test_selective_scan_of_few_steps(configuration: common.Configuration) -> None:
+def test_selective_scan_of_few_steps() -> None:
     """Fewer than are loaded ahead, one more, and rows that end in between."""
-    for length in {1, 2, configuration.ahead - 1, configuration.ahead + 1}:
+    for length in {1, 2, common.CONFIGURATION.ahead - 1, common.CONFIGURATION.ahead + 1}:
         given = selective_arguments((1, length, 2, 3, 2, 1))
         assert_all_near(selective_results(given, "euler"), selective_truth(given, "euler"))
-    given = selective_arguments((3, 6, 1, 33, 2, 1), lengths=[configuration.ahead + 1, 1, 0], bias=True)
+    given = selective_arguments((3, 6, 1, 33, 2, 1), lengths=[common.CONFIGURATION.ahead + 1, 1, 0], bias=True)
     truth = selective_truth(given, "euler")
     for name in ("u", "delta", "B", "C", "mix"):
         given[name][1, 1:] = given[name][2] = torch.nan  # type: ignore[index]
     assert_all_near(selective_results(given, "euler"), truth)
 
 
-def test_lti_scan_of_few_steps(configuration: common.Configuration) -> None:
-    for length in {1, 2, configuration.ahead - 1, configuration.ahead + 1}:
-        given = lti_arguments((1, length, 2, 3, 2, 1))
-        assert_all_near(lti_results(given), lti_truth(given))
-    given = lti_arguments((3, 6, 2, 33, 2, 1), is_complex=True, lengths=[configuration.ahead + 1, 1, 0])
-    assert_all_near(lti_results(given), lti_truth(given))
-
-
 def test_no_steps_leave_the_state_and_hand_its_gradient_through() -> None:
-    given, fixed = selective_arguments((2, 0, 2, 3, 4, 1)), lti_arguments((2, 0, 2, 3, 4, 1))
-    for results, state in (
-        (selective_results(given, "zoh"), given["initial_state"]),
-        (lti_results(fixed), fixed["initial_state"]),
-    ):
-        assert results["y"].shape == (2, 0, 3)
-        assert torch.equal(results["state"], state)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(99)
-        assert torch.equal(results["initial_state"], torch.randn(2, 2, 3, 4, generator=generator))
-        assert not results["D"].any()
+    given = selective_arguments((2, 0, 2, 3, 4, 1))
+    results = selective_results(given, "zoh")
+    assert results["y"].shape == (2, 0, 3)
+    assert torch.equal(results["state"], given["initial_state"])  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(99)
+    assert torch.equal(results["initial_state"], torch.randn(2, 2, 3, 4, generator=generator))
+    assert not results["D"].any()
 
 
 def test_weights_are_read_in_words_at_addresses_of_words() -> None:
-    from msssm.scan.triton.selective import _words
+    from msssm.scan.selective.triton import _words
 
     odd = torch.arange(9, dtype=torch.bfloat16)[1:]
     assert odd.data_ptr() % 4 == 2
@@ -159,8 +137,8 @@ def test_step_size_is_softplus_at_every_argument() -> None:
     channels = len(z)
     one, ones = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, channels)
     leaf = z.view(1, 1, 1, channels).clone().requires_grad_()
-    _, state = triton.multiscale_scan(
-        ones, leaf, -torch.ones(1, channels, 1), one, one, one, None, torch.zeros(1, channels), None, None, "euler"
+    _, state = triton.scan(
+        Operands(ones, leaf, -torch.ones(1, channels, 1), one, one, one, delta_bias=torch.zeros(1, channels)), "euler"
     )
     wide = z.double().requires_grad_()
     expected = torch.nn.functional.softplus(wide, threshold=40).clamp(1e-4, 1e6)
@@ -173,30 +151,8 @@ def test_step_size_is_softplus_at_every_argument() -> None:
 @pytest.mark.parametrize("discretization", DISCRETIZATIONS)
 def test_a_step_of_zero_leaves_the_state(discretization: Discretization) -> None:
     given = selective_arguments((1, 3, 2, 5, 4, 1), step=0.0)
-    _, state = triton.multiscale_scan(**given, discretization=discretization)  # type: ignore[arg-type]
+    _, state = triton_scan(discretization, **given)
     assert torch.equal(state, given["initial_state"])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("is_complex", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_lti_scan(shape: tuple[int, ...], is_complex: bool) -> None:
-    given = lti_arguments(shape, is_complex=is_complex)
-    assert_all_near(lti_results(given), lti_truth(given))
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_lti_scan_of_half_precision(dtype: torch.dtype) -> None:
-    given = lti_arguments((1, 9, 2, 5, 16, 1), dtype, is_complex=True)
-    results = lti_results(given)
-    assert {name for name, x in results.items() if x.dtype == dtype} == {"y", "u", "mix"}
-    assert_all_near(results, lti_truth(given))
-
-
-@pytest.mark.usefixtures("chunked")
-@pytest.mark.parametrize(("is_complex", "lengths"), [(True, [200, 130]), (False, [200, 5]), (False, None)])
-def test_lti_scan_in_chunks(is_complex: bool, lengths: list[int] | None) -> None:
-    given = lti_arguments(LONG, is_complex=is_complex, lengths=lengths)
-    assert_all_near(lti_results(given), lti_truth(given))
 
 
 def test_kernels_read_any_layout_and_refuse_what_they_would_misread() -> None:
@@ -217,79 +173,83 @@ def test_kernels_read_any_layout_and_refuse_what_they_would_misread() -> None:
         "D": given["D"][:1],  # type: ignore[index]
     }.items():
         with pytest.raises(InputError, match=r"a kernel takes torch"):
-            triton.multiscale_scan(**given | {name: x}, discretization="zoh")
+            triton_scan("zoh", **given | {name: x})
 
 
 def test_kernels_stay_within_lengths_that_lie_outside() -> None:
-    for results, arguments in ((selective_case, selective_arguments), (lti_results, lti_arguments)):
-        given = arguments((2, 9, 1, 3, 4, 1), lengths=[9, 0])
-        outside = given | {"lengths": torch.tensor([10**9, -(10**9)])}
-        expected = results(given)
-        assert all(torch.equal(x, expected[name]) for name, x in results(outside).items())
+    given = selective_arguments((2, 9, 1, 3, 4, 1), lengths=[9, 0])
+    outside = given | {"lengths": torch.tensor([10**9, -(10**9)])}
+    expected = selective_results(given, "zoh")
+    assert all(torch.equal(x, expected[name]) for name, x in selective_results(outside, "zoh").items())
 
 
-def selective_case(given: Arguments) -> dict[str, torch.Tensor]:
-    return selective_results(given, "zoh")
-
-
-@pytest.mark.parametrize("is_complex", [None, False, True])
-def test_second_derivatives_and_transforms_are_those_of_the_plain_form(is_complex: bool | None) -> None:
-    shape = (1, 4, 2, 3, 2, 1)
-    given = selective_arguments(shape) if is_complex is None else lti_arguments(shape, is_complex=is_complex)
+def test_second_derivatives_are_those_of_the_torch_form() -> None:
+    given = selective_arguments((1, 4, 2, 3, 2, 1))
     u = given.pop("u")
     assert u is not None
 
-    def scan(backend: bool, u: torch.Tensor) -> torch.Tensor:
-        if is_complex is None:
-            run = triton.multiscale_scan if backend else plain_selective
-            y, state = run(u=u, **given, discretization="zoh")  # type: ignore[operator]
-        else:
-            y, state = (triton.lti_scan if backend else plain_lti)(u=u, **given)  # type: ignore[arg-type]
-        return y.pow(2).sum() + state.abs().pow(2).sum()
+    def reference(discretization: Discretization, u: torch.Tensor, **given: Any) -> Any:
+        return multiscale_scan(u, **given, return_state=True, discretization=discretization, backend="reference")
 
     found = []
-    for backend in (True, False):
+    for scan in (triton_scan, reference):
         leaf = u.clone().requires_grad_()
-        (first,) = torch.autograd.grad(scan(backend, leaf), leaf, create_graph=True)
+        y, state = scan("zoh", u=leaf, **given)
+        (first,) = torch.autograd.grad(y.pow(2).sum() + state.pow(2).sum(), leaf, create_graph=True)
         (second,) = torch.autograd.grad(first.pow(2).sum(), leaf)
         found.append((first.detach(), second))
     for x, y in zip(*found, strict=True):
         assert_near(x, y, FLOAT32)
 
 
-def plain_selective(u: torch.Tensor, **given: Any) -> Any:
-    return multiscale_scan(u, **given, return_state=True, backend="reference")
-
-
-def plain_lti(**given: Any) -> Any:
-    return _sequential(
-        given["u"], given["decay"], given["weight"], given["mix"], given["D"], None, given["initial_state"]
-    )
-
-
-def test_scans_compile_without_graph_breaks() -> None:
+def test_the_scan_compiles_without_graph_breaks() -> None:
     given = selective_arguments((1, 5, 2, 3, 4, 1))
-    compiled = torch.compile(triton.multiscale_scan, backend="aot_eager", fullgraph=True)
-    y, state = compiled(**given, discretization="zoh")
-    expected, expected_state = triton.multiscale_scan(**given, discretization="zoh")  # type: ignore[arg-type]
-    assert torch.equal(y, expected)
-    assert torch.equal(state, expected_state)
+    compiled = torch.compile(triton_scan, backend="aot_eager", fullgraph=True)
+    for one, other in zip(compiled("zoh", **given), triton_scan("zoh", **given), strict=True):
+        assert torch.equal(one, other)
 
 
-def test_operators_keep_their_contracts() -> None:
+def test_the_operator_keeps_its_contract() -> None:
     """Fake results have the shapes, strides and dtypes of the real ones; autograd is registered as it should be."""
-    from msssm.scan.triton import lti, selective
-
-    chosen = ("test_schema", "test_faketensor", "test_autograd_registration")
     u, mix = torch.randn(1, 5, 2, 3, requires_grad=True), torch.randn(1, 5, 2, 1)
     A, B = -torch.rand(2, 4, 3), torch.randn(1, 5, 2, 4)
-    state = torch.randn(1, 2, 4, 3)
-    torch.library.opcheck(
-        selective._selective,
-        (u, torch.rand(1, 5, 2, 3), A, B, B, mix, None, None, None, state, True, True),
-        test_utils=chosen,
-    )
-    planes = torch.rand(2, 2, 4, 3)
-    torch.library.opcheck(
-        lti._lti, (u, planes, planes, mix, None, torch.tensor([4]), torch.stack((state, state))), test_utils=chosen
-    )
+    operands = Operands(u, torch.rand(1, 5, 2, 3), A, B, B, mix, state=torch.randn(1, 2, 4, 3))
+    chosen = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(triton._selective, (*operands, True, True), test_utils=chosen)
+
+
+def test_right_kernels_pass_their_check() -> None:
+    assert check.fault(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("spoilt", ["the gradient of B", "y", "the last state", "raises"])
+def test_a_fault_is_found_and_named(spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check._fault.cache_clear()
+    right = triton.scan
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return 1.001 * grad
+
+    def wrong(operands: Operands, discretization: str) -> tuple[torch.Tensor, torch.Tensor]:
+        if spoilt == "raises":
+            raise RuntimeError("PassManager::run failed\nmore")
+        y, last = right(operands._replace(B=Spoilt.apply(operands.B)) if "B" in spoilt else operands, discretization)
+        return y * 1.001 if spoilt == "y" else y, last * 1.001 if spoilt == "the last state" else last
+
+    monkeypatch.setattr(triton, "scan", wrong)
+    found = check.fault(torch.device("cpu"))
+    check._fault.cache_clear()
+    assert found is not None
+    assert ("RuntimeError: PassManager::run failed;" if spoilt == "raises" else f"{spoilt} is off by 1.0e-03") in found
+
+
+def test_the_check_minds_no_mode_of_its_caller() -> None:
+    check._fault.cache_clear()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert check.fault(torch.device("cpu")) is None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msssm.scan import lti_scan
-from msssm.scan.cpu.library import library
+from msssm.scan.csrc.library import library
 from tests.support.tolerances import KERNEL_GRADIENT, METRIC, OUTPUT, STEP, assert_near
 
 needs_native = pytest.mark.skipif(library() is None, reason="the native kernels are not built")

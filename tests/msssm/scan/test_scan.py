@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from msssm.scan.selective import torch as torch_form
 from torch import Tensor
 
 from msssm.scan import multiscale_scan, selective_scan
-from msssm.scan.torch import blocked
 from tests.support.tolerances import GRADIENT, OUTPUT, allowed, assert_near
 
 BACKENDS = ("reference", "torch")

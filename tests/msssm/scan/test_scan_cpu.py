@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from msssm.scan.csrc import library as cpu
+from msssm.scan.selective import cpu as selective
 from torch import Tensor
 
 from msssm import MultiScaleSSM
 from msssm.scan import Discretization, dispatch, multiscale_scan, selective_scan
-from msssm.scan.cpu import library as cpu
-from msssm.scan.cpu import selective
 from tests.support.tolerances import KERNEL_GRADIENT, KERNEL_OUTPUT, STEP, assert_near
 
 SHAPES = [  # (B, L, M, D, N, H)
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=BUILT)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """One of the built libraries in place of the one that this processor would get."""
-    spec = importlib.util.find_spec(f"msssm.scan.cpu.{request.param}")
+    spec = importlib.util.find_spec(f"msssm.scan.csrc.{request.param}")
     capable = CAPABLE.get(torch.backends.cpu.get_cpu_capability(), BUILT[:1])
     if spec is None or request.param not in capable:
         pytest.skip(f"{request.param} is not built, or this processor lacks it")

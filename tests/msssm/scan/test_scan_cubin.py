@@ -16,7 +16,7 @@ STATES = DEFAULT[0]
 
 def usages(dtype: str, architecture: int, states: int, bands: int, configuration: int = 0) -> dict[str, Any]:
     from benchmarks.cubins import configurations, measure
-    from msssm.scan.triton.common import CONFIGURATIONS
+    from msssm.scan.selective.triton_common import CONFIGURATIONS
 
     kernels = configurations(dtype, states, bands, CONFIGURATIONS[configuration])
     return {name: measure(*kernel, architecture) for name, kernel in kernels.items()}
@@ -49,7 +49,7 @@ def test_nothing_spills_in_any_configuration(configuration: int, dtype: str, arc
 def test_a_load_is_read_no_sooner_than_a_step_after_it_is_issued(name: str, dtype: str) -> None:
     """Read back from the SASS: three quarters of a step's instructions at least stand between them."""
     from benchmarks.cubins import configurations, measure
-    from msssm.scan.triton.common import CONFIGURATIONS
+    from msssm.scan.selective.triton_common import CONFIGURATIONS
 
     loop = max(measure(*configurations(dtype)[name], 90).loops, key=lambda loop: len(loop.instructions))
     step = len(loop.instructions) / CONFIGURATIONS[0].ahead
@@ -90,7 +90,7 @@ def test_the_forward_loop_holds_one_exponential_and_no_exchange_between_lanes(
 ) -> None:
     """Instructions of one step on sm_90, per state: 1 MUFU (and 1 a step for softplus), and few on the FMA pipes."""
     from benchmarks.cubins import configurations, measure
-    from msssm.scan.triton.common import CONFIGURATIONS
+    from msssm.scan.selective.triton_common import CONFIGURATIONS
 
     loop = measure(*configurations(dtype)[f"forward {kind}"], 90).loop
     assert loop["MUFU"] == CONFIGURATIONS[0].ahead * (STATES + 1)

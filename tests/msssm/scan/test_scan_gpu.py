@@ -3,22 +3,19 @@
 import pytest
 import torch
 
-from msssm.scan import Discretization, triton
-from msssm.scan.triton.selfcheck import examine
-from msssm.scan.triton.verdict import KERNELS, Kernels
+from msssm.scan import Discretization
+from msssm.scan.selective.check import fault
 from tests.support.scan_cases import (
     Arguments,
     assert_all_near,
-    lti_arguments,
-    lti_results,
-    lti_truth,
     selective_arguments,
     selective_results,
     selective_truth,
+    triton_scan,
 )
 from tests.support.tolerances import KERNEL_OUTPUT, assert_near
 
-common = pytest.importorskip("msssm.scan.triton.common", reason="Triton exists for Linux alone")
+common = pytest.importorskip("msssm.scan.selective.triton_common", reason="Triton exists for Linux alone")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 SHAPES = [  # (B, L, M, D, N, H)
@@ -44,14 +41,6 @@ def on_gpu(given: Arguments) -> Arguments:
 def test_selective_scan(shape: tuple[int, ...], discretization: Discretization, dtype: torch.dtype) -> None:
     given = on_gpu(selective_arguments(shape, dtype))
     assert_all_near(selective_results(given, discretization), selective_truth(given, discretization))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("is_complex", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_lti_scan(shape: tuple[int, ...], is_complex: bool, dtype: torch.dtype) -> None:
-    given = on_gpu(lti_arguments(shape, dtype, is_complex=is_complex))
-    assert_all_near(lti_results(given), lti_truth(given))
 
 
 @pytest.mark.parametrize("chunks", [1, 4, 16])
@@ -81,9 +70,8 @@ def test_chunks_change_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_all_near(results[0], {name: x.double() for name, x in results[1].items()})
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-def test_the_check_that_decides_on_the_backend_passes(kernels: Kernels) -> None:
-    assert examine(kernels, torch.device("cuda", 0)).fault is None
+def test_the_check_that_decides_on_the_backend_passes() -> None:
+    assert fault(torch.device("cuda", 0)) is None
 
 
 def test_offsets_beyond_32_bits() -> None:
@@ -100,10 +88,11 @@ def test_offsets_beyond_32_bits() -> None:
     delta = torch.full_like(u, 0.125)
     B, mix = tensor(batch, length, 1, states), tensor(batch, length, 1, 1)
     A = -torch.ones(1, channels, states, device="cuda")
-    y, _ = triton.multiscale_scan(u, delta, A, B, B, mix, None, None, None, None, "zoh")
+    rest: Arguments = dict.fromkeys(("D", "delta_bias", "lengths", "initial_state"))
+    y, _ = triton_scan("zoh", u=u, delta=delta, A=A, B=B, C=B, mix=mix, **rest)
     tail = [x[:, -64:, :, -32:].contiguous() if x.shape[-1] == channels else x[:, -64:] for x in (u, delta, B, mix)]
-    expected, _ = triton.multiscale_scan(
-        tail[0], tail[1], A[:, -32:], tail[2], tail[2], tail[3], None, None, None, None, "zoh"
+    expected, _ = triton_scan(
+        "zoh", u=tail[0], delta=tail[1], A=A[:, -32:], B=tail[2], C=tail[2], mix=tail[3], **rest
     )
     assert expected.abs().max() > 0
     assert_near(y[:, -64:, -32:], expected, KERNEL_OUTPUT[torch.bfloat16])

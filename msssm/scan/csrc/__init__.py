@@ -1,0 +1,1 @@
+"""The native kernels in C++, and the loader of their library."""

@@ -1,0 +1,1 @@
+"""The time-invariant scan: `api` checks and chooses, `reference` is the truth, `torch` and `cpu` are fast."""

@@ -1,1 +1,0 @@
-"""The scans in plain torch."""
