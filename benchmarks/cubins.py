@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 import triton
-from msssm.scan.triton import common, lti_kernels, selective_kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from msssm.scan.selective import triton_common as common
+from msssm.scan.selective import triton_kernels as selective_kernels
 
 ARCHITECTURES = (80, 90, 100)
 TYPES = ("fp32", "bf16", "fp16")
@@ -83,19 +85,17 @@ class Usage:
 Kernel = tuple[Any, dict[str, Any], dict[str, Any]]
 
 
-def configurations(
-    dtype: str, states: int = 16, bands: int = 5, configuration: common.Configuration = common.CONFIGURATIONS[0]
-) -> dict[str, Kernel]:
+def launches(dtype: str, states: int = 16, bands: int = 5) -> dict[str, Kernel]:
     """Kernel, arguments and options by name, as the scans launch them: "*type" a pointer, "i32" a size, a constant."""
     x, f, sizes = "*" + dtype, "*fp32", {"length": "i32", "span": "i32", "chunks": "i32"}
-    tile, ahead = {"TILE": common.TILE}, {"AHEAD": configuration.ahead}
-    block = {"BLOCK_N": common.block_of_states(states), "BLOCK_D": configuration.channels}
+    tile, ahead = {"TILE": common.TILE}, {"AHEAD": common.AHEAD}
+    block = {"BLOCK_N": common.block_of_states(states), "BLOCK_D": common.CHANNELS}
     back = {"BLOCK_N": common.block_of_states(states), "BLOCK_D": 32}
     shape = {"BANDS": bands, "D": 256, "N": states, "HEADS": 1}
     optional = {"skip": f, "bias": f, "lengths": "*i64"}
     inputs = {"u": x, "delta": x, "A": f, "B": x, "C": x, "mix": x, **optional}
     found: dict[str, Kernel] = {}
-    options = configuration.options(
+    options = common.options(
         torch.float32 if dtype == "fp32" else torch.float16, states == common.block_of_states(states)
     )
     most = common.OPTIONS
@@ -125,21 +125,8 @@ def configurations(
     parts = {"parts": f, "total": x, "lengths": "*i64", "size": "i32", "length": "i32"}
     parts |= {"COUNT": bands, "INNER": 256, "STEP": 256, "BLOCK": 1024}
     found["add parts"] = common.add_parts, parts, common.FUSION
-    for is_complex in (False, True):
-        kind = "complex" if is_complex else "real"
-        plane = {"N": states, "BLOCK_N": lti_kernels.block_of_states(states, is_complex), "COMPLEX": is_complex}
-        inputs = {"u": x, "decay": f, "weight": f, "mix": x, "skip": f, "lengths": "*i64"}
-        every = {**sizes, "planes_apart": "i32", **shape, "BLOCK_D": configuration.channels, **ahead, **plane}
-        forward = {**inputs, "states": f, **every, **tile}
-        found[f"lti {kind} forward"] = lti_kernels.forward, forward | {"scratch": f, "y": x}, options
-        found[f"lti {kind} forward, first pass"] = lti_kernels.forward, forward | {"scratch": None, "y": None}, options
-        reverse = {"decay": f, "weight": f, "mix": x, "skip": f, "lengths": "*i64", "grad_y": x, "carries": f, **every}
-        found[f"lti {kind} reverse"] = lti_kernels.reverse, reverse | {"grad_u": x}, options
-        found[f"lti {kind} reverse, first pass"] = lti_kernels.reverse, reverse | {"grad_u": None}, options
-        sums = dict.fromkeys(("states", "carries", "grad_decay", "grad_weight", "grad_mix", "grad_skip"), f)
-        found[f"lti {kind} sums"] = lti_kernels.sums, {**inputs, "grad_y": x, **sums, **every}, most
-        joined = {"decay": f, "states": f, "initial": f, "size": "i32", "chunks": "i32", "planes_apart": "i32"}
-        found[f"chain {kind}"] = common.chain, joined | {"COMPLEX": is_complex, "REVERSE": True, "BLOCK": 128}, most
+    joined = {"decay": f, "states": f, "initial": f, "size": "i32", "chunks": "i32"}
+    found["chain"] = common.chain, joined | {"REVERSE": True, "BLOCK": 128}, most
     return found
 
 
@@ -195,7 +182,7 @@ def main() -> None:
         " instructions of the inner loop",
     )
     for dtype, architecture in product(TYPES, ARCHITECTURES):
-        for name, kernel in configurations(dtype).items():
+        for name, kernel in launches(dtype).items():
             print(f"{name:32} {dtype:5} {architecture:4} {measure(*kernel, architecture).line}", flush=True)
 
 

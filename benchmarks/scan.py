@@ -5,7 +5,6 @@ an expm1 / A to each state step.
 """
 
 import torch
-from msssm.scan.csrc import library as native
 from torch import Tensor
 
 from benchmarks import peers
@@ -14,6 +13,7 @@ from benchmarks.fresh import in_fresh_process
 from benchmarks.installed import installed_scans
 from benchmarks.memory import peak_mib
 from msssm.scan import multiscale_scan, selective_scan
+from msssm.scan.csrc import library as native
 
 SHAPES = [(8, 1024, 128, 16), (8, 2048, 128, 16), (8, 1000, 128, 16), (1, 16384, 64, 16), (50, 1024, 256, 16)]
 LEVELS = range(6)

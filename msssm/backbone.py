@@ -104,7 +104,7 @@ class Backbone(SequenceLayer):
             x, new_state = block.step(x, block_state, own)
             new_states.append(new_state)
         if self.norm is not None:
-            x = self.norm(x.unsqueeze(1)).squeeze(1)
+            x = self.norm(x)
         return x, tuple(new_states)
 
     def initial_state(self, batch_size: int) -> tuple[State, ...]:

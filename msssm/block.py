@@ -75,12 +75,12 @@ class Block(SequenceLayer):
         """Runs one time step: x (B, D) to y (B, D) and the new state."""
         if not untouched(self, Block):
             return super().step(x, state)
-        inner = self.norm(x.unsqueeze(1)).squeeze(1) if self.prenorm else x
+        inner = self.norm(x) if self.prenorm else x
         # A layer of the user's own may take no constants.
         given = (inner, state) if constants is None else (inner, state, constants)
         inner, state = self.layer.step(*given)
-        y = x + self._mixed(inner.unsqueeze(1)).squeeze(1)
-        return y if self.prenorm else self.norm(y.unsqueeze(1)).squeeze(1), state
+        y = x + (self._mixed(inner.unsqueeze(1)).squeeze(1) if self.training else self._gated(inner))
+        return y if self.prenorm else self.norm(y), state
 
     def _residual(
         self, x: Tensor, inner: Tensor, lengths: Tensor | None, state: State | None, return_state: bool
@@ -92,13 +92,19 @@ class Block(SequenceLayer):
 
     def _mixed(self, inner: Tensor) -> Tensor:
         """Mixes the channels of the layer's output (B, L, D), and drops channels and rows in training."""
-        if self.glu is not None:
-            inner = F.glu(self.glu(F.gelu(inner)), dim=-1)
+        inner = self._gated(inner)
         if self.training and self.dropout:
             inner = inner * F.dropout(torch.ones_like(inner[:, :1]), self.dropout)
         if self.training and self.drop_path:
             inner = inner * F.dropout(torch.ones_like(inner[:, :1, :1]), self.drop_path)
         return inner
+
+    def _gated(self, inner: Tensor) -> Tensor:
+        if self.glu is None:
+            return inner
+        # torch's own kernel takes 20 us to start, longer than all else here takes for one step.
+        active = F.gelu(inner) if inner.ndim == 3 else 0.5 * inner * (1 + torch.erf(inner * 0.5**0.5))
+        return F.glu(self.glu(active), dim=-1)
 
     def initial_state(self, batch_size: int) -> State:
         """State of the layer before the first step."""

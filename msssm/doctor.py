@@ -15,14 +15,10 @@ from msssm.minimal import ms_ssm
 from msssm.multiscale import MultiScaleSSM
 from msssm.scan.csrc.library import library
 from msssm.scan.dispatch import choose, fastest_on, obstacle
-from msssm.scan.triton.verdict import Kernels
+from msssm.scan.selective.check import fault
 
-# The operators, with the names of their Triton kernels.
-OPERATORS: dict[str, Kernels | None] = {
-    "selective scan (S6)": "selective",
-    "time-invariant scan (S4)": "lti",
-    "decomposition": None,
-}
+# The operators, with the check of their Triton kernels, where they have some.
+OPERATORS = {"selective scan (S6)": fault, "time-invariant scan (S4)": None, "decomposition": None}
 # Largest error of a float32 output against the equations in float64, relative to the largest value.
 TOLERANCE = 2e-5
 
@@ -84,18 +80,16 @@ def devices() -> list[torch.device]:
 def backends(device: torch.device) -> Iterator[str]:
     """Lines on the backend of each operator, and on how to get a faster one."""
     fastest = fastest_on(device)
-    for operator, kernels in OPERATORS.items():
-        backend = choose("auto", device, torch.float32, kernels=kernels)
-        has_fastest = fastest == "cpu" or kernels is not None
+    for operator, check in OPERATORS.items():
+        backend = choose("auto", device, torch.float32, check=check)
         missing = obstacle(fastest, device, torch.float32)
-        if backend == fastest or not has_fastest:
+        if backend == fastest or (fastest == "triton" and check is None):
             advice = "the fastest there is"
-        elif missing is not None:
-            advice = f"backend {fastest!r} would be faster, but {missing}"
-        elif os.environ.get("MSSSM_BACKEND", "auto") != "auto":
+        elif missing is None and os.environ.get("MSSSM_BACKEND", "auto") != "auto":
             advice = f"backend {fastest!r} would be faster: unset MSSSM_BACKEND"
         else:
-            advice = "the Triton kernels failed their check here, or were slower"
+            missing = check(device) if missing is None and check is not None else missing
+            advice = f"backend {fastest!r} would be faster, but {missing}"
         yield f"  {operator:<26}{backend:<10}{advice}"
 
 

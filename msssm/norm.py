@@ -28,13 +28,13 @@ class SequenceNorm(nn.Module):
         self.inner: nn.Module = nn.BatchNorm1d(d_model) if norm == "batch" else nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalises x (B, L, D), lengths (B,); batch norm returns padding as 0."""
+        """Normalises x (B, L, D), lengths (B,), or one step (B, D); batch norm returns padding as 0."""
         lengths = true_lengths(lengths, x)
         if isinstance(self.inner, nn.LayerNorm):
             normed: Tensor = self.inner(mask_padding(x, lengths))
             return normed
         if lengths is None:
-            return self.inner(x.flatten(0, 1)).view_as(x)
+            return self.inner(x.flatten(0, -2)).view_as(x)
         true = torch.nonzero(position_mask(lengths, x.shape[1]).flatten()).squeeze(1)
         normed = self.inner(x.flatten(0, 1)[true])
         return torch.zeros_like(x, dtype=normed.dtype).flatten(0, 1).index_copy(0, true, normed).view_as(x)

@@ -37,8 +37,9 @@ def _memory(delta: Tensor, rate: Tensor) -> Tensor:
 
 def _mixed(y: Tensor, mix: Tensor) -> Tensor:
     """Sum over bands of one step, y (B, M, D) and mix (B, M, H) -> (B, D)."""
-    per_head = y.unflatten(-1, (mix.shape[-1], -1))
-    return (per_head * mix.unsqueeze(-1)).sum(1).flatten(1)
+    if mix.shape[-1] == 1:
+        return (y * mix).sum(1)
+    return (y.unflatten(-1, (mix.shape[-1], -1)) * mix.unsqueeze(-1)).sum(1).flatten(1)
 
 
 class S6(nn.Module):

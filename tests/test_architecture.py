@@ -16,15 +16,14 @@ ROOT = Path(__file__).parents[1]
 # floors only, at any depth of its code.
 FLOORS: dict[str, list[str]] = {
     "msssm": [
-        "errors minimal param_groups transforms untouched scan.mixing scan.reference scan.step_size",
-        "image initialization operands padding paths recompute scale_mixer scan.checks",
-        "layer norm scan.cpu scan.torch scan.triton",
-        "bidirectional block pretrained scan.dispatch",
-        "backbone decomposition scan.lti scan.selective",
-        "classifier scan.triton.selfcheck",
-        "scan.",
+        "errors minimal param_groups transforms untouched scan.mixing scan.delta scan.csrc",
+        "image initialization padding paths recompute scale_mixer scan.checks",
+        "layer norm scan.dispatch scan.operands scan.decomposition.torch",
+        "bidirectional block pretrained scan.decomposition",
+        "backbone decomposition scan.selective scan.lti",
+        "classifier scan.",
         "ssm",
-        "baselines export native_layer native_step",
+        "baselines export fused",
         "multiscale",
         "diagnostics doctor streaming timm",
         ".",
@@ -178,7 +177,7 @@ def test_nothing_imports_what_stands_on_timm() -> None:
 
 def test_triton_is_imported_by_the_scan_alone() -> None:
     importers = {module for module in SOURCES if "triton" in {name.split(".")[0] for name in imports(module)}}
-    assert {module for module in importers if not module.startswith("msssm.scan.triton.")} == set()
+    assert {module for module in importers if not module.startswith("msssm.scan.selective.triton_")} == set()
     assert "msssm.scan.selective.triton_common" in importers
 
 

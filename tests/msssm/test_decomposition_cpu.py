@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from msssm.scan.decomposition import cpu as native
 from torch import Tensor
 
 from msssm.decomposition import MultiScaleDecomposition
 from msssm.scan.csrc.library import library
+from msssm.scan.decomposition import cpu as native
 from tests.support.tolerances import STEP, assert_near
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native kernels are not built")

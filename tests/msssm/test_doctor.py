@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from msssm.scan.csrc import library as native
 
 from msssm import doctor
+from msssm.scan.csrc import library as native
 from msssm.scan.dispatch import choose
 from tasks.cli.main import main
 

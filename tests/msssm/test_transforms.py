@@ -10,13 +10,12 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from msssm import Backbone, Bidirectional, MultiScaleSSM, SequenceClassifier
+from msssm import Backbone, Bidirectional, MultiScaleSSM
 from msssm.baselines import S4D, CausalAttention, Mamba, MultiresConv
 from msssm.errors import InputError
 from msssm.layer import SequenceLayer
 from msssm.padding import mask_padding
 from msssm.scan import Backend, lti_scan, multiscale_scan
-from msssm.streaming import StreamingClassifier
 from tests.support.tolerances import GRADIENT
 
 D, L = 4, 6

@@ -13,7 +13,8 @@ from msssm.scan.operands import FLOAT32, HALF_OR_FULL, WHOLE, dense, dense_or_no
 from msssm.scan.selective.operands import Operands
 from msssm.scan.selective.torch import sequential_scan
 from msssm.scan.selective.triton_common import (
-    CONFIGURATION,
+    AHEAD,
+    CHANNELS,
     OPTIONS,
     TILE,
     add_up,
@@ -21,6 +22,7 @@ from msssm.scan.selective.triton_common import (
     cdiv,
     cut,
     empty,
+    options,
     over_heads,
     run_chain,
 )
@@ -51,7 +53,7 @@ def _blocks(sizes: dict[str, int]) -> tuple[int, int]:
 def _first_states(initial: Tensor, own: Tensor, A: Tensor, totals: Tensor, reverse: bool) -> None:
     """Replaces each chunk's own contribution by the state (or, in reverse, the gradient) that enters the chunk."""
     decay = torch.exp(totals.unsqueeze(3) * A)
-    run_chain(decay.unsqueeze(0), own.unsqueeze(0), initial.unsqueeze(0), reverse)
+    run_chain(decay, own, initial, reverse)
 
 
 def _as_read(x: Operands) -> Operands:
@@ -99,7 +101,7 @@ def _selective(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x = _as_read(Operands(*tensors))
     u, A, lengths = x.u, x.A, x.lengths
     batch, length, bands, channels = u.shape
-    sizes = _sizes(x, CONFIGURATION.channels)
+    sizes = _sizes(x, CHANNELS)
     state_blocks, channel_blocks = _blocks(sizes)
     programs = batch * bands * state_blocks * channel_blocks
     chunks, span = cut(programs, length, u.device)
@@ -110,11 +112,7 @@ def _selective(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, parts, channels, dtype=u.dtype if parts == 1 else torch.float32, device=u.device
     )
     inputs = _inputs(x._replace(B=_words(x.B), C=_words(x.C)))
-    how = (
-        sizes
-        | CONFIGURATION.options(u.dtype, sizes["N"] == sizes["BLOCK_N"])
-        | {"ZOH": zoh, "TILE": TILE, "AHEAD": CONFIGURATION.ahead}
-    )
+    how = sizes | options(u.dtype, sizes["N"] == sizes["BLOCK_N"]) | {"ZOH": zoh, "TILE": TILE, "AHEAD": AHEAD}
     with torch.cuda.device_of(u):
         if chunks == 1:
             states = initial.clone().unsqueeze(1)

@@ -13,7 +13,7 @@ mask of those that exist, `once` the mask for results that only the first block 
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 # Triton has no types.
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -31,28 +31,21 @@ FUSION: dict[str, Any] = {"enable_fp_fusion": True}
 OPTIONS: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "maxnreg": 255, **FUSION}
 
 
-class Configuration(NamedTuple):
-    """Layout of a pass over time.
+# Channels of one program of the forward, a multiple of 32.
+CHANNELS = 32
+# Steps between a load and the arithmetic that uses it; divides TILE.
+AHEAD = 2
+# Limit for a lane with 16-bit inputs: with 128, four warps fit on each scheduler.
+REGISTERS = 128
 
-    Attributes:
-        channels: of one program, a multiple of 32; more channels share the loads of B and C and the loop.
-        ahead: steps between a load and the arithmetic that uses it; divides TILE.
-        registers: limit for a lane with 16-bit inputs: 128 allow four warps on each scheduler, 255 two.
+
+def options(dtype: torch.dtype, whole: bool) -> dict[str, Any]:
+    """Launch options of the forward for inputs of this dtype; `whole` if the states fill their block.
+
+    float32 inputs loaded ahead take twice the registers, and masks of states take some: both would spill.
     """
+    return OPTIONS | {"maxnreg": REGISTERS if dtype.itemsize == 2 and whole else 255}
 
-    channels: int = 32
-    ahead: int = 2
-    registers: int = 128
-
-    def options(self, dtype: torch.dtype, whole: bool = True) -> dict[str, Any]:
-        """Launch options for inputs of this dtype; `whole` if the states fill their block.
-
-        float32 inputs loaded ahead take twice the registers, and masks of states take some: both would spill.
-        """
-        return OPTIONS | {"maxnreg": self.registers if dtype.itemsize == 2 and whole else 255}
-
-
-CONFIGURATION = Configuration()
 
 # Not specialised: Triton would compile again for lengths that are 1 or multiples of 16.
 SIZES = ["length", "span", "chunks"]
@@ -88,36 +81,24 @@ def whether(i, end, BLOCK: tl.constexpr):
     return tl.full((BLOCK,), i, tl.int32) < end
 
 
-@triton.jit(do_not_specialize=["size", "chunks", "planes_apart"])
-def chain(decay, states, initial, size, chunks, planes_apart, COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
-          BLOCK: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["size", "chunks"])
+def chain(decay, states, initial, size, chunks, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
     """Replaces each chunk's own contribution, states (B, chunks, size), by the state before the chunk.
 
     s_{c+1} = decay_c s_c + states_c from s_0 = initial (B, size), decay (B, chunks, size); REVERSE runs from the last
-    chunk to the first. Imaginary parts follow the real ones at a distance of `planes_apart` (states, decay) or B * size
-    (initial). Programs: (blocks of `size`, rows).
+    chunk to the first. Programs: (blocks of `size`, rows).
     """
     row = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = i < size
-    first = initial + row * size + i
-    state = tl.load(first, mask=ok, other=0.0)
-    imaginary = state
-    if COMPLEX:
-        imaginary = tl.load(first + tl.num_programs(1) * size, mask=ok, other=0.0)
+    state = tl.load(initial + row * size + i, mask=ok, other=0.0)
     for k in range(chunks):
         chunk = chunks - 1 - k if REVERSE else k
         at = (row * chunks + chunk) * size + i
         own = tl.load(states + at, mask=ok, other=0.0)
         a = tl.load(decay + at, mask=ok, other=0.0)
         tl.store(states + at, state, mask=ok)
-        if COMPLEX:
-            own_imaginary = tl.load(states + planes_apart + at, mask=ok, other=0.0)
-            b = tl.load(decay + planes_apart + at, mask=ok, other=0.0)
-            tl.store(states + planes_apart + at, imaginary, mask=ok)
-            state, imaginary = a * state - b * imaginary + own, a * imaginary + b * state + own_imaginary
-        else:
-            state = a * state + own
+        state = a * state + own
 
 
 @triton.jit(do_not_specialize=["size", "length"])
@@ -146,13 +127,10 @@ def cdiv(x: int, y: int) -> int:
 
 
 def run_chain(decay: Tensor, states: Tensor, initial: Tensor, reverse: bool) -> None:
-    """Runs `chain` on states and decay (planes, B, chunks, M, N, D) and initial (planes, B, M, N, D), in place."""
-    planes, batch, chunks = states.shape[:3]
-    size = initial[0, 0].numel()
-    block = 128
-    chain[(cdiv(size, block), batch)](
-        decay, states, initial, size, chunks, states[0].numel(), planes == 2, reverse, block, **OPTIONS
-    )
+    """Runs `chain` on states and decay (B, chunks, M, N, D) and initial (B, M, N, D), in place."""
+    batch, chunks = states.shape[:2]
+    size, block = initial[0].numel(), 128
+    chain[(cdiv(size, block), batch)](decay, states, initial, size, chunks, reverse, block, **OPTIONS)
 
 
 def block_of_states(states: int, most: int = MOST_STATES) -> int:

@@ -1,9 +1,9 @@
 """Kernels of the selective scan. Nothing of size (B, L, M, D, N) is written except the slots described below.
 
 A program handles one row, one chunk, one band, BLOCK_N states and BLOCK_D channels; programs are numbered as in
-`msssm.scan.selective.triton_common.place`. The values of step t are loaded while an earlier step is computed, and carried through
-the loop: a multiprocessor issues in order, and a value used right after its load would cost the load's whole latency in
-every step. benchmarks.cubins reads the distance from the compiled code.
+`triton_common.place`. The values of step t are loaded while an earlier step is computed, and carried through the loop:
+a multiprocessor issues in order, and a value used right after its load would cost the load's whole latency in every
+step. benchmarks.cubins reads the distance from the compiled code.
 
 Forward: the outputs of bands and blocks of states are partial sums, added up afterwards in a fixed order. The states at
 the tiles' boundaries are kept as checkpoints.

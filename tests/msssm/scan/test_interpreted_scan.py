@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from msssm.errors import InputError
 from msssm.scan import Discretization, multiscale_scan
 from msssm.scan.selective import check, triton
 from msssm.scan.selective import triton_common as common
 from msssm.scan.selective.operands import Operands
 from tests.support.scan_cases import (
-    Arguments,
     assert_all_near,
     selective_arguments,
     selective_results,
@@ -53,10 +53,10 @@ def test_selective_scan(shape: tuple[int, ...], discretization: Discretization) 
 
 def test_selective_scan_of_few_steps() -> None:
     """Fewer than are loaded ahead, one more, and rows that end in between."""
-    for length in {1, 2, common.CONFIGURATION.ahead - 1, common.CONFIGURATION.ahead + 1}:
+    for length in {1, 2, common.AHEAD - 1, common.AHEAD + 1}:
         given = selective_arguments((1, length, 2, 3, 2, 1))
         assert_all_near(selective_results(given, "euler"), selective_truth(given, "euler"))
-    given = selective_arguments((3, 6, 1, 33, 2, 1), lengths=[common.CONFIGURATION.ahead + 1, 1, 0], bias=True)
+    given = selective_arguments((3, 6, 1, 33, 2, 1), lengths=[common.AHEAD + 1, 1, 0], bias=True)
     truth = selective_truth(given, "euler")
     for name in ("u", "delta", "B", "C", "mix"):
         given[name][1, 1:] = given[name][2] = torch.nan  # type: ignore[index]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from msssm.scan.selective import torch as torch_form
 from torch import Tensor
 
 from msssm.scan import multiscale_scan, selective_scan
+from msssm.scan.selective import torch as torch_form
 from tests.support.tolerances import GRADIENT, OUTPUT, allowed, assert_near
 
 BACKENDS = ("reference", "torch")
@@ -81,8 +81,8 @@ def gradients(given: Arguments, backend: str, discretization: str) -> list[Tenso
 @pytest.fixture(params=[None, 4, 7], ids=["default-blocks", "blocks-of-4", "blocks-of-7"])
 def block_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param is not None:
-        monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", 1)
-        monkeypatch.setattr(blocked, "MIN_BLOCK", request.param)
+        monkeypatch.setattr(torch_form, "TILE_ELEMENTS", 1)
+        monkeypatch.setattr(torch_form, "MIN_TILE", request.param)
 
 
 @pytest.mark.parametrize("discretization", DISCRETIZATIONS)
@@ -120,8 +120,8 @@ def test_blocked_equals_reference(shape: tuple[int, ...], discretization: str, d
 def test_multiscale_gradients_equal_finite_differences(
     backend: str, discretization: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", 1)
-    monkeypatch.setattr(blocked, "MIN_BLOCK", 2)
+    monkeypatch.setattr(torch_form, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(torch_form, "MIN_TILE", 2)
     given = arguments((2, 3, 2, 2, 2, 2))
 
     def scan(*values: Tensor) -> Any:

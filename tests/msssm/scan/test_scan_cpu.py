@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from msssm.scan.csrc import library as cpu
-from msssm.scan.selective import cpu as selective
 from torch import Tensor
 
 from msssm import MultiScaleSSM
 from msssm.scan import Discretization, dispatch, multiscale_scan, selective_scan
+from msssm.scan.csrc import library as cpu
+from msssm.scan.selective import cpu as selective
 from tests.support.tolerances import KERNEL_GRADIENT, KERNEL_OUTPUT, STEP, assert_near
 
 SHAPES = [  # (B, L, M, D, N, H)

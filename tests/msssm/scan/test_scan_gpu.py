@@ -91,8 +91,6 @@ def test_offsets_beyond_32_bits() -> None:
     rest: Arguments = dict.fromkeys(("D", "delta_bias", "lengths", "initial_state"))
     y, _ = triton_scan("zoh", u=u, delta=delta, A=A, B=B, C=B, mix=mix, **rest)
     tail = [x[:, -64:, :, -32:].contiguous() if x.shape[-1] == channels else x[:, -64:] for x in (u, delta, B, mix)]
-    expected, _ = triton_scan(
-        "zoh", u=tail[0], delta=tail[1], A=A[:, -32:], B=tail[2], C=tail[2], mix=tail[3], **rest
-    )
+    expected, _ = triton_scan("zoh", u=tail[0], delta=tail[1], A=A[:, -32:], B=tail[2], C=tail[2], mix=tail[3], **rest)
     assert expected.abs().max() > 0
     assert_near(y[:, -64:, -32:], expected, KERNEL_OUTPUT[torch.bfloat16])
