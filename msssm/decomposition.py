@@ -134,7 +134,7 @@ class MultiScaleDecomposition(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Maps x (B, D) to bands (B, M, D), and the new histories."""
         under, weights, after = constants
-        rows = torch.cat((*state, x.unsqueeze(1)), 1)
+        rows = torch.cat((*(history.to(x.dtype) for history in state), x.unsqueeze(1)), 1)
         results = (rows.index_select(1, under).unsqueeze(2) * weights).sum(1)
         past = torch.cat((rows, results), 1).index_select(1, after)
         return results[:, : self.levels + 2], self.separated(past)

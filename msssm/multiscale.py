@@ -1,6 +1,6 @@
 """The MS-SSM layer: decompose the sequence, run one state space model per band, mix the scales."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -210,7 +210,8 @@ class MultiScaleSSM(SequenceLayer):
         if constants is None or torch.is_autocast_enabled(x.device.type):
             return super().step(x, state)
         filters, decays = constants
-        bands, conv_state = self.decomposition.step(x, state.conv_state, filters)  # type: ignore[union-attr]
+        decomposition = cast(MultiScaleDecomposition, self.decomposition)
+        bands, conv_state = decomposition.step(x, state.conv_state, filters)
         y, ssm_state = self.ssm.step(x, bands, self.mixer(x), state.ssm_state, decays)  # type: ignore[arg-type]
         return y, MultiScaleState(conv_state, ssm_state)
 

@@ -171,7 +171,7 @@ class S6(nn.Module):
         exponent = delta * A
         gain = torch.expm1(exponent) * inverse if self.discretization == "zoh" else delta
         drive = gain * (B.unsqueeze(2) * bands.unsqueeze(-1))
-        state = torch.addcmul(drive, torch.exp(exponent), state)
+        state = torch.addcmul(drive, torch.exp(exponent), state.to(A.dtype))
         y = torch.matmul(state, C.unsqueeze(-1)).squeeze(-1)
         return _mixed(y if self.skip is None else torch.addcmul(y, self.skip, bands), mix), state
 
@@ -294,7 +294,7 @@ class S4(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Runs one time step: bands (B, M, D) and mix (B, M, H) to y (B, D) and the new state; x is not used."""
         decay, gain, weight = constants
-        state = torch.addcmul(gain * bands.unsqueeze(-1), decay, state)
+        state = torch.addcmul(gain * bands.unsqueeze(-1), decay, state.to(decay.dtype))
         y = (state * weight).sum(-1) if self.frequency is None else (torch.view_as_real(state) * weight).sum((-2, -1))
         return _mixed(y if self.skip is None else torch.addcmul(y, self.skip, bands), mix), state
 

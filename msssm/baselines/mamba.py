@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msssm.decomposition import check_history, dilated_convolution
+from msssm.decomposition import check_history
 from msssm.layer import SequenceLayer
 from msssm.padding import last_positions, mask_padding
 from msssm.scan import Backend
+from msssm.scan.decomposition.torch import dilated_convolution
 from msssm.ssm import S6
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from msssm.errors import InputError
-from msssm.scan.csrc.library import library, obstacle_of_library
+from msssm.scan.csrc import library
 from msssm.transforms import transformed
 
 Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
@@ -79,7 +79,7 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     if backend == "cpu":
         if device.type != "cpu" or dtype != torch.float32:
             return f"needs float32 tensors on a CPU, got {dtype} on {device}; use 'torch'"
-        return None if library() is not None else obstacle_of_library()
+        return library.obstacle()
     # Triton's interpreter runs the kernels on a CPU.
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if not (device.type == "cuda" or interpreted) or dtype == torch.float64:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msssm import Backbone, MultiScaleSSM
 from msssm.baselines import CausalAttention, Mamba
-from msssm.decomposition import MultiScaleDecomposition, dilated_convolution
+from msssm.decomposition import MultiScaleDecomposition
 from msssm.diagnostics import (
     band_memory,
     impulse_response,
@@ -23,6 +23,7 @@ from msssm.diagnostics import (
     shift_error,
     trace_calls,
 )
+from msssm.scan.decomposition.torch import dilated_convolution
 from msssm.ssm import S4, S6
 from tests.support.tolerances import FLOAT64, METRIC, OUTPUT, assert_near
 

@@ -43,7 +43,7 @@ def test_a_wrong_layer_is_named_with_exit_code_1(
 
 def test_a_missing_native_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MSSSM_BACKEND", raising=False)
-    monkeypatch.setattr("msssm.scan.dispatch.library", lambda: None)
+    monkeypatch.setattr("msssm.scan.dispatch.library.obstacle", lambda: native.NOT_BUILT)
     monkeypatch.setattr("msssm.scan.dispatch._warn_once", lambda message: None)
     monkeypatch.setattr("msssm.doctor.library", lambda: None)
     lines = list(doctor.backends(CPU))

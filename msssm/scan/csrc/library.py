@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NOT_BUILT = "is not built: install a C++ compiler (g++ or clang++), then msssm again"
+BUILT_WRONGLY = "was built with -ffast-math, which makes its results wrong: install msssm again without it in CXXFLAGS"
 # The widest variant first, by what torch finds the processor capable of.
 _VARIANTS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
@@ -30,22 +32,23 @@ def _found() -> ctypes.CDLL | None:
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The library of the kernels; None if there is none, or it was built with arithmetic that they do not survive."""
+def obstacle() -> str | None:
+    """Why the library cannot be used, and what to do; None if it can."""
     loaded = _found()
-    return loaded if loaded is not None and loaded.msssm_strict(2.0**24, 1.0) else None
+    if loaded is None:
+        return NOT_BUILT
+    # The kernels do not survive arithmetic in another order than theirs.
+    return None if loaded.msssm_strict(2.0**24, 1.0) else BUILT_WRONGLY
 
 
-def obstacle_of_library() -> str:
-    """Why there is no library, and what to do."""
-    if _found() is None:
-        return "is not built: install a C++ compiler (g++ or clang++), then msssm again"
-    return "was built with -ffast-math, which makes its results wrong: install msssm again without it in CXXFLAGS"
+def library() -> ctypes.CDLL | None:
+    """The library of the kernels; None if it cannot be used."""
+    return _found() if obstacle() is None else None
 
 
 def native() -> ctypes.CDLL:
     """The library; the caller has checked that it exists."""
-    loaded = library()
+    loaded = _found()
     assert loaded is not None, "checked by the caller"
     return loaded
 

@@ -160,9 +160,8 @@ def _run(operands: Operands, discretization: str, backend: str) -> tuple[Tensor,
         if backend == "triton":  # which widens as it reads what varies with time
             from msssm.scan.selective import triton  # it exists for Linux alone
 
-            varying = ("u", "delta", "B", "C", "mix")
-            return triton.scan(_cast(operands, dtype, varying), discretization)
-        wide = _cast(operands, dtype)
+            return triton.scan(operands.to(dtype, "u", "delta", "B", "C", "mix"), discretization)
+        wide = operands.to(dtype)
         if backend == "cpu":
             y, last, _ = cpu.scan(wide, discretization)
         elif backend == "torch":
@@ -170,13 +169,3 @@ def _run(operands: Operands, discretization: str, backend: str) -> tuple[Tensor,
         else:
             y, last = torch_form.sequential_scan(wide, discretization)
     return y.to(u.dtype), last
-
-
-def _cast(operands: Operands, dtype: torch.dtype, apart: tuple[str, ...] = ()) -> Operands:
-    """The floating operands in this dtype, but those named in `apart`."""
-    return Operands(
-        *(
-            x if x is None or name == "lengths" or name in apart else x.to(dtype)
-            for name, x in zip(Operands._fields, operands, strict=True)
-        )
-    )

@@ -6,7 +6,6 @@ Kernels that are wrong, or do not compile, are not used.
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,23 +18,25 @@ OUTPUT, GRADIENT = 2e-5, 2e-4
 RESULTS = ("y", "the last state")
 
 
+_known: dict[torch.device, str | None] = {}
+
+
 def fault(device: torch.device) -> str | None:
     """What is wrong with the kernels on a device, and what to do; None if they are right."""
-    if device.type == "cuda":
-        if device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        # Neither can a captured graph contain the check, nor can a backward wait for its thread.
-        if torch.cuda.is_current_stream_capturing() or torch._C._current_graph_task_id() != -1:
-            return None
-    return _fault(device)
-
-
-@cache
-def _fault(device: torch.device) -> str | None:
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    if device in _known:
+        return _known[device]
+    # Neither can a captured graph contain the check, nor can a backward wait for its thread.
+    inside_backward = torch._C._current_graph_task_id() != -1
+    if device.type == "cuda" and (inside_backward or torch.cuda.is_current_stream_capturing()):
+        return f"is not checked yet on {device}, and cannot be in a CUDA graph or a backward: run the model once before"
     # A new thread inherits neither grad or inference mode nor autocast, default device, transforms or tracing.
     with ThreadPoolExecutor(max_workers=1) as thread:
         found = thread.submit(_compare, device).result()
-    return None if found is None else f"failed its check on {device}: {found}; report it with `msssm doctor`'s output"
+    report = "report it with the output of `msssm doctor`"
+    _known[device] = None if found is None else f"failed its check on {device}: {found}; {report}"
+    return _known[device]
 
 
 def _compare(device: torch.device) -> str | None:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -25,6 +26,14 @@ class Operands(NamedTuple):
     low: Tensor | None = None  # filters (S, K, D)
     high: Tensor | None = None  # (S, K, D)
     history: Tensor | None = None  # (B, (K - 1) (2^S - 1), D)
+
+    def to(self, dtype: torch.dtype, *apart: str) -> "Operands":
+        """The floating operands in this dtype, but those named."""
+
+        def cast(name: str, x: Tensor | None) -> Tensor | None:
+            return x if x is None or name == "lengths" or name in apart else x.to(dtype)
+
+        return self._replace(**{name: cast(name, x) for name, x in self._asdict().items()})  # type: ignore[arg-type]
 
     def turned(self) -> "Operands":
         """The operands with A (M, N, D) and states (B, M, N, D), as the kernels read and write them, and back."""

@@ -198,6 +198,5 @@ def multiscale_scan(
 
 def sequential_scan(operands: Operands, discretization: str) -> tuple[Tensor, Tensor]:
     """Runs the whole operator through the sequential reference, in the dtype of A; y has the dtype of u."""
-    wide = Operands(*(x if x is None or not x.is_floating_point() else x.to(operands.A.dtype) for x in operands))
-    y, last = multiscale_scan(wide, discretization, reference.banded_scan)
+    y, last = multiscale_scan(operands.to(operands.A.dtype), discretization, reference.banded_scan)
     return y.to(operands.u.dtype), last

@@ -229,8 +229,7 @@ def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[T
         *inputs, checkpoints, grad_y.contiguous(), grad_last.contiguous(), ctx.zoh
     )
     x = Operands(*inputs)
-    grads = Operands(
-        *found,
+    grads = Operands(*found[:6])._replace(
         D=None if x.D is None else grad_D,
         delta_bias=None if x.delta_bias is None else grad_bias,
         state=None if x.state is None else grad_state,

@@ -224,7 +224,7 @@ def test_right_kernels_pass_their_check() -> None:
 
 @pytest.mark.parametrize("spoilt", ["the gradient of B", "y", "the last state", "raises"])
 def test_a_fault_is_found_and_named(spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check._fault.cache_clear()
+    check._known.clear()
     right = triton.scan
 
     class Spoilt(torch.autograd.Function):
@@ -244,12 +244,12 @@ def test_a_fault_is_found_and_named(spoilt: str, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(triton, "scan", wrong)
     found = check.fault(torch.device("cpu"))
-    check._fault.cache_clear()
+    check._known.clear()
     assert found is not None
     assert ("RuntimeError: PassManager::run failed;" if spoilt == "raises" else f"{spoilt} is off by 1.0e-03") in found
 
 
 def test_the_check_minds_no_mode_of_its_caller() -> None:
-    check._fault.cache_clear()
+    check._known.clear()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert check.fault(torch.device("cpu")) is None
