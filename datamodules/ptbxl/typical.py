@@ -78,7 +78,10 @@ def unlike(recording: Recording, ranges: Mapping[str, Range]) -> list[str]:
     if absent.any():
         found.append(f"{', '.join(np.array(LEADS)[absent])} missing; PTB-XL has all twelve leads")
     if gaps := [f"{lead} {silent:.1f} s" for lead, silent in recording.silent.items() if silent >= STILL]:
-        found.append(f"without a signal (missing or unchanged): {', '.join(gaps)}; PTB-XL has no such gaps")
+        found.append(
+            f"without a signal (missing or unchanged): {', '.join(gaps)}; one in 1,000 recordings of PTB-XL has "
+            "such a gap"
+        )
     seconds = len(recording.signal) / recording.sampling_rate
     if abs(seconds - SECONDS) > _LONGER:
         found.append(f"{seconds:.1f} s long; calibration and thresholds are for PTB-XL's {SECONDS} s")

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
 
 from tasks.metrics.ecg import auroc
 
@@ -21,10 +22,7 @@ def roc_figure(names: Sequence[str], target: Array, probability: Array) -> Figur
     figure, axes = _figure(6, 5)
     axes.set_prop_cycle(color=list(colormaps["tab20"](range(CURVES))))
     for k in sorted(frequent, key=lambda k: area[k]):
-        order = np.argsort(-probability[:, k], kind="stable")
-        positive, value = target[order, k], probability[order, k]
-        last = np.append(value[1:] != value[:-1], True)  # equal probabilities pass together
-        hit, alarm = (np.append(0, np.cumsum(kind)[last]) / kind.sum() for kind in (positive, 1 - positive))
+        alarm, hit, _ = roc_curve(target[:, k], probability[:, k])
         axes.plot(alarm, hit, label=f"{names[k]} {area[k]:.3f} ({int(target[:, k].sum())})")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     axes.set(xlabel="false positive rate", ylabel="true positive rate")

@@ -62,6 +62,7 @@ FORMS: dict[str, tuple[str | bytes, dict[str, Any]]] = {
     "CRLF, separators at the end, empty lines": (text(sep=";").replace("\n", ";\r\n") + "\r\n;;;;;\r\n\r\n", RATE),
     "comments": ("# fs = 100 Hz\n% of nobody\n" + text(), {}),
     "kHz": ("# sampling rate: 0.1 kHz\n" + text(), {}),
+    "prose with names of leads": ("Leads of it: I, II\n" + text(), RATE),
     "lines before the header": ("Patient;Nobody\nSampling frequency (Hz);100\n\n" + text(sep=";"), {}),
     "no header": (text(header=False), NAMED),
     "no header, decimal commas": (text(header=False, sep=";", decimal=","), NAMED),
@@ -103,7 +104,13 @@ def test_a_rate_is_read_from_its_own_line_alone(tmp_path: Path, prose: str) -> N
         read(tmp_path, f"# {prose}\n{text()}")
 
 
-@pytest.mark.parametrize("content", [first("time", SECONDS / 2), "# fs: 200\n" + text(), first("t", GAP := SECONDS**2)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        first("time", SECONDS / 2), "# fs: 200\n" + text(), first("t", SECONDS**2), "# fs: 2\n" + first("t", SECONDS),
+        "# fs: fast\n" + text(),
+    ],
+)  # fmt: skip
 def test_a_given_rate_wins_over_a_table(tmp_path: Path, content: str) -> None:
     recording = read(tmp_path, content, **RATE)
     assert recording.original_rate == 100
@@ -184,9 +191,10 @@ JUMP = np.where(np.arange(1000) < 500, SECONDS, SECONDS + 3)
         ("", RATE, "has no lead among the names of its 0 columns"),
         ("I,II\n", RATE, "it has no rows"),
         (gzip.compress(text().encode())[:-9], {**RATE, "name": "a.csv.gz"}, "cannot be read"),
-        ("# fs: 200\n" + first("time", SECONDS), {}, "at 200 Hz by its text and at 100 Hz by its column 'time'"),
-        ("# fs: 200\n# sampling rate: 100\n" + text(), {}, "has 2 sampling rates"),
-        ("# fs: fast\n" + text(), {}, "says 'fast' for its sampling rate"),
+        ("# fs: 200\n" + first("time", SECONDS), {}, "disagreeing: 200 Hz by its line 'fs', 100 Hz by its column"),
+        ("# fs: 200\n# sampling rate: 100\n" + text(), {}, "disagreeing: 200 Hz by"),
+        ("# fs: 100\n# fs: 50\n" + text(), {}, "disagreeing: 100 Hz by its line 'fs', 50 Hz by its line 'fs'"),
+        ("# fs: fast\n" + text(), {}, "its line 'fs' says 'fast', which is no rate in Hz"),
         (first("time", JUMP), {}, "needs a sampling rate .*its column 'time' is not in equal steps"),
         (first("time (s)", 1e-5 * SECONDS), {}, r"sampled at 1e\+07 Hz by what it says"),
         (first("time", 1000 * SECONDS), {}, r"sampled at 0\.1 Hz by what it says, expected .* not a period"),

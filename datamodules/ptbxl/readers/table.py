@@ -43,13 +43,13 @@ class _Layout(NamedTuple):
     Attributes:
         separator: between the columns; "" stands for blanks.
         names: of the columns.
-        fields: values of the lines above the names, by their keys in lower case.
+        fields: key, in lower case, and value of each line such as `Sampling rate: 500 Hz`.
         rows: the lines below the names, with their numbers.
     """
 
     separator: str
     names: list[str]
-    fields: dict[str, str]
+    fields: list[tuple[str, str]]
     rows: list[tuple[int, str]]
 
 
@@ -68,18 +68,8 @@ def read_table(path: Path, given_leads: Sequence[str] | None) -> Contents:
     columns = [i for i, name in enumerate(layout.names) if name not in times]
     names = names_of([layout.names[i] for i in columns], given_leads)
     frame = _numbers(layout, rows)
-    rate, notes = _stated_rate(fields), []
-    for name in times:
-        found = _rate_of(frame[layout.names.index(name)], _plain(name))
-        if found is None:
-            notes.append(f"its column {name!r} is not in equal steps of a known unit")
-        elif rate is None:
-            rate = found
-        elif abs(rate - found) > 2e-3 * rate:
-            raise CorruptRecordError(
-                f"is sampled at {rate:g} Hz by its text and at {found:g} Hz by its column {name!r}"
-            )
-    stated = next((value for key, value in fields.items() if key in _UNIT_KEYS), None)
+    rate, notes = _rate(fields, {name: frame[layout.names.index(name)] for name in times})
+    stated = next((value for key, value in fields if key in _UNIT_KEYS), None)
     channels = []
     for i, name in zip(columns, names, strict=True):
         samples = pd.to_numeric(frame[i], errors="coerce")
@@ -90,7 +80,7 @@ def read_table(path: Path, given_leads: Sequence[str] | None) -> Contents:
                 f"is not a table of numbers: its line {rows[row][0]} has {str(frame[i].iloc[row])[:40]!r} for {name}"
             )
         channels.append(Channel(name, samples.to_numpy(np.float64), rate, units[i] if units else stated))
-    age = next((years(value) for key, value in fields.items() if key in _AGE_KEYS), None)
+    age = next((years(value) for key, value in fields if key in _AGE_KEYS), None)
     return Contents(channels, False, age, notes)
 
 
@@ -112,19 +102,20 @@ def _text(path: Path) -> str:
 
 def _layout(lines: list[tuple[int, str]], given_leads: Sequence[str] | None) -> _Layout:
     """Finds the line with names of leads, or without one the first row of numbers, whose names the user gave."""
-    fields: dict[str, str] = {}
+    fields: list[tuple[str, str]] = []
+    best, header, chosen = 0, 0, ""
     for index, (_, line) in enumerate(lines[:_SEARCHED]):
         if match := _FIELD.fullmatch(line):
             key = match["key"].strip().lower().replace("_", " ")
-            fields.setdefault(key, match["value"].strip(' ,;\t"'))
-            if key in _LEAD_KEYS and read_name(_english(fields[key])):
+            fields.append((key, match["value"].strip(' ,;\t"')))
+            if key in _LEAD_KEYS and read_name(_english(fields[-1][1])):
                 continue
-        if _is_comment(line):
-            continue
-        found = max(_SEPARATORS, key=lambda separator: _leads_in(line, separator))
-        if _leads_in(line, found):
-            return _Layout(found, _cells(line, found), fields, _uncommented(lines[index + 1 :]))
-    lead = next((_english(value) for key, value in fields.items() if key in _LEAD_KEYS), None)
+        separator = max(_SEPARATORS, key=lambda separator: _leads_in(line, separator))
+        if not _is_comment(line) and _leads_in(line, separator) > best:
+            best, header, chosen = _leads_in(line, separator), index, separator
+    if best:
+        return _Layout(chosen, _cells(lines[header][1], chosen), fields, _uncommented(lines[header + 1 :]))
+    lead = next((_english(value) for key, value in fields if key in _LEAD_KEYS), None)
     rows = _uncommented(lines)
     for index, (_, line) in enumerate(rows[: _SEARCHED + 1]):
         if lead is not None and _is_number(line.strip(' ,;\t"').replace(",", ".")):
@@ -220,18 +211,34 @@ def _numbers(layout: _Layout, rows: list[tuple[int, str]]) -> pd.DataFrame:
     return frame.iloc[:, :width]
 
 
-def _stated_rate(fields: dict[str, str]) -> float | None:
-    """The sampling rate of a line whose key is one of a few; numbers of other lines are never read."""
-    stated = {value for key, value in fields.items() if key in _RATE_KEYS}
-    rates = set()
-    for value in stated:
-        match = _HERTZ.fullmatch(value)
-        if match is None:
-            raise CorruptRecordError(f"says {value!r} for its sampling rate, expected a number in Hz")
-        rates.add(float(match[1].replace(",", ".")) * (1000 if (match[2] or "").lower() == "khz" else 1))
-    if len(rates) > 1:
-        raise CorruptRecordError(f"has {len(rates)} sampling rates, {', '.join(sorted(stated))}; keep the right one")
-    return rates.pop() if rates else None
+def _rate(fields: list[tuple[str, str]], times: dict[str, "pd.Series[float]"]) -> tuple[float | None, list[str]]:
+    """Rate in Hz by the lines above the names or by columns of times, None where they say nothing or disagree.
+
+    Of the lines only those are read whose key is one of a few; numbers of other lines never count.
+
+    Returns:
+        The rate, and notes on what says nothing.
+    """
+    rates: list[tuple[str, float]] = []
+    notes = []
+    for key, value in fields:
+        if key not in _RATE_KEYS:
+            continue
+        if match := _HERTZ.fullmatch(value):
+            unit = 1000 if (match[2] or "").lower() == "khz" else 1
+            rates.append((f"its line {key!r}", float(match[1].replace(",", ".")) * unit))
+        else:
+            notes.append(f"its line {key!r} says {value!r}, which is no rate in Hz")
+    for name, column in times.items():
+        found = _rate_of(column, _plain(name))
+        if found is None:
+            notes.append(f"its column {name!r} is not in equal steps of a known unit")
+        else:
+            rates.append((f"its column {name!r}", found))
+    values = [rate for _, rate in rates]
+    if values and max(values) - min(values) > 2e-3 * max(values):
+        return None, [*notes, "disagreeing: " + ", ".join(f"{rate:g} Hz by {by}" for by, rate in rates)]
+    return next(iter(values), None), notes
 
 
 def _rate_of(column: "pd.Series[float]", name: str) -> float | None:

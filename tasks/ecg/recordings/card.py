@@ -20,6 +20,16 @@ def ecg_sections(answers: Answers) -> list[str]:
     seen = "whole"
     if windows.crop is not None:
         seen = f"in windows of {windows.crop / answers.sampling_rate:g} s ({windows.aggregation} of the probabilities)"
+    folds = [["fold", "records", "macro AUROC", "classes", "Brier score", "calibration error"]]
+    for fold, scores in (("9", answers.validation), ("10", answers.test)):
+        before_and_after = (" -> ".join(f"{x:.4f}" for x in scores[name]) for name in ("brier", "calibration_error"))
+        counts = (f"{scores['records']:,}", _rounded(scores["auroc"]), str(scores["auroc_classes"]))
+        folds.append([fold, *counts, *before_and_after])
+    at_threshold = ("sensitivity", "specificity", "precision")
+    classes = [["class", "in fold 9", "AUROC", "threshold", *at_threshold]]
+    for each in answers.classes:
+        numbers = (each.test["auroc"], each.threshold, *map(each.test.get, at_threshold))
+        classes.append([each.name, str(each.positives), *map(_rounded, numbers)])
     return [
         "## Intended use",
         "",
@@ -41,42 +51,11 @@ def ecg_sections(answers: Answers) -> list[str]:
         f"have no threshold. Brier score and calibration error ({BINS} bins of equal width) are over all records and "
         "classes, uncalibrated -> calibrated.",
         "",
-        *table(
-            [
-                ["fold", "records", "macro AUROC", "classes", "Brier score", "calibration error"],
-                *(
-                    [
-                        fold,
-                        f"{scores['records']:,}",
-                        _rounded(scores["auroc"]),
-                        str(scores["auroc_classes"]),
-                        *(
-                            " -> ".join(f"{value:.4f}" for value in scores[name])
-                            for name in ("brier", "calibration_error")
-                        ),
-                    ]
-                    for fold, scores in (("9", answers.validation), ("10", answers.test))
-                ),
-            ]
-        ),
+        *table(folds),
         "",
         "By class, on fold 10:",
         "",
-        *table(
-            [
-                ["class", "in fold 9", "AUROC", "threshold", "sensitivity", "specificity", "precision"],
-                *(
-                    [
-                        each.name,
-                        str(each.positives),
-                        _rounded(each.test["auroc"]),
-                        _rounded(each.threshold),
-                        *(_rounded(each.test.get(name)) for name in ("sensitivity", "specificity", "precision")),
-                    ]
-                    for each in answers.classes
-                ),
-            ]
-        ),
+        *table(classes),
         "",
     ]
 

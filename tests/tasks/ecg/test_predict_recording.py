@@ -125,20 +125,6 @@ def test_a_folder_is_predicted_in_spite_of_one_bad_recording(
     assert [row["recording"] for row in csv.DictReader((tmp_path / "out" / "predictions.csv").open())] == ["a", "b"]
 
 
-def test_volts_taken_for_millivolts_are_refused_or_accepted(
-    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.savez(tmp_path / "a.npz", signal=record(tmp_path / "a.csv") / 1000, fs=100, leads=np.array(LEADS))
-    where = ["--ckpt_path", checkpoint, "--record", str(tmp_path / "a.npz"), "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit):
-        main(["predict", *OPTIONS, *where])
-    assert "the unit is likely V: --unit V" in capsys.readouterr().err
-    main(["predict", *OPTIONS, *where, "--unit", "V"])
-    assert json.loads((tmp_path / "out" / "a.json").read_text())["notes"] == []
-    main(["predict", *OPTIONS, *where, "--implausible", "accept"])
-    assert json.loads((tmp_path / "out" / "a.json").read_text())["notes"][0].startswith("implausible: I (a range of ")
-
-
 def test_remarks_that_do_not_fit_the_picture_are_counted() -> None:
     figure = ecg_figure(np.zeros((1000, 12)), 100, "mine", [f"remark {i}" for i in range(6)], [])
     words = [text.get_text() for text in figure.texts]
