@@ -77,11 +77,10 @@ def unlike(recording: Recording, ranges: Mapping[str, Range]) -> list[str]:
     absent = recording.missing.all(axis=0)
     if absent.any():
         found.append(f"{', '.join(np.array(LEADS)[absent])} missing; PTB-XL has all twelve leads")
-    if gaps := [f"{lead} {silent:.1f} s" for lead, silent in recording.silent.items() if silent >= STILL]:
-        found.append(
-            f"without a signal (missing or unchanged): {', '.join(gaps)}; one in 1,000 recordings of PTB-XL has "
-            "such a gap"
-        )
+    gaps = [f"{lead} {silent:.1f} s" for lead, silent in recording.silent.items() if silent >= STILL]
+    if gaps:
+        listed = ", ".join(gaps[:3]) + (f" and {len(gaps) - 3} more leads" if len(gaps) > 3 else "")
+        found.append(f"without a signal (missing or unchanged): {listed}; one in 1,000 of PTB-XL has such a gap")
     seconds = len(recording.signal) / recording.sampling_rate
     if abs(seconds - SECONDS) > _LONGER:
         found.append(f"{seconds:.1f} s long; calibration and thresholds are for PTB-XL's {SECONDS} s")
