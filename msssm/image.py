@@ -17,7 +17,7 @@ class PatchEmbedding(nn.Module):
     In raster order without a position embedding, pixels may arrive in chunks of any size, down to single ones.
 
     Args:
-        image_size: H = W in pixels, or (H, W). Without a position embedding, images (B, C, H, W) may have another size.
+        image_size: H = W in pixels. Without a position embedding, images (B, C, H, W) may have another size.
         patch_size: P, side of a patch in pixels.
         in_channels: C.
         d_model: D.
@@ -27,7 +27,7 @@ class PatchEmbedding(nn.Module):
 
     def __init__(
         self,
-        image_size: int | tuple[int, int],
+        image_size: int,
         patch_size: int = 16,
         in_channels: int = 3,
         d_model: int = 256,
@@ -37,29 +37,17 @@ class PatchEmbedding(nn.Module):
         """Builds the projection. Raises ValueError for an option out of its range."""
         super().__init__()
         self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
-        height, width = self.height_width
-        for name, value in (
-            ("image_size", min(height, width)),
-            ("patch_size", patch_size),
-            ("in_channels", in_channels),
-        ):
+        for name, value in (("image_size", image_size), ("patch_size", patch_size), ("in_channels", in_channels)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         if scan_order not in ("raster", "snake"):
             raise InputError(f"scan_order must be 'raster' or 'snake', got {scan_order!r}")
         self.scan_order = scan_order
-        self.check_divides(height, width)
+        self.check_divides(image_size, image_size)
         self.projection = nn.Linear(patch_size**2 * in_channels, d_model)
         self.position: nn.Parameter | None = None
         if position_embedding:
-            positions = height * width // patch_size**2
-            self.position = nn.Parameter(0.02 * torch.randn(positions, d_model))
-
-    @property
-    def height_width(self) -> tuple[int, int]:
-        """(H, W) of `image_size`."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+            self.position = nn.Parameter(0.02 * torch.randn((image_size // patch_size) ** 2, d_model))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, C, H, W), or pixels (B, H W, C) in raster order, to tokens (B, H W / P^2, D).
@@ -70,7 +58,7 @@ class PatchEmbedding(nn.Module):
         tokens: Tensor = self.projection(self._patches(x))
         if self.position is None:
             return tokens
-        other_grid = x.ndim == 4 and tuple(x.shape[2:]) != self.height_width
+        other_grid = x.ndim == 4 and x.shape[2] != self.image_size
         if other_grid or tokens.shape[1] != len(self.position):
             raise InputError(
                 f"the position embedding is of {len(self.position)} patches (image_size={self.image_size}), "
@@ -85,12 +73,10 @@ class PatchEmbedding(nn.Module):
         if x.ndim == 3 and x.shape[2] == self.in_channels:
             if patch == 1 and self.scan_order == "raster":
                 return x
-            height, width = self.height_width
-            if x.shape[1] != height * width:
-                raise InputError(
-                    f"an image of image_size={self.image_size} has {height * width} pixels, got {x.shape[1]}"
-                )
-            grid = x.unflatten(1, (height, width))
+            side = self.image_size
+            if x.shape[1] != side**2:
+                raise InputError(f"an image of image_size={side} has {side**2} pixels, got {x.shape[1]}")
+            grid = x.unflatten(1, (side, side))
         elif x.ndim == 4 and x.shape[1] == self.in_channels:
             self.check_divides(*x.shape[2:])
             grid = x.permute(0, 2, 3, 1)

@@ -45,8 +45,8 @@ def _memory(memories: list[dict[str, Any]]) -> Figure:
     both = np.concatenate((parameters, measured))
     norm = LogNorm(max(both.min(), 1e-3), max(both.max(), both.min() * 1.01))
     figure, axes = plt.subplots(1, 2, figsize=(9, 1.6 + 0.24 * len(memories)), layout="constrained", sharey=True)
-    _heatmap(axes[0], parameters, "steps, from the parameters", norm, ".3g")
-    _heatmap(axes[1], measured, "steps, measured on validation data", norm, ".3g")
+    _heatmap(axes[0], parameters, "steps, from the parameters", norm)
+    _heatmap(axes[1], measured, "steps, measured on validation data", norm)
     axes[1].set_ylabel("")
     return figure
 
@@ -74,7 +74,7 @@ def _mixer(mixers: list[dict[str, Any]], shares: Any) -> Figure:
     means = np.array([mixer["mean"] for mixer in mixers])
     layers, bands = means.shape
     figure, axes = plt.subplots(1, 3, figsize=(13, max(3.2, 1.6 + 0.24 * layers)), layout="constrained")
-    _heatmap(axes[0], means, "mean share of |E|", Normalize(0, 1), ".2f")
+    _heatmap(axes[0], means, "mean share of |E|", Normalize(0, 1))
     axes[1].barh(range(layers), [mixer["effective_bands"] for mixer in mixers])
     axes[1].axvline(COLLAPSED, color="C3", linestyle="--", label="collapsed below")
     axes[1].axvline(bands, color="C7", linestyle="--", label="uniform")
@@ -90,12 +90,20 @@ def _mixer(mixers: list[dict[str, Any]], shares: Any) -> Figure:
     return figure
 
 
-def _heatmap(axes: Axes, values: Any, title: str, norm: Any, form: str) -> None:
+def _heatmap(axes: Axes, values: Any, title: str, norm: Any) -> None:
     """Draws layers from top to bottom, bands from left to right, with a number in each cell."""
     axes.imshow(values, norm=norm, aspect="auto", cmap="viridis")
     for (layer, band), value in np.ndenumerate(values):
         colour = "white" if norm(value) < 0.6 else "black"
-        axes.text(band, layer, f"{value:{form}}", ha="center", va="center", fontsize=7, color=colour)
+        axes.text(
+            band,
+            layer,
+            f"{value:.2f}" if value < 10 else f"{value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=colour,
+        )
     axes.set_xticks(range(values.shape[1]), _bands(values.shape[1]), rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(values.shape[0]), [str(layer) for layer in range(values.shape[0])], fontsize=7)
     axes.set_ylabel("layer")

@@ -56,14 +56,11 @@ def test_neighbours_in_a_snake_touch() -> None:
 @torch.no_grad()
 def test_tokens_go_back_to_their_place_in_the_image(order: Any) -> None:
     """Of an image that is not square; each token is the mean of its patch."""
-    embedding = PatchEmbedding((6, 8), 2, 1, 1, order, position_embedding=True)
-    assert embedding.position is not None
-    embedding.position.zero_()
+    embedding = PatchEmbedding(8, 2, 1, 1, order)
     embedding.projection.weight.fill_(0.25)
     embedding.projection.bias.zero_()
     x = torch.randn(2, 1, 6, 8)
     tokens = embedding(x)
-    assert torch.equal(embedding(x.flatten(2).transpose(1, 2)), tokens)
     assert_near(embedding.unscan(tokens, 6, 8)[..., 0], nn.functional.avg_pool2d(x[:, 0], 2), OUTPUT[torch.float32])
     assert torch.equal(embedding.scan(embedding.unscan(tokens, 6, 8)), tokens)
 
@@ -96,8 +93,7 @@ def test_without_positions_another_resolution_is_taken() -> None:
         (lambda: PatchEmbedding(8, 4, 3, 5)(images(10)), "10 x 10 pixels does not divide into patches of 4 x 4"),
         (lambda: PatchEmbedding(8, 4, 1, 5)(images()), r"expected images \(B, 1, H, W\).*got shape \(2, 3, 8, 8\)"),
         (lambda: PatchEmbedding(8, 4, 3, 5)(torch.zeros(1, 60, 3)), "has 64 pixels, got 60"),
-        (lambda: PatchEmbedding((8, 4), 4, 3, 5)(torch.zeros(1, 60, 3)), r"\(8, 4\) has 32 pixels, got 60"),
-        (lambda: PatchEmbedding((8, 0), 4), "image_size must be at least 1, got 0"),
+        (lambda: PatchEmbedding(0, 4), "image_size must be at least 1, got 0"),
         (lambda: PatchEmbedding(8, 0), "patch_size must be at least 1, got 0"),
         (lambda: PatchEmbedding(8, 4, scan_order="zigzag"), "'raster' or 'snake', got 'zigzag'"),  # type: ignore[arg-type]
         (lambda: SequenceClassifier(nn.Identity(), Backbone(multi, 4, 1), 2, "max"), "'mean' or 'last', got 'max'"),  # type: ignore[arg-type]
