@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -12,13 +11,12 @@ from msssm.errors import InputError
 from tasks.cli.parser import CommandParser
 from tasks.messages import say
 from tasks.paths import path_option
+from tasks.table.cluster import place, place_arguments
 from tasks.table.collect import GIVEN
 from tasks.table.files import experiment_files, tables
-from tasks.table.places import open_pool, pool_arguments, resumable
-from tasks.table.pool import drive
 from tasks.table.render import write_table
+from tasks.table.run import LOG, Training, drive
 from tasks.table.spec import Table, read_table, text
-from tasks.table.training import LOG, Training, last_lines
 
 LINES = "--trainer.callbacks+=tasks.run.dashboard.EpochLines"
 EXAMPLES = """
@@ -50,7 +48,7 @@ def main(args: list[str]) -> None:
     command on an interrupted experiment resumes it: unfinished runs from their checkpoints, complete ones as they are.
 
     Raises:
-        ValueError: an unknown experiment, task or row, or one that the recipes' classes do not accept.
+        InputError: an unknown experiment, task or row, or one that the recipes' classes do not accept.
         SystemExit: with code 1 if a run is not complete at the end; with 130 at Ctrl-C and SIGTERM, after the runs have
             written their checkpoints.
     """
@@ -66,11 +64,11 @@ def main(args: list[str]) -> None:
         return
     missing = [run for run in runs if not _training(run, results, overrides).complete]
     _check_rows(missing, overrides)
-    here = 1 if any(table.threads is None for table in found) else max(1, (os.cpu_count() or 1) // _threads(found))
+    cores = os.cpu_count() or 1
+    here = max(1, cores // max(table.threads or cores for table in found))
     print(f"{len(missing)} of {len(runs)} runs to do; they go to {results}", flush=True)
-    pool = open_pool(options, here, results)
-    with resumable():
-        drive(pool, (_prepared(run, results, overrides) for run in missing), _report)
+    start, room = place(options, here, results)
+    drive(start, room, (_prepared(run, results, overrides) for run in missing), _report)
     if any((results / "runs").glob("*/*/*/metrics.json")):
         write_table(results, found)
     if left := [run.name for run in runs if not _training(run, results, overrides).complete]:
@@ -92,16 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         "--results", type=path_option, metavar="FOLDER", help="of the runs and the table; results/NAME by default"
     )
     parser.add_argument("--print_config", action="store_true", help="print the resolved recipes, and run nothing")
-    pool_arguments(parser, jobs="by default one per core and thread on this machine, all at once on a cluster")
+    place_arguments(parser, jobs="by default one per core and thread on this machine, all at once on a cluster")
     return parser
 
 
 def _results(table: Table, of: str | None) -> Path:
     return Path("results", f"{of}-{table.experiment}" if of else table.experiment)
-
-
-def _threads(found: Iterable[Table]) -> int:
-    return max(table.threads or 1 for table in found)
 
 
 def _runs(found: list[Table], rows: list[str] | None, seeds: list[int] | None) -> list[Run]:
@@ -188,4 +182,4 @@ def _report(training: Training, code: int) -> None:
     if code == 0:
         return
     why = f"exit code {code}" if code > 0 else f"signal {-code}"
-    say(f"{training.name} stopped ({why}); the end of {training.folder / LOG}:\n{last_lines(training.folder, 5)}")
+    say(f"{training.name} stopped ({why}); the end of {training.folder / LOG}:\n{training.last_lines(5)}")

@@ -1,18 +1,16 @@
 """`msssm sweep`: options of a recipe, searched by Optuna on the validation metric alone."""
 
-import argparse
-
 from msssm.errors import InputError
 from tasks.cli.load import build
 from tasks.cli.parser import CommandParser
 from tasks.paths import path_option
-from tasks.sweep.space import Option, check, parse
-from tasks.table.places import open_pool, pool_arguments, resumable
+from tasks.table.cluster import place, place_arguments
 
 EXAMPLES = """
 msssm sweep --config quick/listops/msssm_s6 --results results/lr \\
     --vary model.lr=log:1e-4..1e-2 --trials 10 --trainer.max_steps 400
 """
+OWN = {"run_dir", "config", "ckpt_path", "skip_test"}
 
 
 def main(args: list[str]) -> None:
@@ -28,7 +26,7 @@ def main(args: list[str]) -> None:
         model.backbone.layer.mixer=input,softmax    a choice
 
     Raises:
-        ValueError: a wrong option or range, another sweep's folder, Optuna missing, or no trial that came to its end.
+        InputError: a wrong option or range, another sweep's folder, Optuna missing, or no trial that came to its end.
         SystemExit: with code 130 at Ctrl-C and SIGTERM, after the trials have written their checkpoints.
     """
     parser = CommandParser("sweep", main, EXAMPLES)
@@ -42,37 +40,30 @@ def main(args: list[str]) -> None:
     parser.add_argument(
         "--trials", type=int, default=20, metavar="N", help="of the whole sweep, those that are there included"
     )
-    pool_arguments(parser, jobs="1 on this machine")
+    place_arguments(parser, jobs="1 on this machine")
     options, overrides = parser.parse_known_args(args)
-    space = [parse(text) for text in options.vary]
-    _check_numbers(options, overrides, space)
+    if options.trials < 1:
+        raise InputError(f"--trials must be at least 1, got {options.trials}")
     try:
-        from tasks.sweep.study import open_study
-        from tasks.sweep.trials import Runner
+        from tasks.sweep import extremes, open_study, parse, search, write_table
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
         raise InputError("msssm sweep needs Optuna: pip install 'msssm[sweep]'") from error
-    from tasks.sweep.table import write_table
-
-    recipe = build(options.config, overrides)
-    check(space, lambda override: build(options.config, [*overrides, override]))
-    checkpoint = recipe.config[recipe.subcommand].checkpoint
-    with open_study(options.results, recipe.recipe, space, checkpoint.mode) as (study, lock):
-        pool = open_pool(options, 1, options.results, lock)
-        runner = Runner(study, space, options.results, ["--config", options.config, *overrides])
-        with resumable():
-            runner.run(options.trials, pool)
-        print(write_table(options.results, study, space, checkpoint.monitor))
-
-
-def _check_numbers(options: argparse.Namespace, overrides: list[str], space: list[Option]) -> None:
-    if options.trials < 1:
-        raise InputError(f"--trials must be at least 1, got {options.trials}")
-    names = [option.name for option in space]
-    given = [word.removeprefix("--").split("=")[0] for word in overrides if word.startswith("--")]
-    for name in names:
-        if names.count(name) > 1 or name in given:
-            raise InputError(f"{name} is given twice; vary it once, and do not set it besides")
-    if own := {"run_dir", "config", "ckpt_path", "skip_test"} & {*given, *names}:
+    space = dict(map(parse, options.vary))
+    given = {word.removeprefix("--").split("=")[0] for word in overrides if word.startswith("--")}
+    if len(space) < len(options.vary) or given & space.keys():
+        raise InputError("an option is given twice; vary each once, and do not set it besides")
+    if own := OWN & (given | space.keys()):
         raise InputError(f"--{own.pop()} belongs to the sweep, which sets it for each trial; leave it out")
+    built = build(options.config, overrides)
+    for name, values in space.items():
+        for value in extremes(values):
+            build(options.config, [*overrides, f"--{name}={value}"])
+    checkpoint = built.config[built.subcommand].checkpoint
+    question = {"recipe": built.recipe, **{f"--vary {name}": str(values) for name, values in space.items()}}
+    with open_study(options.results, question, checkpoint.mode) as study:
+        start, room = place(options, 1, options.results)
+        words = ["--config", options.config, *overrides]
+        search(study, space, options.results, words, options.trials, start, room)
+        print(write_table(options.results, study, checkpoint.monitor))

@@ -1,1 +1,0 @@
-"""Options of a recipe, searched by Optuna."""
