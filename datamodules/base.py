@@ -8,8 +8,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import Batch, EvaluationBatchSampler, LengthBucketBatchSampler
-from datamodules.errors import InputError
 from datamodules.loader import Loader, ResumableLoader, worker_options
+from msssm.errors import InputError
 
 SPLITS = ("train", "val", "test")
 

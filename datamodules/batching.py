@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
-from datamodules.errors import InputError
+from msssm.errors import InputError
 
 
 class Batch(NamedTuple):

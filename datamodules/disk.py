@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from datamodules.errors import StorageError
+from msssm.errors import StorageError
 
 
 def leaves_its_folder(name: str) -> bool:

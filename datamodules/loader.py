@@ -10,11 +10,30 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datamodules.batching import Batch, LengthBucketBatchSampler
-from datamodules.errors import InputError, WorkerError, lost_worker
+from msssm.errors import InputError
 
 # Without a timeout, a loader waits forever for a worker that cannot pass on a batch, as when shared memory is full.
 WORKER_TIMEOUT = 300  # seconds
 OUTLIVES = 10  # seconds, after a SIGTERM
+
+
+class WorkerError(InputError, RuntimeError):
+    """Loader process that died or did not answer in time; the message says what to do."""
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """Message for torch's error about a lost loader process, or None for any other error.
+
+    Torch raises it in the main process at whatever point that has reached, possibly far from the loader.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError) or not text.startswith(("DataLoader worker (pid", "DataLoader timed out")):
+        return None
+    what = text.split(". ")[0].removeprefix("DataLoader ").rstrip(". ")
+    return (
+        f"a loader process was lost: {what}; one that was killed has usually run out of memory or /dev/shm, a silent "
+        "one waits for a disk. Use fewer by --data.num_workers (0 loads in the main process), and run it again"
+    )
 
 
 def worker_options(num_workers: int) -> dict[str, Any]:

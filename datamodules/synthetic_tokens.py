@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.batching import Batch
-from datamodules.errors import InputError
 from datamodules.pixels import PixelDataModule, PixelDataset
+from msssm.errors import InputError
 
 Bytes = npt.NDArray[np.uint8]
 Kind = Literal["copying", "counting"]

@@ -27,9 +27,9 @@ def complaint(error: BaseException) -> str | None:
     about its options; the outermost of a chain counts.
     """
     # Code that raised one of these has loaded its module; a message must not cost the seconds of importing torch.
-    modules = [sys.modules.get(name) for name in ("msssm.errors", "datamodules.errors")]
-    ours = tuple(module.InputError for module in modules if module is not None)
-    lost_worker = modules[1].lost_worker if modules[1] is not None else lambda link: None
+    errors, loader = sys.modules.get("msssm.errors"), sys.modules.get("datamodules.loader")
+    ours = (errors.InputError,) if errors is not None else ()
+    lost_worker = loader.lost_worker if loader is not None else lambda link: None
     link: BaseException | None = error
     while link is not None:
         refused = isinstance(link, OSError) and link.filename is not None and link.errno in _REFUSALS

@@ -29,8 +29,8 @@ FLOORS: dict[str, list[str]] = {
         ".",
     ],
     "datamodules": [
-        "errors faults folders transfer",
-        "batching disk paths",
+        "faults folders transfer",
+        "batching disk",
         "loader",
         "base",
         "imagenet listops pixels ptbxl",

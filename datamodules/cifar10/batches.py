@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.errors import InputError
+from msssm.errors import InputError
 
 SIDE, CLASSES = 32, 10
 _ROW = 3 * SIDE * SIDE

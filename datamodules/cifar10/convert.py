@@ -16,8 +16,8 @@ import numpy.typing as npt
 from datamodules.cifar10 import files, images
 from datamodules.cifar10.batches import CLASSES, SIDE, read_batch
 from datamodules.disk import locked, remedies, written_whole
-from datamodules.errors import InputError, MissingFileError
 from datamodules.faults import Fault
+from msssm.errors import InputError, MissingFileError
 
 FORMAT_VERSION = 1  # part of the key: raise it when the conversion of the same files changes
 ROWS = 10_000  # of a batch file; there are five for training and one for test

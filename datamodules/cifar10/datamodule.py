@@ -9,9 +9,9 @@ from torch import Tensor
 from datamodules.cifar10 import convert
 from datamodules.cifar10.batches import SIDE
 from datamodules.cifar10.download import download
-from datamodules.errors import InputError
-from datamodules.paths import local_path
 from datamodules.pixels import PixelDataModule, PixelDataset
+from msssm.errors import InputError
+from msssm.paths import local_path
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of pixels in 0..1
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, PIL's mode L

@@ -12,8 +12,8 @@ import pooch
 import requests
 
 from datamodules.cifar10.files import ARCHIVES
-from datamodules.errors import StorageError
 from datamodules.transfer import transfer
+from msssm.errors import StorageError
 
 NAME = "cifar-10-python.tar.gz"
 MIRRORS = (  # the origin last: it has been throttled to under 100 kB/s since June 2026

@@ -7,7 +7,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath
 
 from datamodules.cifar10 import images
-from datamodules.errors import InputError, MissingFileError
+from msssm.errors import InputError, MissingFileError
 
 ARCHIVES = {  # md5 as published
     "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from datamodules.cifar10 import convert, files, images
 from datamodules.cifar10.batches import read_batch
-from datamodules.errors import InputError
 from datamodules.faults import Fault
+from msssm.errors import InputError
 
 
 def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:

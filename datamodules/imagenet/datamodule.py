@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import DataModule, not_set_up
 from datamodules.batching import Batch
-from datamodules.errors import InputError
 from datamodules.folders import few
 from datamodules.imagenet import readers
 from datamodules.imagenet.dataset import (
@@ -24,7 +23,8 @@ from datamodules.imagenet.dataset import (
     Transform,
 )
 from datamodules.imagenet.seeding import seeded
-from datamodules.paths import local_path
+from msssm.errors import InputError
+from msssm.paths import local_path
 
 HOLDOUT_SEED = 42
 

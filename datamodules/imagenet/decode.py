@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageFile
 
-from datamodules.errors import InputError
+from msssm.errors import InputError
 
 MEAN_COLOUR = (124, 116, 104)  # of ImageNet
 _DAMAGE = (

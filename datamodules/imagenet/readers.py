@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.errors import InputError, MissingFileError
 from datamodules.folders import few, left_by_a_system
+from msssm.errors import InputError, MissingFileError
 
 _SYNONYMS = {"val": ("val", "validation"), "train": ("train",)}
 _OFFICIAL = "ILSVRC2012_*.tar*"  # how image-net.org names its archives

@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import SPLITS, DataModule, not_set_up
 from datamodules.batching import Batch, LengthBucketBatchSampler, collate_tokens
-from datamodules.errors import InputError
 from datamodules.listops import official, store
 from datamodules.listops.expressions import PAD, Expressions, concatenate
 from datamodules.listops.generator import GENERATOR_VERSION, TreeParameters, generate_arrays
 from datamodules.listops.predict_file import read_expressions
 from datamodules.listops.statistics import root_operator_accuracy, shared_between_splits
-from datamodules.paths import local_path
+from msssm.errors import InputError
+from msssm.paths import local_path
 
 
 class ExpressionDataset(Dataset[Batch]):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.errors import InputError
+from msssm.errors import InputError
 
 OPERATORS: dict[str, Callable[[list[int]], int]] = {
     "[MIN": min,

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from datamodules.errors import InputError
 from datamodules.listops.expressions import CLOSE, DIGITS, OPERATORS, TOKEN_IDS, Expressions, concatenate, decode
+from msssm.errors import InputError
 
 GENERATOR_VERSION = 1  # part of every cache key: raise it when the data of a seed changes
 

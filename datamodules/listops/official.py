@@ -12,8 +12,8 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from datamodules.base import SPLITS
-from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions, encode, evaluate, join, tokenize
+from msssm.errors import InputError, MissingFileError
 
 _HEADER = "Source\tTarget"
 

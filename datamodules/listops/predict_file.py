@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions, encode, evaluate, join, tokenize
+from msssm.errors import InputError, MissingFileError
 
 
 def read_expressions(file: str | Path | None) -> Expressions:

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import SPLITS
 from datamodules.disk import locked, remedies, written_whole
-from datamodules.errors import InputError, MissingFileError
 from datamodules.listops.expressions import Expressions
+from msssm.errors import InputError, MissingFileError
 
 _DTYPES = {"tokens": "u1", "offsets": "<i8", "labels": "u1"}
 

@@ -12,7 +12,6 @@ import torch
 
 from datamodules import ListOpsDataModule
 from datamodules.batching import collate_tokens
-from datamodules.errors import InputError as DataError
 from datamodules.listops import Expressions, generate_arrays
 from datamodules.listops.expressions import CLOSE, OPERATORS, PAD, TOKEN_IDS, join
 from msssm.errors import InputError
@@ -93,7 +92,7 @@ def report(run: LoadedRun, count: int) -> list[dict[str, Any]]:
         low, high = data.parameters.max_length * factor // 2, data.parameters.max_length * factor
         try:
             longer = fresh_expressions(data, max(10, count // 10), factor, None)
-        except DataError as error:  # trees of this depth and width do not grow so long
+        except InputError as error:  # trees of this depth and width do not grow so long
             print(f"msssm: no report on lengths {low} .. {high}: {error}", file=sys.stderr)
             continue
         parts.append(_line("beyond training", f"{low} .. {high}", answers(task, longer, device) == longer.labels))

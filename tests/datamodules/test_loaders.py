@@ -24,9 +24,9 @@ from datamodules import (
 )
 from datamodules.base import DataModule
 from datamodules.batching import LengthBucketBatchSampler
-from datamodules.errors import InputError, MissingFileError, WorkerError
 from datamodules.imagenet.dataset import StreamLoader
-from datamodules.loader import WORKER_TIMEOUT, Loader, ResumableLoader, worker_options
+from datamodules.loader import WORKER_TIMEOUT, Loader, ResumableLoader, WorkerError, worker_options
+from msssm.errors import InputError, MissingFileError
 from tasks.complaints import complaint
 from tests.support import cifar10, images, ptbxl
 

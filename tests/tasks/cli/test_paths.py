@@ -1,16 +1,12 @@
 """One form for every path that a user writes."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import datamodules.paths
-import msssm.paths
 from datamodules import ImageNetDataModule, ListOpsDataModule, PTBXLDataModule, SequentialCIFARDataModule
+from msssm.paths import local_path
 from tasks.run.resume import changes
-
-both = pytest.mark.parametrize("local_path", [msssm.paths.local_path, datamodules.paths.local_path])
 
 
 @pytest.fixture
@@ -25,7 +21,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-@both
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -40,18 +35,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("~/a$b", "a$b"),
     ],
 )
-def test_a_path_has_one_form(local_path: Callable[[str], Path], home: Path, text: str, expected: str) -> None:
+def test_a_path_has_one_form(home: Path, text: str, expected: str) -> None:
     assert local_path(text) == home / expected
 
 
-@both
-def test_what_is_relative_stays_so(local_path: Callable[[str], Path], home: Path) -> None:
+def test_what_is_relative_stays_so(home: Path) -> None:
     assert local_path("runs/x/") == Path("runs/x")
 
 
-@both
 @pytest.mark.parametrize("text", ["", "s3://bucket/x", "~nobody_of_this_name/x", "$NOT_SET/x", "x/${NOT_SET}"])
-def test_what_names_nothing_here_is_refused(local_path: Callable[[str], Path], home: Path, text: str) -> None:
+def test_what_names_nothing_here_is_refused(home: Path, text: str) -> None:
     with pytest.raises(ValueError, match=r"expected the path of|is not known here"):
         local_path(text)
 
