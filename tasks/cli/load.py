@@ -12,7 +12,6 @@ from msssm.errors import InputError, MissingFileError
 from tasks.base import SequenceTask
 from tasks.cli.training import MsssmCLI
 from tasks.paths import path_option
-from tasks.recipes.errors import read_arguments
 from tasks.run.checkpoint_io import read_checkpoint
 from tasks.run.weights import check_weights
 
@@ -49,7 +48,7 @@ class _Builder(MsssmCLI):
         """Builds the task of another recipe with the same parser, ten times as fast; None if it is refused."""
         parser = self._parser("validate")
         try:
-            recipe = parser.parse_object(read_arguments(["--config", str(config), *overrides]))
+            recipe = parser.parse_args(["--config", str(config), *overrides])
             task: SequenceTask = parser.instantiate_classes(recipe).model
         except Exception:
             return None

@@ -1,13 +1,10 @@
-"""The parser of a subcommand: its help is a page with examples, and an option's earlier name is told its new one."""
+"""The parser of a subcommand, whose help is a page with examples."""
 
 import argparse
 import inspect
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
-
-from msssm.errors import InputError
-from tasks.recipes import renamed
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -28,19 +25,6 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=_Page,
             allow_abbrev=False,
         )
-        self._renamed = renamed.COMMAND_OPTIONS.get(command, {})
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parses what belongs to the command, and returns the rest.
-
-        Raises:
-            InputError: an option has another name now.
-        """
-        for word in args or ():
-            option = word.partition("=")[0]
-            if option in self._renamed:
-                raise InputError(f"{option} is now {self._renamed[option]}; rename it")
-        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Ends with one line, as wrong options of a recipe do, and code 2."""

@@ -4,7 +4,6 @@ import multiprocessing
 import signal
 import subprocess
 import sys
-import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping
 from itertools import pairwise
@@ -14,29 +13,25 @@ from typing import Any, cast
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from msssm.errors import InputError
 from tasks.base import SequenceTask
-from tasks.complaints import complaint, enters_our_code
 from tasks.messages import quiet, say, without_hints
 from tasks.paths import expand
-from tasks.recipes.construct import constructors
-from tasks.recipes.errors import read_arguments, recipe_errors, recipes_first
 from tasks.recipes.files import read_yaml
 from tasks.recipes.parser import RecipeParser
-from tasks.run.bad_batches import LossSpikes
 from tasks.run.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from tasks.run.checkpoints import RunCheckpoint, newest_readable
-from tasks.run.checks import FirstValidation, check_callbacks, check_checkpoint, check_trainer
+from tasks.run.checks import check_callbacks, check_checkpoint, check_trainer
 from tasks.run.dashboard import Dashboard
-from tasks.run.energy import EnergyMeter
 from tasks.run.event_files import EventFiles, rewind
 from tasks.run.last_checkpoint import LastCheckpoint
 from tasks.run.lock import lock_run
@@ -72,7 +67,7 @@ class MsssmCLI(LightningCLI):
             omegaconf_absolute_to_relative_paths=True,
         )
         words = sys.argv[1:] if args is None else cast("list[str]", args)
-        self.arguments = recipes_first(words, named_recipe)
+        self.arguments = _recipes_first(words)
         # The answer of the other commands is what they print.
         with without_hints() if words[0] == "fit" else quiet():
             super().__init__(
@@ -125,17 +120,17 @@ class MsssmCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses the command line. Raises InputError with all faults of the recipe."""
+        """Parses the command line. Raises InputError with the parser's message."""
         recipes = [file for name, file in pairwise(self.arguments) if name in ("-c", "--config")]
         for file in recipes:
             read_yaml(Path(file))
         try:
             self.config = parser.parse_args(self.arguments)
-        except Exception as error:  # also what the parsers of YAML and of types meet beyond what they expect
-            if enters_our_code(error) and not isinstance(error, ArgumentError):
-                raise
-            reason = self._complaints() or f"the recipe or an option cannot be read: {error}"
-            raise InputError(reason if recipes else f"{reason}; name a recipe: --config x.yaml") from error
+        except (ArgumentError, OmegaConfBaseException) as error:
+            advice = (
+                f"msssm {self.arguments[0]} --help has the options" if recipes else "name a recipe: --config x.yaml"
+            )
+            raise InputError(f"{error}; {advice}") from error
         expand(self.config[self.config.subcommand])
         config = self.config[self.config.subcommand]
         if self.config.subcommand == "fit" and config.ckpt_path == "last" and not Path("last").exists():
@@ -155,35 +150,13 @@ class MsssmCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning's would replace the recipe's options by the checkpoint's hyperparameters."""
 
-    def _complaints(self) -> str:
-        """All faults of the options as one message, empty if they are not found again."""
-        subcommand, *words = self.arguments
-
-        def build(recipe: dict[str, Any]) -> None:
-            parser = self._parser(subcommand)
-            config = parser.parse_object(recipe)
-            with constructors(parser):
-                self._check(subcommand, config)
-                parser.instantiate_classes(config)
-
-        groups = {"trainer": Trainer, "checkpoint": ModelCheckpoint}
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of networks that are built to see what is wrong
-                errors = recipe_errors(read_arguments(words), build, groups, ALLOWED)
-        except Exception:  # an option that only the parser understands
-            return ""
-        return "".join(errors) if len(errors) < 2 else "\n  ".join([f"{len(errors)} options are wrong:", *errors])
-
     def instantiate_classes(self) -> None:
-        """Builds task, data and trainer. Raises InputError with all faults of the recipe."""
+        """Builds task, data and trainer. Raises InputError for an option that they refuse."""
+        self._check(self.subcommand, self.config[self.subcommand])
         try:
-            with constructors(self.parser):
-                self._check(self.subcommand, self.config[self.subcommand])
-                super().instantiate_classes()
-        except Exception as error:
-            if complaint(error) is not None and (complaints := self._complaints()):
-                raise InputError(complaints) from error
-            raise
+            super().instantiate_classes()
+        except ArgumentError as error:
+            raise InputError(str(error)) from error
 
     @staticmethod
     def _check(subcommand: str | None, config: Namespace) -> None:
@@ -292,17 +265,18 @@ class MsssmCLI(LightningCLI):
             # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
             kwargs.update(enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto")
             kwargs["callbacks"] = [c for c in _as_list(config.callbacks) if not isinstance(c, ProgressBar)]
-        self.timer, self.processor_time, self.energy = Timer(), ProcessorTime(), EnergyMeter()
+        self.timer, self.processor_time = Timer(), ProcessorTime()
         kwargs["plugins"] = _with_durable_checkpoints(config.plugins)
         self.best: RunCheckpoint = self._get(self.config_init, "checkpoint")
         if self.subcommand == "fit":
             check_callbacks(_as_list(config.callbacks), self.best, self.model.validation_metrics())
-        trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
+        try:
+            trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:  # of Lightning's, about an option
+            raise InputError(" ".join(str(error).split())) from error
         if self.subcommand == "fit":
-            first = FirstValidation(self.best)
             self.origins = Origins(self.provenance)
-            meters = [self.timer, self.processor_time, self.energy, self.origins]
-            extra = [first, *meters, Dashboard(), LossSpikes(), EventFiles(self.run_dir)]
+            extra = [self.timer, self.processor_time, self.origins, Dashboard(), EventFiles(self.run_dir)]
             if trainer.logger is not None:
                 extra.append(LearningRateMonitor(logging_interval="step"))
             self.last = LastCheckpoint(self.run_dir / "checkpoints")
@@ -369,7 +343,6 @@ class MsssmCLI(LightningCLI):
                     "epochs": epochs,
                     "train_seconds": seconds,
                     "cpu_seconds": self.processor_time.seconds,
-                    "processor_joules": self.energy.joules,
                     "processes": self.trainer.world_size,
                     "precision": str(self.trainer.precision),
                     "data": describe(),
@@ -390,6 +363,21 @@ class MsssmCLI(LightningCLI):
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)
+
+
+def _recipes_first(words: list[str]) -> list[str]:
+    """Moves the `--config` files of a command line before its options, which override them wherever they stand."""
+    rest, files, options = words[1:], list[str](), list[str]()
+    while rest:
+        word = rest.pop(0)
+        if word in ("-c", "--config"):
+            files += [word, *(str(named_recipe(path)) for path in rest[:1])]
+            rest = rest[1:]
+        elif word.startswith("--config="):
+            files += ["--config", str(named_recipe(word.removeprefix("--config=")))]
+        else:
+            options.append(word)
+    return [*words[:1], *files, *options]
 
 
 def _end_loaders() -> None:

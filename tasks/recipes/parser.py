@@ -4,13 +4,14 @@ import enum
 import inspect
 import re
 import warnings
+from importlib import import_module
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from tasks.recipes.errors import class_of
-
+# Lightning's modules whose classes a recipe may name shortly.
+_SHORT = ("callbacks", "loggers", "profilers", "strategies", "plugins", "accelerators")
 _PLAIN = (str, int, float, list, dict, type(None))
 
 
@@ -18,9 +19,8 @@ class RecipeParser(LightningArgumentParser):
     """Lightning's parser, but a dump contains what was given, and only those defaults that YAML can express.
 
     Runs are built from dumps: of the interpolated recipe, and later of config.yaml. A default such as a device or an
-        object would
-    be dumped as a text about it; left out, it stays the default. So would a given text if its option also accepts a
-    function.
+    object would be dumped as a text about it; left out, it stays the default. So would a given text if its option also
+    accepts a function.
     """
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
@@ -53,3 +53,16 @@ def _make_plain(node: Any) -> None:
                 del options[name]
     for value in vars(node).values():
         _make_plain(value)
+
+
+def class_of(name: str) -> type | None:
+    """Class of a path, or of the short name of one of Lightning's."""
+    module, _, attribute = name.rpartition(".")
+    for home in [module] if module else [f"lightning.pytorch.{each}" for each in _SHORT]:
+        try:
+            found = getattr(import_module(home), attribute, None)
+        except ImportError:
+            continue
+        if isinstance(found, type):
+            return found
+    return None

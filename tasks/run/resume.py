@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 
 from msssm.paths import local_path
-from tasks.recipes.errors import class_of
+from tasks.recipes.parser import class_of
 
 # Names, as regular expressions, and why. The result does not depend on the first, bit by bit.
 FREE = (

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from msssm.errors import InputError
-from tasks.recipes import renamed
 
 
 def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str | Path) -> None:
@@ -26,12 +25,6 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str |
     wrong = [name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)]
     if not wrong:
         return
-    for old, new in renamed.WEIGHTS.items():
-        if any(old in name for name in theirs):
-            raise InputError(
-                f"{source} is of an earlier version, whose weights {old}* are now {new}*; train it again, or load it "
-                "with the version that wrote it"
-            )
     name, count = wrong[0], len(set(wrong))
     here, there = (f"{list(each[name])}" if name in each else "missing" for each in (ours, theirs))
     more = f", and {count - 1} more differ" if count > 1 else ""

@@ -1,4 +1,4 @@
-"""Every command's help reads as a page, in one vocabulary; an earlier word of an option names the present one."""
+"""Every command's help reads as a page, in one vocabulary."""
 
 import os
 import re
@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from tasks.cli.main import COMMANDS, USAGE, main
-from tasks.recipes.renamed import COMMAND_OPTIONS
 
 PAGES = [[command] for command in COMMANDS] + [["data", "verify"], ["data", "generate"]]
 # What names a place, and nothing else does.
@@ -57,19 +56,6 @@ def test_a_reader_that_has_ended_ends_the_command_without_a_traceback(unbuffered
     )
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
-
-
-@pytest.mark.parametrize(
-    ("command", "old", "new"), [(c, old, new) for c, words in COMMAND_OPTIONS.items() for old, new in words.items()]
-)
-@pytest.mark.parametrize("value", ["=x", " x"])
-def test_an_earlier_word_names_the_present_one(
-    command: str, old: str, new: str, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(SystemExit):
-        main([*command.split(), *f"{old}{value}".split()])
-    assert capsys.readouterr().err == f"msssm: {old} is now {new}; rename it\n"
-    assert new in page(command.split(), capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -2,15 +2,12 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from tasks import ListOpsTask, SkipBadBatches
-from tasks.run.bad_batches import LossSpikes
 from tests.support.recipes import fit, write_recipe
 from tests.support.runs import curve
 
@@ -136,29 +133,3 @@ def test_weights_that_are_not_finite_are_never_saved(
         fit(write_recipe(tmp_path))
     assert "model.head.weight is not finite at step 10 (1 of the weights); not saved" in capsys.readouterr().err
     assert torch.load(tmp_path / "runs/seed0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
-
-
-def test_spikes_are_counted_against_the_running_deviation() -> None:
-    logged: list[float] = []
-    trainer: Any = SimpleNamespace(global_step=1, log_every_n_steps=1)
-    module: Any = SimpleNamespace(log=lambda name, value, rank_zero_only: logged.append(value.item()))
-    losses = 2 + 0.1 * torch.randn(400, generator=torch.Generator().manual_seed(0))
-    losses[[10, 200]] = 9.0  # the first before anything is judged
-    losses[300] = math.nan
-    losses[350] = 2.4  # four standard deviations: large, but no spike
-    spikes = LossSpikes()
-    for index, loss in enumerate(losses):
-        if index == 250:  # a resumed run
-            state, spikes = spikes.state_dict(), LossSpikes()
-            spikes.load_state_dict(state)
-        spikes.on_train_batch_end(trainer, module, {"loss": loss}, None, 0)
-    changes = [index for index in range(1, 400) if logged[index] != logged[index - 1]]
-    assert changes == [200, 300]
-    assert logged[-1] == 2
-
-
-def test_spikes_reach_tensorboard(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, max_epochs=1)
-    fit(recipe)
-    assert yaml.safe_load(recipe.read_text())["trainer"]["log_every_n_steps"] == 2
-    assert curve(tmp_path / "runs/seed0")["train/loss_spikes"] == [(step, 0.0) for step in (1, 3, 5, 7, 9)]
