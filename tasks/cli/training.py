@@ -1,6 +1,7 @@
 """The `msssm` command's Lightning half: fit, validate, test, predict from one recipe."""
 
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ class MsssmCLI(LightningCLI):
             advice = (
                 f"msssm {self.arguments[0]} --help has the options" if recipes else "name a recipe: --config x.yaml"
             )
-            raise InputError(f"{error}; {advice}") from error
+            raise InputError(f"{_in_one_line(error)}; {advice}") from error
         expand(self.config[self.config.subcommand])
         config = self.config[self.config.subcommand]
         if self.config.subcommand == "fit" and config.ckpt_path == "last" and not Path("last").exists():
@@ -156,7 +157,7 @@ class MsssmCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ArgumentError as error:
-            raise InputError(str(error)) from error
+            raise InputError(_in_one_line(error)) from error
 
     @staticmethod
     def _check(subcommand: str | None, config: Namespace) -> None:
@@ -363,6 +364,18 @@ class MsssmCLI(LightningCLI):
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         for line in model.describe_predictions(cast("list[Tensor]", outputs)):
             print(line)
+
+
+# What the parser says of every option that is optional, and of where the value came from.
+_ASIDE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|- Expected a <class 'NoneType'>|"
+    r"Given value type|Given value: (NestedArg|Namespace)"
+)
+
+
+def _in_one_line(error: Exception) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line.removeprefix("- ") for line in lines if line and not _ASIDE.match(line))
 
 
 def _recipes_first(words: list[str]) -> list[str]:

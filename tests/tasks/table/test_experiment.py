@@ -128,7 +128,6 @@ def test_a_row_that_is_not_accepted_starts_nothing(
     with pytest.raises(SystemExit, match="2"):
         main(["experiment", str(tmp_path / "mine"), "--results", str(tmp_path / "results")])
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error == (
-        f"msssm: {path}, row less: model.backbone.layer.levls: MultiScaleSSM has no such option; did you mean levels?"
-    )
+    assert error.startswith(f"msssm: {path}, row less: ")
+    assert "Option 'levls' is not accepted" in error
     assert not (tmp_path / "results").exists()
