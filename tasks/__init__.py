@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from tasks.listops.task import ListOpsTask
     from tasks.listops.tokens import TokenTask
     from tasks.run.bad_batches import SkipBadBatches
+    from tasks.run.run import Run
 
-__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "SkipBadBatches", "TokenTask"]
+__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "Run", "SkipBadBatches", "TokenTask"]
 
 _HOMES = {
     "ECGTask": "tasks.ecg.task",
     "ImageTask": "tasks.image.task",
     "ListOpsTask": "tasks.listops.task",
+    "Run": "tasks.run.run",
     "SkipBadBatches": "tasks.run.bad_batches",
     "TokenTask": "tasks.listops.tokens",
 }

@@ -121,6 +121,9 @@ class SequenceTask(lightning.LightningModule):
                 f"{bad[0]} is not finite at step {self.global_step} ({len(bad)} of the weights); not saved, the "
                 "checkpoint before is kept. Try a lower lr or ssm_lr"
             )
+        # A task that was built in Python has its network among its arguments; a checkpoint holds plain values.
+        options = checkpoint.get("hyper_parameters", {})
+        checkpoint["hyper_parameters"] = {name: x for name, x in options.items() if not isinstance(x, torch.nn.Module)}
         checkpoint["rank_states"] = gather_states(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from argparse import ArgumentError
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +13,8 @@ from typing import Any, cast
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, Timer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -29,18 +25,10 @@ from tasks.messages import quiet, say, without_hints
 from tasks.paths import expand
 from tasks.recipes.files import read_yaml
 from tasks.recipes.parser import RecipeParser
-from tasks.run.checkpoint_io import DurableCheckpointIO, read_checkpoint
-from tasks.run.checkpoints import RunCheckpoint, newest_readable
+from tasks.run.checkpoint_io import read_checkpoint
+from tasks.run.checkpoints import RunCheckpoint
 from tasks.run.checks import check_callbacks, check_checkpoint, check_trainer
-from tasks.run.dashboard import Dashboard
-from tasks.run.event_files import EventFiles, rewind
-from tasks.run.last_checkpoint import LastCheckpoint
-from tasks.run.lock import lock_run
-from tasks.run.logger import RunLogger
-from tasks.run.origins import Origins
-from tasks.run.processor_time import ProcessorTime
-from tasks.run.provenance import provenance, write_json
-from tasks.run.resume import changes, is_recipe
+from tasks.run.run import Run, durable_checkpoints
 from tasks.run.saved_config import SavedConfig
 from tasks.table.spec import named_recipe
 
@@ -171,7 +159,6 @@ class MsssmCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_dir = Path(config.run_dir)
         self.ckpt_path = config.ckpt_path
-        self.continued_from = self._elsewhere(self.ckpt_path)
         config.checkpoint.dirpath = str(self.run_dir / "checkpoints")
         config.weights_only = True  # a checkpoint from elsewhere must not run code
         if self.subcommand != "fit":
@@ -183,50 +170,10 @@ class MsssmCLI(LightningCLI):
             if self.ckpt_path is None:
                 raise InputError(f"{self.subcommand} needs --ckpt_path, or a --run_dir with checkpoints/best.ckpt")
             return
-        self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
+        self.run = Run(self.run_dir)
         if not config.trainer.fast_dev_run:
-            self._claim_run_dir()
-
-    def _elsewhere(self, ckpt_path: str | None) -> str | None:
-        """The checkpoint if it is another run's, a file outside of this run's folder."""
-        path = Path(ckpt_path or "")
-        here = path.resolve().is_relative_to(self.run_dir.resolve())
-        return str(path) if path.is_file() and not here else None
-
-    def _claim_run_dir(self) -> None:
-        """Refuses a folder in use, or with a complete run or another configuration's; resumes an unfinished run."""
-        if (self.run_dir / "metrics.json").exists():
-            raise InputError(f"{self.run_dir} holds a complete run; choose another --run_dir or delete it")
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self.lock = lock_run(self.run_dir)
-        saved = self.run_dir / "config.yaml"
-        if not saved.exists() or not any((self.run_dir / "checkpoints").glob("*.ckpt")):
-            rewind(self.run_dir, {})  # of a start that was refused, or ended before its first checkpoint
-            return
-        ours = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
-        try:
-            theirs = yaml.safe_load(saved.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):
-            theirs = None
-        if not is_recipe(theirs):
-            raise InputError(f"{saved} cannot be read; delete {self.run_dir} or choose another --run_dir")
-        found = changes(theirs, ours, self.run_dir / "checkpoints/last.ckpt")
-        if found.refused:
-            raise InputError(
-                f"{self.run_dir} holds an unfinished run whose configuration differs in: {', '.join(found.refused)}; "
-                "choose another --run_dir or delete it\n  " + "\n  ".join(found.refused.values())
-            )
-        for change in found.close.values():
-            rank_zero_only(say)(change)
-        if self.ckpt_path is not None and self.continued_from is None:
-            return  # asked for by name
-        if (newest := newest_readable(self.run_dir)) is None:
-            rewind(self.run_dir, {})
-            return
-        path, checkpoint = newest
-        self.ckpt_path = str(path)
-        rewind(self.run_dir, checkpoint)
-        say(f"fit from {path}, step {checkpoint['global_step']}")
+            recipe = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_unset=False))
+            self.ckpt_path = self.run.claim(recipe, self.ckpt_path)
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -259,100 +206,29 @@ class MsssmCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.logger is None or config.logger is True:
             # Only a training writes events; a later test must not add to its curves.
-            fit = self.subcommand == "fit"
-            logger = RunLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
-            kwargs["logger"] = logger if fit else False
+            kwargs["logger"] = self.run.logger() if self.subcommand == "fit" else False
         if self.subcommand == "predict":
             # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
             kwargs.update(enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto")
             kwargs["callbacks"] = [c for c in _as_list(config.callbacks) if not isinstance(c, ProgressBar)]
-        self.timer, self.processor_time = Timer(), ProcessorTime()
-        kwargs["plugins"] = _with_durable_checkpoints(config.plugins)
-        self.best: RunCheckpoint = self._get(self.config_init, "checkpoint")
+        kwargs["plugins"] = durable_checkpoints(config.plugins)
         if self.subcommand == "fit":
-            check_callbacks(_as_list(config.callbacks), self.best, self.model.validation_metrics())
+            self.run.best = self._get(self.config_init, "checkpoint")
+            check_callbacks(_as_list(config.callbacks), self.run.best, self.model.validation_metrics())
         try:
             trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:  # of Lightning's, about an option
             raise InputError(" ".join(str(error).split())) from error
         if self.subcommand == "fit":
-            self.origins = Origins(self.provenance)
-            extra = [self.timer, self.processor_time, self.origins, Dashboard(), EventFiles(self.run_dir)]
-            if trainer.logger is not None:
-                extra.append(LearningRateMonitor(logging_interval="step"))
-            self.last = LastCheckpoint(self.run_dir / "checkpoints")
-            # Checkpointing stays at the end, so that a checkpoint holds what the others have logged.
-            trainer.callbacks[-1:] = [*extra, trainer.callbacks[-1], self.last]  # type: ignore[attr-defined]
+            self.run.equip(trainer)
         return trainer
 
     def after_fit(self) -> None:
-        """Tests the best validation once, unless `skip_test`, and marks the run as complete.
-
-        Raises:
-            InputError: no validation determined the best weights; last.ckpt has the final ones.
-        """
+        """Tests the best validation once, unless `skip_test`, and marks the run as complete."""
         if self._get(self.config, "trainer").fast_dev_run:
             return
-        best = self.best.best_model_score
-        if best is None or not best.isfinite():
-            last = self.run_dir / "checkpoints/last.ckpt"
-            what = f"{self.best.monitor} was not finite at any validation" if best is not None else "no validation ran"
-            if self.trainer.global_step == self.last.resumed_at:
-                what = "no step was trained"
-            raise InputError(
-                f"{what}, so there is no best checkpoint to test: raise max_epochs or max_steps, or lower "
-                f"val_check_interval or check_val_every_n_epoch; msssm test --ckpt_path {last} tests the weights of "
-                f"step {self.trainer.global_step}"
-            )
-        try:
-            self._complete(best.item())
-        except SIGTERMException:
-            raise
-        except Exception:
-            if self.trainer.is_global_zero:
-                say(f"the training is over and kept in {self.best.dirpath}; the same command does what is left")
-            raise
-
-    def _complete(self, best: float) -> None:
-        tested = not self._get(self.config, "skip_test")
-        steps, epochs = self.trainer.global_step, self.trainer.current_epoch
-        seconds = self.timer.time_elapsed("train")
-        test: Mapping[str, float] = {}
-        if tested:
-            results = self.trainer.test(
-                self.model, datamodule=self.datamodule, ckpt_path=self.best.best_path, weights_only=True, verbose=False
-            )
-            if not results:
-                raise InputError("the test set has no batch; --skip_test true leaves the test out")
-            [test] = results
-        if isinstance(self.trainer.logger, TensorBoardLogger):
-            shown = dict(test) or {str(self.best.monitor): best}
-            self.trainer.logger.log_hyperparams(self.model.hparams, shown, steps)
-            self.trainer.logger.finalize("success")
-        describe = getattr(self.datamodule, "describe", dict)
-        if self.trainer.is_global_zero:
-            write_json(
-                self.run_dir / "metrics.json",
-                {
-                    "test": test,
-                    "report": self.model.report(self.datamodule, self.run_dir) if tested else {},
-                    "validation": {"monitor": self.best.monitor, "best": best},
-                    "continued_from": self.continued_from,
-                    "seed": self._get(self.config, "seed_everything"),
-                    "parameters": sum(p.numel() for p in self.model.parameters()),
-                    "steps": steps,
-                    "epochs": epochs,
-                    "train_seconds": seconds,
-                    "cpu_seconds": self.processor_time.seconds,
-                    "processes": self.trainer.world_size,
-                    "precision": str(self.trainer.precision),
-                    "data": describe(),
-                    **self.provenance,
-                    "earlier": self.origins.earlier,
-                },
-            )
-            values = "  ".join(f"{name} {value:.4g}" for name, value in test.items())
-            print(f"{self.run_dir}: {values or f'not tested; {self.best.monitor} {best:.4f}'}")
+        seed, test = self._get(self.config, "seed_everything"), not self._get(self.config, "skip_test")
+        self.run.complete(self.trainer, self.model, self.datamodule, seed, test)
 
     def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set, or the prediction for `--record`."""
@@ -398,25 +274,6 @@ def _end_loaders() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a loss
     for process in multiprocessing.active_children():
         process.kill()
-
-
-def _with_durable_checkpoints(plugins: Any) -> list[Any]:
-    """Adds our CheckpointIO to a recipe's plugins, or puts it into one that wraps another, as AsyncCheckpointIO does.
-
-    Raises:
-        ValueError: a CheckpointIO would replace ours.
-    """
-    given = _as_list(plugins)
-    for plugin in given:
-        if isinstance(plugin, CheckpointIO):
-            if getattr(plugin, "checkpoint_io", plugin) is not None:
-                raise InputError(
-                    f"plugin {type(plugin).__name__} would replace the checkpoints that survive a crash; remove it "
-                    "from trainer.plugins"
-                )
-            plugin.checkpoint_io = DurableCheckpointIO()  # type: ignore[attr-defined]
-            return given
-    return [*given, DurableCheckpointIO()]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -174,7 +174,7 @@ def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(
 
     before = provenance() | {"commit": "a" * 40, "dirty": True}
     monkeypatch.setattr(ListOpsTask, "training_step", killed)
-    monkeypatch.setattr("tasks.cli.training.provenance", lambda: before)
+    monkeypatch.setattr("tasks.run.run.provenance", lambda: before)
     with pytest.raises(RuntimeError, match="killed"):
         fit(recipe, *command)
     assert not (tmp_path / "cut" / "metrics.json").exists()

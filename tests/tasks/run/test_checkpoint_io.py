@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from msssm import Backbone, MultiScaleSSM, __version__
-from tasks.cli.training import _with_durable_checkpoints
 from tasks.run import checkpoint_io
 from tasks.run.checkpoint_io import (
     CheckpointFormatError,
@@ -22,6 +21,7 @@ from tasks.run.checkpoint_io import (
     previous,
     read_checkpoint,
 )
+from tasks.run.run import durable_checkpoints
 from tasks.run.weights import check_weights
 from tests.support import runs
 from tests.support.recipes import write_recipe
@@ -168,9 +168,9 @@ def test_weights_of_earlier_names_are_told_by_their_new_ones() -> None:
 
 def test_a_plugin_of_the_recipe_wraps_ours_or_is_refused() -> None:
     wrapping = AsyncCheckpointIO()
-    assert _with_durable_checkpoints(wrapping) == [wrapping]
+    assert durable_checkpoints(wrapping) == [wrapping]
     assert isinstance(wrapping.checkpoint_io, DurableCheckpointIO)
-    assert isinstance(_with_durable_checkpoints(None)[-1], DurableCheckpointIO)
+    assert isinstance(durable_checkpoints(None)[-1], DurableCheckpointIO)
     for plugin in (TorchCheckpointIO(), AsyncCheckpointIO(TorchCheckpointIO())):
         with pytest.raises(ValueError, match="would replace the checkpoints that survive a crash"):
-            _with_durable_checkpoints([plugin])
+            durable_checkpoints([plugin])
