@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
-from msssm import Backbone, MultiScaleSSM, __version__
+from msssm import __version__
 from tasks.run import checkpoint_io
 from tasks.run.checkpoint_io import (
     CheckpointFormatError,
@@ -22,7 +22,6 @@ from tasks.run.checkpoint_io import (
     read_checkpoint,
 )
 from tasks.run.run import durable_checkpoints
-from tasks.run.weights import check_weights
 from tests.support import runs
 from tests.support.recipes import write_recipe
 
@@ -157,13 +156,6 @@ def test_another_format_is_named_with_both_versions(path: Path, stamp: Any, mess
     with pytest.raises(CheckpointFormatError) as caught:
         read_checkpoint(path)
     assert message in str(caught.value)
-
-
-def test_weights_of_earlier_names_are_told_by_their_new_ones() -> None:
-    network = Backbone(partial(MultiScaleSSM, levels=1), 4, 1)
-    old = {name.replace("glu.", "channel_mixer."): value for name, value in network.state_dict().items()}
-    with pytest.raises(ValueError, match=r"old.ckpt .*channel_mixer\.\* are now glu\.\*"):
-        check_weights(network, {"state_dict": old}, "old.ckpt")
 
 
 def test_a_plugin_of_the_recipe_wraps_ours_or_is_refused() -> None:

@@ -50,13 +50,13 @@ def test_a_run_that_failed_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.M
             raise RuntimeError("killed")
         return step(self, batch, batch_idx)
 
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+    with monkeypatch.context() as patched:
         patched.setattr(ListOpsTask, "training_step", killed)
-        cut.fit(cut.trainer(max_epochs=3, **QUIET), *parts(tmp_path))
+        with pytest.raises(RuntimeError, match="killed"):
+            cut.fit(cut.trainer(max_epochs=3, **QUIET), *parts(tmp_path))
     again = Run(tmp_path / "cut")
-    found = again.fit(
-        again.trainer(max_epochs=3, **QUIET), *parts(tmp_path, seed=1)
-    )  # weights come from the checkpoint
+    # Another seed: the weights and random numbers are the checkpoint's.
+    found = again.fit(again.trainer(max_epochs=3, **QUIET), *parts(tmp_path, seed=1))
     assert (found["test"], found["steps"]) == (expected["test"], expected["steps"])
     one, other = (torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(x, other["state_dict"][name]) for name, x in one["state_dict"].items())
