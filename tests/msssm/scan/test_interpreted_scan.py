@@ -218,11 +218,7 @@ def test_the_operator_keeps_its_contract() -> None:
     torch.library.opcheck(triton._selective, (*operands, True, True), test_utils=chosen)
 
 
-def test_right_kernels_pass_their_check() -> None:
-    assert check.fault(torch.device("cpu")) is None
-
-
-@pytest.mark.parametrize("spoilt", ["the gradient of B", "y", "the last state", "raises"])
+@pytest.mark.parametrize("spoilt", ["the gradient of B", "y", "raises"])
 def test_a_fault_is_found_and_named(spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check._known.clear()
     right = triton.scan
@@ -240,7 +236,7 @@ def test_a_fault_is_found_and_named(spoilt: str, monkeypatch: pytest.MonkeyPatch
         if spoilt == "raises":
             raise RuntimeError("PassManager::run failed\nmore")
         y, last = right(operands._replace(B=Spoilt.apply(operands.B)) if "B" in spoilt else operands, discretization)
-        return y * 1.001 if spoilt == "y" else y, last * 1.001 if spoilt == "the last state" else last
+        return y * 1.001 if spoilt == "y" else y, last
 
     monkeypatch.setattr(triton, "scan", wrong)
     found = check.fault(torch.device("cpu"))
@@ -249,7 +245,7 @@ def test_a_fault_is_found_and_named(spoilt: str, monkeypatch: pytest.MonkeyPatch
     assert ("RuntimeError: PassManager::run failed;" if spoilt == "raises" else f"{spoilt} is off by 1.0e-03") in found
 
 
-def test_the_check_minds_no_mode_of_its_caller() -> None:
+def test_right_kernels_pass_their_check_in_any_mode_of_the_caller() -> None:
     check._known.clear()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert check.fault(torch.device("cpu")) is None
