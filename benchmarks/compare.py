@@ -77,7 +77,7 @@ def compare(
     full size equals that of the first method that passed.
 
     Args:
-        section: of the report.
+        section: Section of the report.
         case: label of the size.
         prepare: makes a case.
         methods: names that `prepare` knows.

@@ -68,10 +68,10 @@ class LengthBucketBatchSampler(_BatchSampler):
     Args:
         lengths: (samples,) length of each sample.
         batch_size: samples per batch and rank.
-        seed: of the order, together with the epoch.
+        seed: Seed of the order, together with the epoch.
         pool_batches: batches per pool: more of them give less padding and less random batches. Samples that fill a
             single pool have almost the same neighbours in every epoch.
-        rank: of this process.
+        rank: Rank of this process.
         world_size: number of processes.
         drop_last: leave out the last batch if it is smaller than the others.
         first: every epoch begins with the first so many samples, in batches of their own.
@@ -153,7 +153,7 @@ class EvaluationBatchSampler(_BatchSampler):
     Args:
         lengths: (samples,) length of each sample.
         batch_size: largest batch.
-        rank: of this process.
+        rank: Rank of this process.
         world_size: number of processes.
         sort: by length, for little padding; if False, the samples keep their order.
     """

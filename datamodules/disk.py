@@ -54,7 +54,7 @@ def remedies(name: str, parent: Path, mebibytes: int | None = None) -> Iterator[
     """Turns the errors of a full or read-only disk into advice.
 
     Args:
-        name: of the data set whose conversion is written.
+        name: Name of the data set whose conversion is written.
         parent: folder of the conversion.
         mebibytes: that it needs, if known.
     """

@@ -89,7 +89,7 @@ class ResumableLoader(Loader):
 
     Args:
         dataset: returns a `Batch` for a list of indices.
-        sampler: of the batches of this process.
+        sampler: Sampler of the batches of this process.
         num_workers: loader processes.
     """
 

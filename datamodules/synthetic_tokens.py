@@ -23,7 +23,7 @@ def selective_copying(
 
     Args:
         count: number of sequences.
-        length: of a sequence, including the question.
+        length: Length of a sequence, including the question.
         items: symbols to remember.
         symbols: number of different symbols.
         generator: of all random choices.
@@ -84,7 +84,7 @@ class SelectiveCopyingDataModule(PixelDataModule):
         train_size: training samples.
         val_size: validation samples.
         test_size: test samples.
-        data_seed: of the sequences.
+        data_seed: Seed of the sequences.
         num_workers: loader processes.
         shuffle_seed: the order of training batches is a function of it and of the epoch.
     """

@@ -76,7 +76,7 @@ class MultiScaleSSM(SequenceLayer):
     Where it runs:
 
     Args:
-        backend: of the decomposition and the scan, see `msssm.scan.multiscale_scan`.
+        backend: Backend of the decomposition and the scan, see `msssm.scan.multiscale_scan`.
     """
 
     recomputable = True

@@ -16,7 +16,7 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, ssm_lr: float
     Args:
         model: the module to train.
         lr: learning rate.
-        weight_decay: of the group "decay".
+        weight_decay: Weight decay of the group "decay".
         ssm_lr: learning rate of the group "ssm"; None for `lr`.
     """
     decay, no_decay, ssm = [], [], []

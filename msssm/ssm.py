@@ -61,7 +61,7 @@ class S6(nn.Module):
         skip: add a learned D^s u^s_t, initially 1.
         selection_norm: divide W_1 x_t, B^s_t and C^s_t by their root mean squares (over R, N and N numbers), as Jamba
             does (Lieber et al. 2024, section 6.4), here without weights.
-        backend: of the scan, see `multiscale_scan`.
+        backend: Backend of the scan, see `multiscale_scan`.
     """
 
     # Without weight decay, and trained at the learning rate of the SSM, see `msssm.param_groups`.
@@ -206,7 +206,7 @@ class S4(nn.Module):
         discretization: "zoh" or "euler".
         dt_min, dt_max, dt_init: initial step sizes, as in `S6`.
         skip: add a learned D^s u^s_t, initially 1.
-        backend: of the scan, see `lti_scan`.
+        backend: Backend of the scan, see `lti_scan`.
     """
 
     ssm_parameters = ("log_rate", "frequency", "log_delta", "skip")

@@ -83,7 +83,7 @@ class SequenceTask(lightning.LightningModule):
         """Ends training, validation or test at a loss that is not finite, with what `nan_guard` finds on `inputs`.
 
         Args:
-            loss: of a batch, a scalar.
+            loss: Loss of a batch, a scalar.
             inputs: what the forward had.
             stage: "train", "val" or "test". Only the first is left to `SkipBadBatches`, where that is at work.
 

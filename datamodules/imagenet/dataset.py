@@ -27,7 +27,7 @@ class ImageBytes(NamedTuple):
         x: (B, 3, H, W) uint8.
         y: (B,) int64 classes.
         sample_index: (B,) int64 row of each image in its split.
-        seed: of the random erasing and mixing that follow; 0 for evaluation.
+        seed: Seed of the random erasing and mixing that follow; 0 for evaluation.
     """
 
     x: Tensor
@@ -113,7 +113,7 @@ class ImageSampler(LengthBucketBatchSampler):
         batch_size: images per process.
         repeats: copies of an image.
         seed: of order and augmentation, together with the epoch.
-        rank: of this process.
+        rank: Rank of this process.
         world_size: number of processes.
     """
 
@@ -143,7 +143,7 @@ class ImageStream(IterableDataset[Any]):
     Args:
         reader: of `readers.open_stream`.
         transform: (RGB image) -> (3, H, W) uint8.
-        rank: of this process.
+        rank: Rank of this process.
         world_size: number of processes.
     """
 
@@ -170,8 +170,8 @@ class TrainingStream(IterableDataset[Any]):
     Args:
         reader: of `readers.open_stream`.
         transform: (RGB image) -> (3, H, W) uint8.
-        seed: of the augmentation, together with epoch, process, worker and position.
-        rank: of this process.
+        seed: Seed of the augmentation, together with epoch, process, worker and position.
+        rank: Rank of this process.
     """
 
     def __init__(self, reader: Any, transform: Transform, seed: int, rank: int) -> None:
@@ -201,9 +201,9 @@ class StreamLoader(Loader):
 
     Args:
         dataset: the stream.
-        batch_size: of this process.
+        batch_size: Batch size of this process.
         num_workers: at least one is used.
-        seed: of the order.
+        seed: Seed of the order.
         epoch: returns the current epoch.
     """
 

@@ -76,9 +76,9 @@ def open_stream(dataset: str, source: Path, split: str, *, batch_size: int, trai
         dataset: "wds/...".
         source: folder of the shards and their _info.json.
         split: its name in _info.json, or shards and their samples: "train-{0000..1023}.tar|1281167".
-        batch_size: of each process.
+        batch_size: Batch size of each process.
         training: shuffle shards and samples, whole batches in each worker.
-        seed: of the order of the shards, together with the epoch.
+        seed: Seed of the order of the shards, together with the epoch.
 
     Raises:
         ValueError: the shards cannot be opened, or webdataset is not installed.

@@ -51,12 +51,12 @@ class ListOpsDataModule(DataModule):
         batch_size: training samples per step, over all processes.
         min_length: expressions are longer than this; length counts 2 per operator and 1 per digit.
         max_length: expressions are shorter than this.
-        max_depth: of the trees.
+        max_depth: Largest depth of the trees.
         max_args: most arguments of an operator.
         train_size: generated training samples; does not affect val and test.
         val_size: generated validation samples.
         test_size: generated test samples.
-        data_seed: of the generated data.
+        data_seed: Seed of the generated data.
         tsv_dir: folder with the official `basic_{train,val,test}.tsv`, used instead of generated data.
         num_workers: loader processes.
         predict_file: text file for predict, one expression per line, with or without parentheses.

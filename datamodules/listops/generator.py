@@ -199,7 +199,7 @@ def generate_arrays(
         seed: non-negative integer.
         min_length: expressions are longer than this; length counts 2 per operator and 1 per digit.
         max_length: expressions are shorter than this.
-        max_depth: of the deepest digits; the root operator has depth 1. Above it, a node is an operator with
+        max_depth: Depth of the deepest digits; the root operator has depth 1. Above it, a node is an operator with
             probability 1/4, uniform over the four, with uniformly 2 to `max_args` arguments.
         max_args: most arguments of an operator.
         progress: show a bar if it takes more than a few seconds.

@@ -52,10 +52,10 @@ class ECGDataset(Dataset[Any]):
         signals: (all records, L, 12) int16 memory map.
         rows: (records,) rows of `signals` in this split.
         labels: (records, K) multi-hot.
-        mean: of the training samples, in mV.
+        mean: Mean of the training samples, in mV.
         std: likewise.
         window: samples per window; L for whole records.
-        starts: of the windows of a record, relative to the offset.
+        starts: Starts of the windows of a record, relative to the offset.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class CropSampler(LengthBucketBatchSampler):
         batch_size: records per batch and rank.
         offsets: crops start at 0..offsets-1.
         seed: of order and crops, together with the epoch.
-        rank: of this process.
+        rank: Rank of this process.
         world_size: number of processes.
     """
 
@@ -133,7 +133,7 @@ class PTBXLDataModule(DataModule):
         source: folder or zip of the data set, if it is elsewhere; a folder is only read.
         download: release to fetch from PhysioNet into `<root>/ptbxl`, "1.0.3" or "1.0.1"; by default none.
         synthetic: generate this many records below `<root>/ptbxl-synthetic` and take them instead; at least 200.
-        synthetic_seed: of the generated records.
+        synthetic_seed: Seed of the generated records.
         label_set: all (71 classes), diagnostic (44), subdiagnostic (23), superdiagnostic (5), form (19), rhythm (12).
         sampling_rate: 100 or 500 Hz.
         likelihood: diagnostic statements count from this likelihood on (percent); by default at any.

@@ -31,10 +31,10 @@ def download(folder: Path, sampling_rate: int, version: str = "1.0.3", url: str 
     """Downloads tables and the records of one sampling rate into `folder`; complete files are kept.
 
     Args:
-        folder: of the data set.
+        folder: Folder of the data set.
         sampling_rate: 100 or 500 Hz.
-        version: of the release.
-        url: of its files, with `{version}`.
+        version: Version of the release.
+        url: Address of its files, with `{version}`.
 
     Raises:
         OSError: a file could not be downloaded in five tries, or its SHA-256 is not the release's.

@@ -33,7 +33,7 @@ class Recording:
     """Recording in the form that a model takes.
 
     Attributes:
-        name: of the file, without its ending.
+        name: Name of the file, without its ending.
         signal: (L, 12) mV in the order of `LEADS`, 0 for missing samples and leads.
         missing: (L, 12), True there.
         sampling_rate: Hz, of `signal`.

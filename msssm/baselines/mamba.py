@@ -34,7 +34,7 @@ class Mamba(SequenceLayer):
         dt_min: least initial step size.
         dt_max: greatest initial step size.
         selection_norm: RMS norm of Delta's low rank, B and C, absent in Mamba, see `msssm.ssm.S6`.
-        backend: of the scan.
+        backend: Backend of the scan.
     """
 
     recomputable = True

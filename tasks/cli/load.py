@@ -21,7 +21,7 @@ class LoadedRun:
     """A task in `eval()` and its data module, whose data are prepared but not set up.
 
     Attributes:
-        folder: of the run.
+        folder: Folder of the run.
         checkpoint: where the weights come from; None for a network at its random start.
         recipe: resolved, as YAML.
     """

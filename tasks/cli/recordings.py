@@ -35,7 +35,7 @@ def predict_record(task: SequenceTask, data: LightningDataModule | None, checkpo
     """Answers about the recording or folder of `--record`, as `tasks.ecg.recordings.answer` does.
 
     Args:
-        task: of the recipe; takes the checkpoint's weights.
+        task: Task of the recipe; takes the checkpoint's weights.
         data: likewise; nothing is read.
         checkpoint: its path.
         config: of predict, with what `add_arguments` added.

@@ -27,8 +27,8 @@ class ECGTask(SequenceTask):
 
     Args:
         backbone: the stack of sequence layers.
-        label_set: of the data: all (71 classes), diagnostic (44), subdiagnostic (23), superdiagnostic (5), form (19),
-            rhythm (12). A recipe has `${data.init_args.label_set}`.
+        label_set: Label set of the data: all (71 classes), diagnostic (44), subdiagnostic (23), superdiagnostic (5),
+            form (19), rhythm (12). A recipe has `${data.init_args.label_set}`.
         lr: peak learning rate.
         weight_decay: of weights that are neither biases, norms nor SSM parameters.
         ssm_lr: peak learning rate of the state space models' A, step sizes and D; `lr` when absent.

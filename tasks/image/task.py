@@ -40,7 +40,7 @@ class ImageTask(SequenceTask):
         scan_order: "raster" or "snake", see `msssm.PatchEmbedding`.
         pooling: "mean" over the positions (the paper's), or the "last".
         position_embedding: learned, added to the patches.
-        label_smoothing: of the training loss, in [0, 1).
+        label_smoothing: Label smoothing of the training loss, in [0, 1).
         lr: peak learning rate.
         weight_decay: of weights that are neither biases, norms nor SSM parameters.
         ssm_lr: peak learning rate of the state space models' A, step sizes and D; None for `lr`.

@@ -18,7 +18,7 @@ def resample(
     Args:
         samples: n; each resample draws n of them with replacement.
         resamples: R.
-        seed: of the draws.
+        seed: Seed of the draws.
         group: (n,) of each sample, for example its patient; whole groups are then drawn, as many as there are. With one
             sample per group, the result is the same as without.
     """

@@ -25,7 +25,7 @@ def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     """Reads the options of a file by name, without resolving interpolations.
 
     Args:
-        path: of the file.
+        path: Path of the file.
         what: name of its kind in messages.
 
     Raises:

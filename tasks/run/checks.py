@@ -115,9 +115,9 @@ def check_callbacks(callbacks: list[Callback], best: RunCheckpoint, metrics: Map
     """Checks the callbacks of a recipe and their monitors; a ModelCheckpoint without folder gets `checkpoints/more`.
 
     Args:
-        callbacks: of the recipe.
+        callbacks: Callbacks of the recipe.
         best: the command's own.
-        metrics: of the task's validation, each with its best value, "min" or "max"; empty if unknown.
+        metrics: Metrics of the task's validation, each with its best value, "min" or "max"; empty if unknown.
 
     Raises:
         InputError: a callback would write among the run's own checkpoints, wait for a metric that is never logged, or

@@ -50,8 +50,8 @@ def changes(saved: Any, asked: Any, last: Path) -> Changes:
     """Compares two resolved recipes.
 
     Args:
-        saved: of the unfinished run.
-        asked: of the present command.
+        saved: Recipe of the unfinished run.
+        asked: Recipe of the present command.
         last: the run's last checkpoint, for messages.
     """
     ours, theirs = _leaves(_without_bars(asked)), _leaves(_without_bars(saved))

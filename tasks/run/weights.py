@@ -15,7 +15,7 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str |
     Args:
         model: built from the recipe.
         checkpoint: with its `state_dict`.
-        source: of the checkpoint, for the message.
+        source: Source of the checkpoint, for the message.
 
     Raises:
         InputError: naming a weight that one of them lacks, or whose shape differs.

@@ -42,7 +42,7 @@ class _Layout(NamedTuple):
 
     Attributes:
         separator: between the columns; "" stands for blanks.
-        names: of the columns.
+        names: Names of the columns.
         fields: key, in lower case, and value of each line such as `Sampling rate: 500 Hz`.
         rows: the lines below the names, with their numbers.
     """

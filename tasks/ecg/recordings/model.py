@@ -28,7 +28,7 @@ class ClassAnswer:
         name: as in the label set.
         description: in words.
         positives: its records in the validation fold.
-        slope: of the calibration, probability = sigmoid(slope * logit + intercept).
+        slope: Slope of the calibration, probability = sigmoid(slope * logit + intercept).
         intercept: likewise.
         threshold: calibrated probability with the best F1 on the validation fold; None where that fold has too few
             positives.
@@ -50,7 +50,7 @@ class Answers:
 
     Attributes:
         label_set: of PTB-XL.
-        mean: of the training samples, in mV.
+        mean: Mean of the training samples, in mV.
         std: likewise.
         sampling_rate: Hz.
         windows: that the network reads.
@@ -84,7 +84,7 @@ class ECGModel(NamedTuple):
     """Model that answers about recordings.
 
     Attributes:
-        name: of a shipped model, or where it was read.
+        name: Name of a shipped model, or where it was read.
         network: in `eval()`, (B, L, 12) standardised leads -> (B, K) logits.
         answers: the meaning of its logits.
     """
