@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,15 @@ def test_an_exit_code_of_0_is_not_taken_for_complete(tmp_path: Path) -> None:
     assert codes == [-signal.SIGTERM, 0, 0]
 
 
+def ended(process: Any) -> int:
+    """Exit code of a job; fails if it takes longer than a minute."""
+    deadline = time.monotonic() + 60
+    while (code := process.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int(code)
+
+
 def test_jobs_of_submitit(tmp_path: Path) -> None:
     """A job that is cancelled writes a checkpoint; one whose node is taken away resumes in another."""
     pytest.importorskip("submitit")
@@ -152,7 +162,7 @@ def test_jobs_of_submitit(tmp_path: Path) -> None:
     process = start(slow)
     wait_for(slow.folder / "started")
     process.terminate()
-    process.wait()
+    ended(process)
     wait_for(slow.folder / "last.ckpt")
     assert not slow.complete
 
@@ -165,11 +175,7 @@ def test_jobs_of_submitit(tmp_path: Path) -> None:
     [training] = children(task)
     for each in (training, task):  # SLURM signals every process of a job
         os.kill(each, signal.SIGUSR2)
-    deadline = time.monotonic() + 60
-    while (code := process.poll()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert (slow.code(code), slow.complete) == (0, True)
+    assert (slow.code(ended(process)), slow.complete) == (0, True)
     assert (slow.folder / "last.ckpt").exists()
 
 
