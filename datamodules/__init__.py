@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.arrays import ArrayDataModule
     from datamodules.batching import Batch
     from datamodules.cifar10 import SequentialCIFARDataModule
     from datamodules.digits import DigitsDataModule
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from datamodules.synthetic_tokens import SelectiveCopyingDataModule
 
 __all__ = [
+    "ArrayDataModule",
     "Batch",
     "DigitsDataModule",
     "ECGBatch",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ArrayDataModule": "datamodules.arrays",
     "Batch": "datamodules.batching",
     "DigitsDataModule": "datamodules.digits",
     "ECGBatch": "datamodules.ptbxl",

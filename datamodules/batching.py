@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x: (B, L) int64 token ids, or (B, L, C) float32 signals.
-        y: (B,) int64 classes, or (B, K) float32 multi-hot labels.
+        y: (B,) int64 classes, (B, K) float32 multi-hot labels or values, or (B, L) int64 classes of the steps.
         lengths: (B,) int64 number of valid positions; the rest is padding.
         sample_index: (B,) int64 row of each sample in its split, if the data module provides it.
     """

@@ -47,7 +47,7 @@ class SequenceClassifier(nn.Module):
             raise InputError(f"pooling must be 'mean' or 'last', got {pooling!r}")
         self.pooling = pooling
         self.encoder, self.backbone = encoder, backbone
-        self.head = nn.Linear(backbone.d_model, num_classes)
+        self.head: nn.Module = nn.Linear(backbone.d_model, num_classes)
 
     def forward(
         self,

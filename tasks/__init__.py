@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from tasks.listops.tokens import TokenTask
     from tasks.run.bad_batches import SkipBadBatches
     from tasks.run.run import Run
+    from tasks.signals.task import SignalTask
 
-__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "Run", "SkipBadBatches", "TokenTask"]
+__all__ = ["ECGTask", "ImageTask", "ListOpsTask", "Run", "SignalTask", "SkipBadBatches", "TokenTask"]
 
 _HOMES = {
     "ECGTask": "tasks.ecg.task",
     "ImageTask": "tasks.image.task",
     "ListOpsTask": "tasks.listops.task",
     "Run": "tasks.run.run",
+    "SignalTask": "tasks.signals.task",
     "SkipBadBatches": "tasks.run.bad_batches",
     "TokenTask": "tasks.listops.tokens",
 }

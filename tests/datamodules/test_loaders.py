@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules import (
+    ArrayDataModule,
     DigitsDataModule,
     ImageNetDataModule,
     ListOpsDataModule,
@@ -124,6 +125,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DataModule]
         DigitsDataModule(**options),
         SelectiveCopyingDataModule(train_size=12, val_size=6, test_size=6, **options),
         ImageNetDataModule(root, image_size=16, **options),
+        ArrayDataModule(**options),
     ]
     for data in made:
         data.prepare_data()
@@ -161,6 +163,7 @@ def test_data_that_is_not_there_yet_says_what_to_call(tmp_path: Path) -> None:
         PTBXLDataModule(str(tmp_path)),
         DigitsDataModule(),
         ImageNetDataModule(),
+        ArrayDataModule(),
     ):
         for ask in (data.train_dataloader, data.val_dataloader, data.test_dataloader, data.describe):
             with pytest.raises(RuntimeError, match=r"got none; call prepare_data\(\) and setup\(\) first"):

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batching import Batch
 from datamodules.ptbxl.datamodule import ECGBatch
-from tasks import ECGTask, ImageTask, TokenTask
+from tasks import ECGTask, ImageTask, SignalTask, TokenTask
 from tasks.base import SequenceTask
 from tasks.table import files
 from tasks.table.spec import read_table
@@ -105,6 +105,8 @@ class Few(LightningDataModule):
         y = torch.tensor(generator.integers(classes, size=ROWS))
         if isinstance(task, ImageTask):
             return Batch(torch.tensor(generator.random((ROWS, *task.image_shape))), y, lengths)
+        if isinstance(task, SignalTask):
+            return Batch(torch.tensor(generator.random((ROWS, LENGTH, task.channels))), y, lengths)
         assert isinstance(task, TokenTask)
         return Batch(torch.tensor(generator.integers(1, task.vocab_size, size=(ROWS, LENGTH))), y, lengths)
 

@@ -46,6 +46,8 @@ def _small_data(recipe: dict[str, Any], folder: Path, request: pytest.FixtureReq
         return [*small, f"--data.root={folder}", f"--model.num_classes={len(images.CLASSES)}"]
     if recipe["data"]["class_path"] == "datamodules.SelectiveCopyingDataModule":
         return ["--data.train_size=100", "--data.val_size=50"]
+    if recipe["data"]["class_path"] == "datamodules.ArrayDataModule":
+        return []
     return [*TINY_DATA, f"--data.root={folder}"]
 
 
