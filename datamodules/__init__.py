@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.arrays import ArrayDataModule
     from datamodules.batching import Batch
-    from datamodules.cifar10 import SequentialCIFARDataModule
     from datamodules.digits import DigitsDataModule
-    from datamodules.imagenet import ImageNetDataModule
+    from datamodules.images.cifar10 import SequentialCIFARDataModule
+    from datamodules.images.imagenet import ImageNetDataModule
     from datamodules.listops import ListOpsDataModule
     from datamodules.ptbxl import ECGBatch, PTBXLDataModule
     from datamodules.synthetic_tokens import SelectiveCopyingDataModule
@@ -30,11 +30,11 @@ _HOMES = {
     "Batch": "datamodules.batching",
     "DigitsDataModule": "datamodules.digits",
     "ECGBatch": "datamodules.ptbxl",
-    "ImageNetDataModule": "datamodules.imagenet",
+    "ImageNetDataModule": "datamodules.images.imagenet",
     "ListOpsDataModule": "datamodules.listops",
     "PTBXLDataModule": "datamodules.ptbxl",
     "SelectiveCopyingDataModule": "datamodules.synthetic_tokens",
-    "SequentialCIFARDataModule": "datamodules.cifar10",
+    "SequentialCIFARDataModule": "datamodules.images.cifar10",
 }
 
 

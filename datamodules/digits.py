@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from datamodules.pixels import Ints, PixelDataModule, PixelDataset
+from datamodules.images.pixels import Ints, PixelDataModule, PixelDataset
 
 SIZES = {"train": 1_197, "val": 200, "test": 400}
 LEVELS = 16  # a pixel is the number of black ones, 0..16, among 4 x 4

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.batching import Batch
-from datamodules.pixels import PixelDataModule, PixelDataset
+from datamodules.images.pixels import PixelDataModule, PixelDataset
 from msssm.errors import InputError
 
 Bytes = npt.NDArray[np.uint8]

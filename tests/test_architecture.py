@@ -33,8 +33,8 @@ FLOORS: dict[str, list[str]] = {
         "batching disk",
         "loader",
         "base",
-        "arrays imagenet listops pixels ptbxl",
-        "cifar10 digits synthetic_tokens",
+        "arrays images listops ptbxl",
+        "digits synthetic_tokens",
         ".",
     ],
     "tasks": [

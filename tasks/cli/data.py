@@ -73,10 +73,10 @@ def verify(args: list[str]) -> None:
         source = ptbxl.files.find(options.source or folder)
         faults = ptbxl.verify(source, converted)
     else:
-        from datamodules import cifar10
+        from datamodules.images import cifar10_files
 
-        source = cifar10.files.find(options.source or folder)
-        faults = cifar10.verify(source, converted)
+        source = cifar10_files.find(options.source or folder)
+        faults = cifar10_files.verify(source, converted)
     lines = [str(fault) for fault in faults]
     short = lines if options.verbose else summary(faults)
     print(*short, sep="\n", end="\n" if short else "")

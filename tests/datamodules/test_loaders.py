@@ -25,7 +25,7 @@ from datamodules import (
 )
 from datamodules.base import DataModule
 from datamodules.batching import LengthBucketBatchSampler
-from datamodules.imagenet.dataset import StreamLoader
+from datamodules.images.streams import StreamLoader
 from datamodules.loader import WORKER_TIMEOUT, Loader, ResumableLoader, WorkerError, worker_options
 from msssm.errors import InputError, MissingFileError
 from tasks.complaints import complaint

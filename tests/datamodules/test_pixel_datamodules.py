@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from datamodules import Batch, DigitsDataModule, SequentialCIFARDataModule
-from datamodules.pixels import PixelDataModule
+from datamodules.images.pixels import PixelDataModule
 from tests.support.cifar10 import ROWS, accept_tiny, images, write_folder
 from tests.support.recorder import steps_after_each_checkpoint
 from tests.support.tolerances import FLOAT32, METRIC, STEP, assert_near

@@ -15,15 +15,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
-
-from datamodules.cifar10.batches import read_batch
 from datamodules.listops import evaluate, official, tokenize
 from datamodules.listops.predict_file import read_expressions
 from datamodules.ptbxl import CorruptRecordError, files, read_record
 from tasks.run.checkpoint_io import CheckpointFormatError, DamagedCheckpointError, DurableCheckpointIO, read_checkpoint
 from tests.robustness.test_fuzz import OURS, TSV, write_record
-from tests.support import cifar10
 from tests.support.ptbxl import copy_to
 
 FOUND = Path(".fuzz")
@@ -85,12 +81,6 @@ def wfdb(broken: str, content: bytes) -> None:
         assert read_record(_folder(), "r", 100).signal.shape == (1000, 12)
 
 
-def cifar_batch(content: bytes) -> None:
-    with contextlib.suppress(ValueError):
-        batch = read_batch("data_batch_1", content)
-        assert batch.images.shape == (len(batch.labels), 3072)
-
-
 def checkpoint(content: bytes) -> None:
     with contextlib.suppress(DamagedCheckpointError, CheckpointFormatError):
         read_checkpoint(_file("last.ckpt", content))
@@ -114,10 +104,6 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], bytes]]] = {
     ),
     "wfdb_header": (partial(wfdb, "r.hea"), lambda: _record()["r.hea"]),
     "wfdb_signal": (partial(wfdb, "r.dat"), lambda: _record()["r.dat"]),
-    "cifar_batch": (
-        cifar_batch,
-        lambda: cifar10.python_batch(np.zeros((2, 3072), dtype=np.uint8), np.array([3, 9], dtype=np.uint8)),
-    ),
     "checkpoint": (checkpoint, _small_checkpoint),
 }
 

@@ -1,18 +1,21 @@
-"""A tiny CIFAR-10 in the true formats of both published versions."""
+"""A tiny CIFAR-10 in the layout of the published archive."""
 
 import io
-import struct
+import pickle
 import tarfile
+from hashlib import md5
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from torchvision.datasets import CIFAR10
 
-from datamodules.cifar10 import convert, files
+from datamodules.images import cifar10_files as files
 
 ROWS = 20  # of a batch file; 10,000 in CIFAR-10
-NAMES = files.BATCHES[0]
+NAMES = [name for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)]
+META = CIFAR10.meta["filename"]
 
 
 def images(seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -22,74 +25,42 @@ def images(seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
     return rng.integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8), labels.astype(np.uint8)
 
 
-def python_batch(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], label: str = "batch") -> bytes:
-    """What Python 2's cPickle wrote: protocol 2, strings of bytes, an array by numpy.core.multiarray._reconstruct."""
-    content = pixels.tobytes()
-    rows = len(labels)
-    return b"".join(
-        (
-            b"\x80\x02}(",
-            _string(b"batch_label") + _string(label.encode()),
-            _string(b"labels") + b"](" + b"".join(b"K" + bytes([c]) for c in labels) + b"e",
-            _string(b"data") + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R",
-            b"(K\x01" + _int(rows) + _int(3072) + b"\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R",
-            b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89",
-            b"T" + struct.pack("<i", len(content)) + content + b"tb",
-            _string(b"filenames") + b"](" + b"".join(_string(b"image_%d.png" % n) for n in range(rows)) + b"e",
-            b"u.",
-        )
-    )
-
-
-def binary_batch(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> bytes:
-    """Rows of one byte label and 3,072 of pixels."""
-    return np.concatenate((labels[:, None], pixels.reshape(len(labels), -1)), axis=1).tobytes()
-
-
-def contents(version: str = "python", seed: int = 0) -> dict[str, bytes]:
-    """Name and content of the six batch files."""
-    pixels, labels = images(seed)
-    made = {}
+def contents() -> dict[str, bytes]:
+    """Name and content of the six batch files, and of the names of the classes."""
+    pixels, labels = images()
+    made = {META: pickle.dumps({"label_names": list(files.CLASS_NAMES)}, protocol=2)}
     for index, name in enumerate(NAMES):
         own = slice(index * ROWS, (index + 1) * ROWS)
-        if version == "python":
-            made[name] = python_batch(pixels[own], labels[own])
-        else:
-            made[f"{name}.bin"] = binary_batch(pixels[own], labels[own])
+        batch = {"data": pixels[own].reshape(ROWS, -1), "labels": labels[own].tolist()}
+        made[name] = pickle.dumps(batch, protocol=2)
     return made
 
 
-def write_folder(folder: Path, version: str = "python") -> Path:
+def write_folder(folder: Path) -> Path:
     """The batches as files of `folder`."""
     folder.mkdir(parents=True)
-    for name, content in contents(version).items():
+    for name, content in contents().items():
         (folder / name).write_bytes(content)
     return folder
 
 
-def write_archive(path: Path, files_: dict[str, bytes], top: str = "cifar-10-batches-py") -> Path:
+def write_archive(path: Path) -> Path:
     """A tar.gz as published, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in files_.items():
-            member = tarfile.TarInfo(f"{top}/{name}")
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in contents().items():
+            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return path
 
 
-def accept_tiny(monkeypatch: pytest.MonkeyPatch, *archives: Path) -> None:
-    """Takes batches of 20 images, and these archives for the published ones."""
-    from hashlib import md5
-
-    monkeypatch.setattr(convert, "ROWS", ROWS)
-    for path in archives:
-        monkeypatch.setitem(files.ARCHIVES, path.name, md5(path.read_bytes()).hexdigest())
-
-
-def _string(text: bytes) -> bytes:
-    return b"U" + bytes([len(text)]) + text
-
-
-def _int(number: int) -> bytes:
-    return b"M" + struct.pack("<H", number)
+def accept_tiny(monkeypatch: pytest.MonkeyPatch, archive: Path | None = None) -> None:
+    """Takes the tiny batches, and this archive, for the published ones."""
+    digests = {name: md5(content).hexdigest() for name, content in contents().items()}
+    monkeypatch.setattr(files.Batches, "train_list", [[name, digests[name]] for name in NAMES[:-1]])
+    monkeypatch.setattr(files.Batches, "test_list", [[NAMES[-1], digests[NAMES[-1]]]])
+    monkeypatch.setattr(files.Batches, "meta", {**CIFAR10.meta, "md5": digests[META]})
+    monkeypatch.setattr(files, "COUNTS", {"train": ROWS // 2, "test": ROWS // 10})
+    if archive is not None:
+        monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()).hexdigest())

@@ -8,7 +8,7 @@ import pytest
 from datamodules import PTBXLDataModule, SequentialCIFARDataModule
 from datamodules.ptbxl import verify
 from tasks.cli.main import main
-from tests.support.cifar10 import accept_tiny, contents, write_archive, write_folder
+from tests.support.cifar10 import accept_tiny, write_archive, write_folder
 from tests.support.ptbxl import copy_to
 
 
@@ -77,15 +77,13 @@ def test_no_data_set_is_an_error_with_the_remedy(tmp_path: Path, capsys: pytest.
 def test_faults_of_cifar10_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = write_archive(tmp_path / "cifar10" / "cifar-10-python.tar.gz", contents())
+    source = write_archive(tmp_path / "cifar10" / "cifar-10-python.tar.gz")
     command = ["data", "verify", "cifar10", "--root", str(tmp_path)]
     accept_tiny(monkeypatch, source)
-    monkeypatch.setattr("datamodules.cifar10.files.BATCH_MD5", {})
     SequentialCIFARDataModule(root=str(tmp_path)).prepare_data()
     main(command)
     assert _out(capsys) == [f"{source}: whole"]
-    monkeypatch.undo()
-    accept_tiny(monkeypatch)
+    source.write_bytes(b"cut short")
     (converted,) = source.parent.glob("converted-*")
     with (converted / "pixels.npy").open("r+b") as file:
         file.seek(1000)
@@ -93,21 +91,16 @@ def test_faults_of_cifar10_are_named(
     with pytest.raises(SystemExit):
         main(command)
     first, second, last = _out(capsys)
-    assert re.search(r"has the md5 .*, which is not that of cifar-10-python.tar.gz or", first)
+    assert first == f"{source.name} is missing, or its md5 is not the published one"
     assert re.search(r"converted-.* is damaged .wrong sha256", second)
     assert last == f"{source}: 2 faults"
 
     folder = write_folder(tmp_path / "elsewhere")
     (folder / "data_batch_2").write_bytes(b"short")
+    (folder / "test_batch").unlink()
     with pytest.raises(SystemExit):
         main([*command, "--root", str(tmp_path / "other"), "--source", str(folder)])
-    assert [line.split(" is not a batch")[0] for line in _out(capsys)] == [
-        "data_batch_1: its md5 is not the published one",
-        "data_batch_2",
-        *(f"{name}: its md5 is not the published one" for name in ("data_batch_3", "data_batch_4", "data_batch_5")),
-        "test_batch: its md5 is not the published one",
-        f"{folder}: 6 faults",
-    ]
+    assert [line.split(" ")[0] for line in _out(capsys)[:-1]] == ["data_batch_2", "test_batch"]
 
 
 def test_a_half_empty_rate_is_summed_up_by_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

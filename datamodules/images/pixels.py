@@ -72,8 +72,7 @@ class PixelDataModule(DataModule):
 
     def setup(self, stage: str) -> None:
         """Loads the splits, once."""
-        if not self._splits:
-            self._splits = self.load()
+        self._splits = self._splits or self.load()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Converts bytes to floats on the device."""

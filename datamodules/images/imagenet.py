@@ -12,17 +12,9 @@ from torch.utils.data import DataLoader
 from datamodules.base import DataModule, not_set_up
 from datamodules.batching import Batch
 from datamodules.folders import few
-from datamodules.imagenet import readers
-from datamodules.imagenet.dataset import (
-    ImageBytes,
-    ImageFiles,
-    ImageSampler,
-    ImageStream,
-    StreamLoader,
-    TrainingStream,
-    Transform,
-)
-from datamodules.imagenet.seeding import seeded
+from datamodules.images import readers
+from datamodules.images.batches import ImageBytes, ImageFiles, ImageSampler, Transform
+from datamodules.images.streams import ImageStream, StreamLoader, open_stream, shards
 from msssm.errors import InputError
 from msssm.paths import local_path
 
@@ -92,24 +84,18 @@ class ImageNetDataModule(DataModule):
     ) -> None:
         """Checks the options. Raises ValueError for those that contradict each other or are out of range."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
-        stream = readers.is_stream(dataset)
-        errors = [
-            message
-            for wrong, message in (
-                (min(image_size, repeats) < 1, "image_size and repeats must be at least 1"),
-                (min(max_corrupt, holdout) < 0, "max_corrupt and holdout at least 0"),
-                (min(mixup, cutmix) < 0 or not 0 <= random_erasing <= 1, "alphas at least 0, random_erasing in 0..1"),
-                (not 0 < crop_pct <= 1, f"crop_pct is in 0..1, got {crop_pct}"),
-                (
-                    dataset != "" and not dataset.startswith(("wds/", "hfds/")),
-                    f"got dataset {dataset!r}, not wds/, hfds/",
-                ),
-                (stream and num_classes is None, "WebDataset does not know its number of classes: set num_classes"),
-                (stream and (repeats > 1 or holdout > 0), "repeats and holdout need access by index, not WebDataset"),
-            )
-            if wrong
-        ]
-        if errors:
+        self.streams = dataset.startswith("wds/")
+        checks = (
+            (min(image_size, repeats) >= 1, "image_size and repeats must be at least 1"),
+            (min(max_corrupt, holdout) >= 0, "max_corrupt and holdout at least 0"),
+            (min(mixup, cutmix) >= 0 and 0 <= random_erasing <= 1, "alphas at least 0, random_erasing in 0..1"),
+            (0 < crop_pct <= 1, f"crop_pct is in 0..1, got {crop_pct}"),
+            (dataset == "" or dataset.startswith(("wds/", "hfds/")), f"got dataset {dataset!r}, not wds/, hfds/"),
+            (not self.streams or num_classes, "WebDataset does not know its number of classes: set num_classes"),
+            (not self.streams or (repeats == 1 and holdout == 0), "repeats and holdout need access by index"),
+            (not (mixup or cutmix) or batch_size % 2 == 0, "Mixup and CutMix pair the images: batch_size must be even"),
+        )
+        if errors := [message for right, message in checks if not right]:
             raise InputError("; ".join(errors))
         self.source = local_path(root) / "imagenet" if source is None else local_path(source)
         self.dataset, self.train_split, self.val_split, self.holdout = dataset, train_split, val_split, holdout
@@ -117,16 +103,33 @@ class ImageNetDataModule(DataModule):
         self.random_erasing, self.mixup, self.cutmix, self.repeats = random_erasing, mixup, cutmix, repeats
         self.max_corrupt, self.num_classes = max_corrupt, num_classes
         self._files: dict[str, ImageFiles] = {}
-        if self._mixes and batch_size % 2:
-            raise InputError(f"Mixup and CutMix pair the images of a batch: batch_size must be even, got {batch_size}")
+        self._splits: tuple[readers.Split, ...] = ()
 
     def setup(self, stage: str) -> None:
         """Lists the images and compares the classes; decodes nothing."""
-        if self._files or readers.is_stream(self.dataset):
+        if self._files or self.streams:
             return
-        train = readers.open_map(self.dataset, self.source, self.train_split)
-        val = readers.open_map(self.dataset, self.source, self.val_split)
-        names, own = readers.class_names(train), readers.class_names(val)
+        train = readers.open_split(self.dataset, self.source, self.train_split)
+        val = readers.open_split(self.dataset, self.source, self.val_split)
+        self.num_classes = self._compare_classes(train.classes, val.classes)
+        if not self.holdout < len(train.rows):
+            raise InputError(
+                f"asked to hold out {self.holdout} of {len(train.rows)} training images; leave some to train on"
+            )
+        numbers = {name: number for number, name in enumerate(train.classes)}
+        order = np.random.default_rng(HOLDOUT_SEED).permutation(len(train.rows))
+        held, kept = (train.rows[np.sort(part)] for part in np.split(order, [self.holdout]))
+        training, evaluation = self._transform(training=True), self._transform(training=False)
+        test = ImageFiles(val.reader, val.rows, evaluation, numbers)
+        self._files = {
+            "train": ImageFiles(train.reader, kept, training, numbers),
+            "val": ImageFiles(train.reader, held, evaluation, numbers) if self.holdout else test,
+            "test": test,
+        }
+        self._splits = (train, val)
+
+    def _compare_classes(self, names: list[str], own: list[str]) -> int:
+        """Compares the classes of training and validation images; returns their number."""
         if unknown := sorted(set(own) - set(names)):
             raise InputError(
                 f"{len(unknown)} classes of the {self.val_split} images are not among the {len(names)} of the "
@@ -144,22 +147,7 @@ class ImageNetDataModule(DataModule):
                 f"{self.dataset or self.source} {f'({few(names)})' * bool(names)}; set num_classes, or complete the "
                 "class folders"
             )
-        if not self.holdout < len(train):
-            raise InputError(
-                f"asked to hold out {self.holdout} of {len(train)} training images; leave some to train on"
-            )
-        self.num_classes = found
-        number = {name: index for index, name in enumerate(names)}
-        classes = np.array([number[name] for name in own], dtype=np.int64) if own else None
-        order = np.random.default_rng(HOLDOUT_SEED).permutation(len(train))
-        held, kept = np.sort(order[: self.holdout]), np.sort(order[self.holdout :])
-        evaluation = self._transform(training=False)
-        test = ImageFiles(val, evaluation, classes=classes)
-        self._files = {
-            "train": ImageFiles(train, self._transform(training=True), rows=kept),
-            "val": ImageFiles(train, evaluation, rows=held) if self.holdout else test,
-            "test": test,
-        }
+        return found
 
     def split(self, name: str) -> ImageFiles:
         """The images of a split."""
@@ -169,30 +157,16 @@ class ImageNetDataModule(DataModule):
 
     def training_sampler(self, batch_size: int, rank: int, world_size: int) -> ImageSampler:
         """Training batches of one process, with a seed for the augmentation of each image."""
-        return ImageSampler(
-            len(self.split("train")),
-            batch_size,
-            repeats=self.repeats,
-            seed=self.shuffle_seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        options = {"seed": self.shuffle_seed, "rank": rank, "world_size": world_size}
+        return ImageSampler(len(self.split("train")), batch_size, repeats=self.repeats, **options)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """This process's training batches."""
-        if not readers.is_stream(self.dataset):
-            return super().train_dataloader()
-        reader = self._open_stream(self.train_split, self.share_of_batch, training=True)
-        stream = TrainingStream(reader, self._transform(training=True), self.shuffle_seed, self.shard[0])
-        return self._stream_loader(stream, self.share_of_batch)
+        return self._stream_loader(training=True) if self.streams else super().train_dataloader()
 
     def evaluation_loader(self, split: str, *, sort: bool = True) -> DataLoader[Batch]:
         """Loads every image of a split once over all processes; a stream is read in its own order."""
-        if not readers.is_stream(self.dataset):
-            return super().evaluation_loader(split, sort=sort)
-        reader = self._open_stream(self.val_split, self.eval_batch_size, training=False)
-        stream = ImageStream(reader, self._transform(training=False), *self.shard)
-        return self._stream_loader(stream, self.eval_batch_size)
+        return self._stream_loader(training=False) if self.streams else super().evaluation_loader(split, sort=sort)
 
     def counts(self) -> dict[str, int]:
         """Images of each split; nothing for a stream."""
@@ -200,11 +174,7 @@ class ImageNetDataModule(DataModule):
 
     @property
     def share_of_batch(self) -> int:
-        """Training images per step of each process.
-
-        Raises:
-            ValueError: the batch cannot be divided evenly, or into pairs for Mixup and CutMix.
-        """
+        """Training images per step of each process. Raises ValueError where Mixup and CutMix find no pairs in them."""
         share = super().share_of_batch
         if self._mixes and share % 2:
             raise InputError(
@@ -214,11 +184,7 @@ class ImageNetDataModule(DataModule):
         return share
 
     def on_after_batch_transfer(self, batch: ImageBytes, dataloader_idx: int) -> Batch:
-        """Converts bytes to normalised floats; in training, also erases and mixes.
-
-        Raises:
-            ValueError: more files are damaged than `max_corrupt` allows.
-        """
+        """Converts bytes to normalised floats; in training, also erases and mixes. Refuses too many damaged files."""
         from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         from timm.data.mixup import Mixup
         from timm.data.random_erasing import RandomErasing
@@ -230,7 +196,7 @@ class ImageNetDataModule(DataModule):
         )
         x = x.sub_(255 * mean).div_(255 * std)
         if batch.seed and (self._mixes or self.random_erasing):
-            with seeded(batch.seed, device):
+            with readers.seeded(batch.seed, device):
                 if self.random_erasing:
                     x = RandomErasing(self.random_erasing, mode="pixel", device=str(device))(x)
                 if self._mixes:
@@ -241,7 +207,13 @@ class ImageNetDataModule(DataModule):
     @cached_property
     def digest(self) -> str:
         """sha256 of classes, file names and sizes; contents are not read."""
-        listings = {readers.listing_digest(reader) for reader in self._readers.values()}
+        if self.streams:
+            found = [self._open_stream(training=training) for training in (True, False)]
+            lines = ["".join(f"{shard.name} {shard.stat().st_size}\n" for shard in shards(reader)) for reader in found]
+            listings = {sha256(text.encode()).hexdigest() for text in lines}
+        else:
+            self.split("train")
+            listings = {readers.listing_digest(split) for split in self._splits}
         return sha256("".join(sorted(listings)).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -257,12 +229,6 @@ class ImageNetDataModule(DataModule):
     @property
     def _mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
-
-    @property
-    def _readers(self) -> dict[str, Any]:
-        if readers.is_stream(self.dataset):
-            return {split: self._open_stream(split, 1, training=False) for split in (self.train_split, self.val_split)}
-        return {name: self.split(name).reader for name in ("train", "test")}
 
     def _transform(self, *, training: bool) -> Transform:
         from timm.data.transforms_factory import create_transform
@@ -281,25 +247,32 @@ class ImageNetDataModule(DataModule):
             raise InputError(f"rand_augment={self.rand_augment!r} is not a policy of timm: {error}") from error
         return transform
 
-    def _open_stream(self, split: str, batch_size: int, *, training: bool) -> Any:
-        return readers.open_stream(
-            self.dataset, self.source, split, batch_size=batch_size, training=training, seed=self.shuffle_seed
-        )
+    def _open_stream(self, *, training: bool, batch_size: int = 1) -> Any:
+        split, seed = self.train_split if training else self.val_split, self.shuffle_seed
+        return open_stream(self.dataset, self.source, split, batch_size=batch_size, training=training, seed=seed)
 
-    def _stream_loader(self, stream: ImageStream | TrainingStream, batch_size: int) -> DataLoader[Batch]:
-        trainer = self.trainer
+    def _stream_loader(self, *, training: bool) -> DataLoader[Batch]:
+        trainer, (rank, world_size) = self.trainer, self.shard
+        batch_size = self.share_of_batch if training else self.eval_batch_size
+        stream = ImageStream(
+            self._open_stream(training=training, batch_size=batch_size),
+            self._transform(training=training),
+            training=training,
+            seed=self.shuffle_seed,
+            rank=rank,
+            world_size=world_size,
+        )
         return StreamLoader(
             stream,
             batch_size,
             num_workers=self.num_workers,
-            seed=self.shuffle_seed,
             epoch=lambda: trainer.current_epoch if trainer is not None else 0,
         )
 
     def _check_damage(self) -> None:
         for split, data in self._files.items():
-            if (count := data.count_damaged) > self.max_corrupt:
+            if len(names := data.damaged()) > self.max_corrupt:
                 raise InputError(
-                    f"{count} damaged files among the {split} images met so far: {data.first_damage()}. Replace "
-                    f"them, or use what can be read of them: --data.max_corrupt {count}"
+                    f"{len(names)} damaged files among the {split} images met so far: {few(names)}. Replace them, or "
+                    f"have ImageNet's mean colour in their place: --data.max_corrupt {len(names)}"
                 )

@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.cifar10 import convert
-from datamodules.cifar10.batches import SIDE
-from datamodules.cifar10.download import download
-from datamodules.pixels import PixelDataModule, PixelDataset
+from datamodules.images import cifar10_files as files
+from datamodules.images.pixels import PixelDataModule, PixelDataset
 from msssm.errors import InputError
 from msssm.paths import local_path
 
@@ -30,9 +28,8 @@ class SequentialCIFARDataModule(PixelDataModule):
 
     Args:
         root: folder of data sets; CIFAR-10 is expected in `<root>/cifar10`, where its conversion is stored.
-        source: the data set, if it is elsewhere; only read. `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz`, a
-            folder with one of them or its files, or one with images (PNG or JPEG) as train/<class>/*.png and
-            test/<class>/*.png.
+        source: the data set, if it is elsewhere; only read. `cifar-10-python.tar.gz`, a folder with it or with its
+            files, or one with images (PNG or JPEG) as train/<class>/*.png and test/<class>/*.png.
         download: download the archive into `<root>/cifar10` if it is not there.
         greyscale: one channel instead of three: 0.299 R + 0.587 G + 0.114 B, not rounded, normalised by S4's mean
             122.6 / 255 and standard deviation 61 / 255.
@@ -57,60 +54,41 @@ class SequentialCIFARDataModule(PixelDataModule):
     ) -> None:
         """Checks the options. Raises ValueError for sizes below 1 or a negative seed."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
+        if permutation_seed is not None and permutation_seed < 0:
+            raise InputError(f"permutation_seed must be at least 0, got {permutation_seed}")
         self.folder = local_path(root) / "cifar10"
         self.source = self.folder if source is None else local_path(source)
         self.download, self.greyscale, self.permutation_seed = download, greyscale, permutation_seed
-        self._mean, self._std = (
-            torch.tensor(GREY_MEAN if greyscale else MEAN),
-            torch.tensor(GREY_STD if greyscale else STD),
-        )
-        self._luma = torch.tensor(LUMA)
-        self._order: Tensor | None = None
+        self.num_channels = 1 if greyscale else 3
         self._form = ""
-        if permutation_seed is not None:
-            if permutation_seed < 0:
-                raise InputError(f"permutation_seed must be at least 0, got {permutation_seed}")
-            order = np.random.default_rng(permutation_seed).permutation(SIDE * SIDE)
-            self._order = torch.from_numpy(order)
-
-    @property
-    def num_channels(self) -> int:
-        """Number of channels C of x."""
-        return 1 if self.greyscale else 3
 
     def prepare_data(self) -> None:
         """Downloads the archive if requested, and converts it if that has not been done."""
         if self.download:
-            download(self.folder)
-        convert.convert(self.source, self.folder)
+            files.download(self.folder)
+        files.convert(self.source, self.folder)
 
     def load(self) -> dict[str, PixelDataset]:
         """Memory-maps the conversion and holds out the validation images."""
-        data = convert.load(convert.locate(self.source, self.folder))
+        data = files.load(files.locate(self.source, self.folder))
         self._form = data.form
-        generator = torch.Generator().manual_seed(SPLIT_SEED)
-        order = torch.randperm(data.train, generator=generator).numpy()
+        order = torch.randperm(data.train, generator=torch.Generator().manual_seed(SPLIT_SEED)).numpy()
         train = data.train - data.train // 10
         rows = {"train": order[:train], "val": order[train:], "test": np.arange(data.train, len(data.labels))}
         return {name: PixelDataset(data.pixels, data.labels, own) for name, own in rows.items()}
 
     def to_float(self, x: Tensor) -> Tensor:
         """Converts pixels (B, 1024, 3) uint8 to float32 (B, 1024, C): permuted, grey if requested, normalised."""
-        if self._mean.device != x.device:
-            self._mean, self._std, self._luma = (t.to(x.device) for t in (self._mean, self._std, self._luma))
-            self._order = None if self._order is None else self._order.to(x.device)
-        if self._order is not None:
-            x = x[:, self._order]
+        if self.permutation_seed is not None:
+            order = np.random.default_rng(self.permutation_seed).permutation(x.shape[1])
+            x = x[:, torch.from_numpy(order).to(x.device)]
         pixels = x.float() / 255
         if self.greyscale:
-            pixels = (pixels * self._luma).sum(-1, keepdim=True)
-        return (pixels - self._mean) / self._std
+            pixels = (pixels * torch.tensor(LUMA, device=x.device)).sum(-1, keepdim=True)
+        mean, std = (GREY_MEAN, GREY_STD) if self.greyscale else (MEAN, STD)
+        return (pixels - torch.tensor(mean, device=x.device)) / torch.tensor(std, device=x.device)
 
     def describe(self) -> dict[str, Any]:
         """Counts, digest, format of the images, and preprocessing."""
-        return {
-            **super().describe(),
-            "form": self._form,
-            "greyscale": self.greyscale,
-            "permutation_seed": self.permutation_seed,
-        }
+        chosen = {"greyscale": self.greyscale, "permutation_seed": self.permutation_seed}
+        return {**super().describe(), "form": self._form, **chosen}
