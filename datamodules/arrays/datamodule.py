@@ -285,6 +285,11 @@ class ArrayDataModule(DataModule):
         if self.target == "regression":
             self._fit_values(rows)
         self.outputs = len(self.names)
+        if self.outputs < 2 and self.target != "regression":
+            raise InputError(
+                f"expected two classes, or columns of labels, or more, got {self.names[0]} alone; for one column of 0 "
+                "and 1 take the target class"
+            )
         if isinstance(self._labels, np.ndarray):
             digest.update(self._labels.tobytes())
         digest.update(repr((self.names, {name: chosen.tolist() for name, chosen in rows.items()})).encode())

@@ -147,8 +147,8 @@ def numbers(values: Array, columns: list[str], *, zero_or_one: bool) -> npt.NDAr
         if not good.all():
             row = int(np.flatnonzero(~good)[0])
             raise InputError(
-                f"expected {what} in the labels {column}, got {values[row, k]!r} of sequence {row}; correct it, or "
-                "choose another data.target"
+                f"expected {what} in the labels {column}, got {str(values[row, k])!r} of sequence {row}; correct "
+                "it, or choose another data.target"
             )
         converted[:, k] = number
     return converted
@@ -200,7 +200,7 @@ def split_rows(source: Source, val_fraction: float, test_fraction: float, seed: 
     kinds = pd.Series(splits).groupby(group).nunique()
     if kinds.max() > 1:
         name = names[int(np.argmax(kinds))]
-        raise InputError(f"expected each group in one split, got {name} in {kinds.max()}; move its sequences into one")
+        raise InputError(f"expected each group in one split, got {name} in {kinds.max()} of them; move its rows")
     return rows
 
 

@@ -12,7 +12,7 @@ from datamodules import ArrayDataModule, Batch
 from datamodules.arrays import Target
 from msssm import Backbone, SequenceClassifier
 from msssm.errors import InputError
-from msssm.padding import position_mask
+from msssm.padding import mask_padding, position_mask
 from tasks.base import SequenceTask
 from tasks.run.predictions import FILE, Score
 from tasks.signals.metrics import BEST, metrics
@@ -60,10 +60,10 @@ class SignalTask(SequenceTask):
     ) -> None:
         """Builds the network. Raises ValueError for options out of their range."""
         super().__init__(lr, weight_decay, ssm_lr, warmup_epochs)
-        if min(channels, outputs) < 1 or target not in get_args(Target):
+        if channels < 1 or outputs < (1 if target == "regression" else 2) or target not in get_args(Target):
             raise InputError(
-                f"asked for channels={channels}, outputs={outputs}, target={target!r}; give at least 1 of each, and "
-                f"one of {', '.join(get_args(Target))}"
+                f"asked for channels={channels}, outputs={outputs}, target={target!r}; give at least 1 channel, 2 "
+                f"outputs, or 1 for regression, and one of {', '.join(get_args(Target))}"
             )
         self.save_hyperparameters()
         self.channels, self.outputs, self.target = channels, outputs, target
@@ -121,6 +121,7 @@ class SignalTask(SequenceTask):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Maps sequences x (B, L, C), lengths (B,), to logits or values (B, K), for "step" to logits (B, L, K)."""
+        x = mask_padding(x, lengths)  # be it NaN: the encoder's gradient is a product with it
         if self.target != "step":
             return self.model(x, lengths)
         return self.model.head(self.model.backbone(self.model.encoder(x), lengths))
