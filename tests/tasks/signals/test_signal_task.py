@@ -191,7 +191,7 @@ def test_a_run_that_failed_goes_on_exactly(folder: Path, tmp_path: Path, monkeyp
         with pytest.raises(RuntimeError, match="killed"):
             cut.fit(cut.trainer(**every), *parts(folder, **options))
     kept = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)
-    assert kept["global_step"] == 6, "two batches of four into the second epoch"
+    assert kept["global_step"] == 7, "three batches of four into the second epoch"
     again = Run(tmp_path / "cut")
     found = again.fit(again.trainer(**every), *parts(folder, seed=1, **options))
     assert (found["test"], found["steps"]) == (wanted["test"], wanted["steps"])
