@@ -6,7 +6,6 @@
 """
 
 import json
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -20,13 +19,12 @@ import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, extract_archive
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 from tqdm.auto import tqdm
 
 from datamodules.disk import locked, remedies, written_whole
 from datamodules.faults import Fault
 from datamodules.folders import left_by_a_system
-from datamodules.transfer import transfer
 from msssm.errors import InputError, MissingFileError, StorageError
 
 Bytes = npt.NDArray[np.uint8]
@@ -116,11 +114,7 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
     """Finds all faults of a data set.
 
     Compares the md5 of an archive or of a folder's batch files; counts and reads every image of class folders; compares
-    conversions with the sha256 stored when they were written.
-
-    Args:
-        source: archive or folder, see `find`; only read.
-        converted: folders that `convert` created.
+    conversions, the folders that `convert` created, with the sha256 stored when they were written.
     """
     files, faults = _listing(source)
     if not _is_published(source):
@@ -134,25 +128,16 @@ def verify(source: Path, converted: Iterable[Path] = ()) -> list[Fault]:
 
 
 def download(folder: Path, mirrors: Iterable[str] = MIRRORS) -> None:
-    """Downloads the archive into `folder` unless a complete one is there; the next mirror or run resumes a transfer."""
-    # torchvision's own neither resumes nor ends where a server stops answering, and knows the origin alone.
-    archive, part, answers = folder / CIFAR10.filename, folder / f".{CIFAR10.filename}.part", []
-    if check_integrity(archive, CIFAR10.tgz_md5):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+    """Downloads the archive into `folder` from the first mirror that has it, unless a complete one is there."""
+    answers = []
     for url in mirrors:
         try:
-            transfer(url, part)
-        except (OSError, HTTPException) as error:
-            answers.append(f"{url}: {error}")
-            continue
-        if check_integrity(part, CIFAR10.tgz_md5):
-            os.replace(part, archive)
+            download_url(url, folder, CIFAR10.filename, CIFAR10.tgz_md5)
             return
-        part.unlink()
-        answers.append(f"{url}: a file with another md5")
+        except (OSError, RuntimeError, HTTPException) as error:
+            answers.append(f"{url}: {error}")
     raise StorageError(
-        f"could not fetch {archive.name} from any mirror; run it again to resume, or name a local archive or folder as "
+        f"could not fetch {CIFAR10.filename} from any mirror; run it again, or name a local archive or folder as "
         f"source. {'; '.join(answers)}"
     )
 

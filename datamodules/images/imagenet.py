@@ -14,7 +14,7 @@ from datamodules.batching import Batch
 from datamodules.folders import few
 from datamodules.images import readers
 from datamodules.images.batches import ImageBytes, ImageFiles, ImageSampler, Transform
-from datamodules.images.streams import ImageStream, StreamLoader, open_stream, shards
+from datamodules.images.streams import ImageStream, StreamLoader, open_stream, stream_digest
 from msssm.errors import InputError
 from msssm.paths import local_path
 
@@ -31,8 +31,8 @@ class ImageNetDataModule(DataModule):
 
     For a folder, a tar or Hugging Face's parquet, order and augmentation are a function of (shuffle_seed, epoch) for
     any number of workers; a resumed run continues with the same images, the batch of all processes together is the same
-    for any number of them, and every image is evaluated exactly once. For WebDataset see `StreamLoader`,
-    `TrainingStream` and `ImageStream`; timm leaves out damaged images in its shards, and logs them.
+    for any number of them, and every image is evaluated exactly once. For WebDataset see `StreamLoader` and
+    `ImageStream`; timm leaves out damaged images in its shards, and logs them.
 
     `test` reads the validation split, which is ImageNet's labelled test set; `holdout` reserves it for that purpose.
 
@@ -136,10 +136,7 @@ class ImageNetDataModule(DataModule):
                 f"{self.train_split} images: {few(unknown)}; both need the same class folders"
             )
         if own and (absent := sorted(set(names) - set(own))):
-            rank_zero_warn(
-                f"{len(absent)} of the {len(names)} classes have no {self.val_split} images, and are not evaluated: "
-                f"{few(absent)}"
-            )
+            rank_zero_warn(f"{len(absent)} of the {len(names)} classes have no {self.val_split} images: {few(absent)}")
         found = len(names) or self.num_classes
         if found is None or (self.num_classes is not None and self.num_classes != found):
             raise InputError(
@@ -191,9 +188,7 @@ class ImageNetDataModule(DataModule):
 
         self._check_damage()
         x, y, device = batch.x.float(), batch.y, batch.x.device
-        mean, std = (
-            torch.tensor(c, device=device).view(3, 1, 1) for c in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        )
+        mean, std = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD], device=device).view(2, 3, 1, 1)
         x = x.sub_(255 * mean).div_(255 * std)
         if batch.seed and (self._mixes or self.random_erasing):
             with readers.seeded(batch.seed, device):
@@ -208,9 +203,7 @@ class ImageNetDataModule(DataModule):
     def digest(self) -> str:
         """sha256 of classes, file names and sizes; contents are not read."""
         if self.streams:
-            found = [self._open_stream(training=training) for training in (True, False)]
-            lines = ["".join(f"{shard.name} {shard.stat().st_size}\n" for shard in shards(reader)) for reader in found]
-            listings = {sha256(text.encode()).hexdigest() for text in lines}
+            listings = {stream_digest(self._open_stream(training=training)) for training in (True, False)}
         else:
             self.split("train")
             listings = {readers.listing_digest(split) for split in self._splits}

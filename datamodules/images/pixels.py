@@ -19,10 +19,7 @@ Ints = npt.NDArray[np.int64]
 class PixelDataset(Dataset[Batch]):
     """Batches of bytes, indexed by a list of indices, as the batch samplers yield them.
 
-    Args:
-        pixels: (all images, L, C) uint8, possibly a memory map.
-        labels: (all images,) classes.
-        rows: (images,) rows of this split.
+    `rows` are those of this split in `pixels` (all images, L, C) and `labels` (all images,).
     """
 
     def __init__(self, pixels: Bytes, labels: Bytes, rows: Ints) -> None:
@@ -47,12 +44,6 @@ class PixelDataModule(DataModule):
 
     A loader returns `Batch` with x (B, L, C) uint8. `on_after_batch_transfer`, which Lightning calls, converts x to
     float32 by `to_float`: the loader moves a quarter of the bytes and computes nothing.
-
-    Args:
-        batch_size: training images per step, over all processes.
-        eval_batch_size: images per step of validate and test; default `batch_size`.
-        num_workers: loader processes.
-        shuffle_seed: the order of training batches is a function of it and of the epoch.
     """
 
     num_classes = 10

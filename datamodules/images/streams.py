@@ -1,6 +1,7 @@
 """WebDataset shards, which timm reads in sequence, without access by index."""
 
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,20 @@ def open_stream(dataset: str, source: Path, split: str, *, batch_size: int, trai
         reader = create_reader(dataset, root=str(source), split=split, input_img_mode="", **options)
     except (RuntimeError, KeyError) as error:
         raise InputError(f"cannot read {split!r} of {dataset} in {source}: {error}") from error
-    for shard in shards(reader):
+    for shard in _shards(reader):
         if not shard.is_file():
             raise MissingFileError(f"expected the shard {shard}, got no such file; name the folder of all as source")
         check_end(shard)
     return reader
 
 
-def shards(reader: Any) -> list[Path]:
-    """The files of a reader."""
+def stream_digest(reader: Any) -> str:
+    """sha256 of the names and sizes of the shards."""
+    lines = [f"{shard.name} {shard.stat().st_size}\n" for shard in _shards(reader)]
+    return sha256("".join(lines).encode()).hexdigest()
+
+
+def _shards(reader: Any) -> list[Path]:
     return [Path(reader.root) / name for name in reader.split_info.filenames]
 
 

@@ -1,7 +1,6 @@
 """ImageNet's layouts: pictures, labels, transforms, shares, seeds, mixing, exact resumption, and bad input."""
 
 import io
-import os
 import random
 import shutil
 from collections import Counter
@@ -79,12 +78,13 @@ def test_evaluation_is_timms(folder: Path, workers: int) -> None:
 
 def test_a_tar_is_its_folder(folder: Path, tmp_path: Path) -> None:
     tars = write_tars(tmp_path / "tars", folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder, tars)}
     one, other = _data(folder), _data(tars)
     for split in ("train", "val"):
         for a, b in zip(_batches(one, split), _batches(other, split), strict=True):
             assert torch.equal(a.x, b.x)
             assert torch.equal(a.y, b.y)
-    assert sorted(path.name for path in tars.iterdir()) == ["train.tar", "val.tar"], "nothing is written beside them"
+    assert {path: path.stat().st_mtime_ns for path in (folder, tars)} == before, "nothing is written beside them"
 
 
 def test_crop_pct_takes_the_centre(tmp_path: Path) -> None:
@@ -215,17 +215,14 @@ def test_the_models_random_numbers_do_not_depend_on_the_augmentation(folder: Pat
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_repeated_augmentation(folder: Path) -> None:
-    sampler = ImageSampler(18, 3, repeats=3, seed=0, rank=0, world_size=2)
-    other = ImageSampler(18, 3, repeats=3, seed=0, rank=1, world_size=2)
-    assert len(sampler) == 3
-    for a, b in zip(sampler, other, strict=True):
-        assert sorted(Counter(key % 18 for key in a + b).values()) == [3, 3], "two images, three copies each"
-        assert len(set(a + b)) == 6, "each with a seed of its own"
-    met = {key % 18 for batch in (*sampler, *other) for key in batch}
-    assert len(met) == 18 // 3
-    keys = _keys(_batches(_data(folder, repeats=2), "train"))
-    assert len(set(keys)) == 16
+def test_repeated_augmentation() -> None:
+    first, other = (ImageSampler(18, 3, repeats=3, seed=0, rank=rank, world_size=2) for rank in range(2))
+    batches = [a + b for a, b in zip(first, other, strict=True)]
+    for keys in batches:
+        assert sorted(Counter(key % 18 for key in keys).values()) == [3, 3], "two images, three copies each"
+        assert len(set(keys)) == 6, "each with a seed of its own"
+    assert len(batches) == 3
+    assert len({key % 18 for keys in batches for key in keys}) == 18 // 3
 
 
 def test_mixup_and_cutmix_mix_pixels_and_labels_alike(folder: Path) -> None:
@@ -297,19 +294,14 @@ def test_every_checkpoint_continues_exactly(folder: Path, tmp_path: Path, worker
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_files_are_named_counted_and_limited(own_folder: Path, workers: int) -> None:
-    truncated = own_folder / "val" / CLASSES[1] / f"{CLASSES[1]}_1.JPEG"
-    truncated.write_bytes(truncated.read_bytes()[:-200])
+    (own_folder / "val" / CLASSES[1] / f"{CLASSES[1]}_1.JPEG").write_bytes(jpeg(1)[:-200])
     (own_folder / "val" / CLASSES[2] / f"{CLASSES[2]}_2.JPEG").write_bytes(b"")
-    names = [f"{CLASSES[1]}/{truncated.name}", f"{CLASSES[2]}/{CLASSES[2]}_2.JPEG"]
-    complaint = rf"[12] damaged files among the val images .*{names[0]}.*--data.max_corrupt [12]"
-    with pytest.raises(ValueError, match=complaint):
-        _batches(_data(own_folder, batch_size=6, num_workers=workers), "val")
-    with pytest.raises(ValueError, match=r"2 damaged files among the val images .*--data.max_corrupt 2"):
+    names = [f"{name}/{name}_{number}.JPEG" for name, number in ((CLASSES[1], 1), (CLASSES[2], 2))]
+    with pytest.raises(ValueError, match=rf"2 damaged .* val images .*: {', '.join(names)}. .*--data.max_corrupt 2"):
         _batches(_data(own_folder, max_corrupt=1, batch_size=9, num_workers=workers), "val")
     data = _data(own_folder, max_corrupt=2, num_workers=workers)
     for _ in range(2):
-        batches = _batches(data, "val")
-        assert sum(len(batch.y) for batch in batches) == 9
+        assert sum(len(batch.y) for batch in _batches(data, "val")) == 9
         assert data.describe()["damaged"] == {"train": [], "val": names, "test": names}, "each counts once"
 
 
@@ -344,7 +336,7 @@ def test_bad_folders_say_what_is_wrong(own_folder: Path, harm: Any, complaint: s
 
 def test_a_validation_set_may_lack_classes_and_keeps_the_numbers(own_folder: Path) -> None:
     shutil.rmtree(own_folder / "val" / CLASSES[0])
-    with pytest.warns(UserWarning, match=f"1 of the 3 classes have no val images, .*: {CLASSES[0]}"):
+    with pytest.warns(UserWarning, match=f"1 of the 3 classes have no val images: {CLASSES[0]}"):
         data = _data(own_folder)
     assert [int(y) for batch in _batches(data, "val") for y in batch.y] == [1] * 3 + [2] * 3
 
@@ -391,13 +383,10 @@ def test_links_of_the_user_are_followed(folder: Path, tmp_path: Path) -> None:
 def test_a_truncated_tar_is_refused(folder: Path, tmp_path: Path) -> None:
     tars = write_tars(tmp_path, folder)
     content = (tars / "val.tar").read_bytes()
-    for length in (100, 512 * 6 + 100, 512 * 20, len(content) - 1024 * 10):
+    for length in (100, 512 * 20, len(content) - 1024 * 10):
         (tars / "val.tar").write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"val.tar is not a whole tar .*; copy it again"):
             _data(tars)
-    (tars / "val.tar").write_bytes(bytes(1024))
-    with pytest.raises(ValueError, match=r"got no images in .*val.tar"):
-        _data(tars)
 
 
 def test_bad_options_say_what_to_do(folder: Path) -> None:
@@ -422,17 +411,3 @@ def test_bad_options_say_what_to_do(folder: Path) -> None:
             _on(_data(folder, mixup=0.8 * (world_size == 4)), 0, world_size).train_dataloader()
     with pytest.raises(ValueError, match="asked for batches of 40"):
         _data(folder, batch_size=40).train_dataloader()
-
-
-def test_nothing_is_written_to_the_data(own_folder: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in own_folder.rglob("*")}
-    for path in before:
-        os.chmod(path, 0o555 if path.is_dir() else 0o444)
-    try:
-        data = _data(own_folder)
-        _batches(data, "train")
-        data.describe()
-    finally:
-        for path in before:
-            os.chmod(path, 0o755)
-    assert {path: path.stat().st_mtime_ns for path in own_folder.rglob("*")} == before

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 
-from datamodules import Batch, ImageNetDataModule
+from datamodules import ImageNetDataModule
 from tests.support.images import jpeg, write_shards
+from tests.support.recorder import Recorder, quiet_trainer
 
 TRAIN, VAL = [9, 6, 7, 8], [3, 4, 2]
 
@@ -99,39 +99,15 @@ def test_a_streamed_epoch_is_a_function_of_seed_and_epoch(tmp_path: Path) -> Non
         assert x == epoch(number)
 
 
-class _Counts(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[str, list[int]] = {"train": [], "val": []}
-
-    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
-        self.seen["train"].append(len(batch.y))
-        return self.weight * batch.x.mean()
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        self.seen["val"].append(len(batch.y))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 def test_lightning_stops_neither_early_nor_late(tmp_path: Path) -> None:
     """Workers end in small batches: 5 and 4 images make 3 + 2 batches of 2, more than 9 / 2 would tell."""
-    task = _Counts()
-    trainer = Trainer(
-        max_epochs=1,
-        num_sanity_val_steps=0,
-        logger=False,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    task, sizes = Recorder(lambda batch: len(batch.y)), list[int]()
+    task.validation_step = lambda batch: sizes.append(len(batch.y))  # type: ignore[method-assign]
+    trainer = quiet_trainer(max_epochs=1, num_sanity_val_steps=0, enable_checkpointing=False)
     trainer.fit(task, datamodule=_shards(tmp_path, eval_batch_size=2))
-    assert task.seen["train"] == [4] * 8
+    assert task.seen == [4] * 8
     assert trainer.num_training_batches == 8
-    assert sorted(task.seen["val"]) == [1, 2, 2, 2, 2]
+    assert sorted(sizes) == [1, 2, 2, 2, 2]
 
 
 def test_bad_shards_say_what_is_wrong(tmp_path: Path) -> None:

@@ -52,20 +52,15 @@ def test_pixels_are_normalised_in_raster_order(root: Path) -> None:
     pixels, labels = images()
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
     expected = (pixels[-ROWS:].transpose(0, 2, 3, 1).reshape(ROWS, 1024, 3) / 255 - mean) / std
-    batches = _batches(_cifar(root), "test")
+    data = _cifar(root)
+    assert next(iter(data.test_dataloader())).x.dtype == torch.uint8
+    batches = _batches(data, "test")
     x = torch.cat([batch.x for batch in batches])
     assert x.dtype == torch.float32
     np.testing.assert_allclose(x, expected, rtol=0, atol=STEP[torch.float32])
     assert torch.cat([batch.y for batch in batches]).tolist() == labels[-ROWS:].tolist()
     assert torch.cat([batch.lengths for batch in batches]).tolist() == [1024] * ROWS
     assert torch.cat([_samples(batch) for batch in batches]).tolist() == list(range(ROWS))
-
-
-def test_loaders_hand_out_bytes(root: Path) -> None:
-    data = _cifar(root)
-    for loader in (data.train_dataloader(), data.val_dataloader()):
-        batch = next(iter(loader))
-        assert (batch.x.dtype, batch.x.shape, batch.y.dtype) == (torch.uint8, (10, 1024, 3), torch.int64)
 
 
 def test_greyscale_is_pils(root: Path) -> None:
@@ -99,11 +94,6 @@ def test_the_split_is_that_of_torchs_random_split_with_seed_42(root: Path) -> No
     assert data.split("train").rows.tolist() == list(train)
     assert data.split("val").rows.tolist() == list(val)
     assert data.split("test").rows.tolist() == list(range(100, 120))
-    generator = torch.Generator().manual_seed(42)
-    assert [len(part) for part in torch.utils.data.random_split(range(50_000), [45_000, 5_000], generator)] == [
-        50_000 - 50_000 // 10,
-        50_000 // 10,
-    ]  # type: ignore[arg-type]
 
 
 def test_provenance(root: Path) -> None:
@@ -157,28 +147,18 @@ def test_every_process_has_its_share(processes: int, root: Path) -> None:
     data = DigitsDataModule(batch_size=30, eval_batch_size=7)
     data.setup("fit")
     for split, size in (("train", 30 // processes), ("val", 7), ("test", 7)):
-        keys: Counter[bytes] = Counter()
-        lengths = set()
-        for rank in range(processes):
-            batches = _batches(_on(data, rank, processes), split, epoch=4)
-            lengths.add(len(batches))
-            assert max(len(batch.y) for batch in batches) <= size
-            part = data.split(split)
-            for batch in batches:
-                rows = part.rows[_samples(batch)]
-                assert torch.equal(batch.x, data.to_float(torch.from_numpy(part.pixels[rows])))
-                keys.update(x.numpy().tobytes() for x in batch.x)
-        assert len(lengths) == 1, "a collective operation per batch cannot hang"
         part = data.split(split)
-        whole = Counter(
-            data.to_float(torch.from_numpy(part.pixels[part.rows])).numpy().tobytes()[i * 256 : i * 256 + 256]
-            for i in range(len(part))
-        )
-        if split == "train" and processes > 1:
-            assert not keys - whole
-            assert (whole - keys).total() <= 30, "what does not divide evenly"
-        else:
-            assert keys == whole
+        shares = [_batches(_on(data, rank, processes), split, epoch=4) for rank in range(processes)]
+        assert len({len(share) for share in shares}) == 1, "a collective operation per batch cannot hang"
+        met: list[int] = []
+        for batch in (batch for share in shares for batch in share):
+            assert len(batch.y) <= size
+            rows = part.rows[_samples(batch)]
+            assert torch.equal(batch.x, data.to_float(torch.from_numpy(part.pixels[rows])))
+            met += _samples(batch).tolist()
+        missing = set(range(len(part))) - set(met)
+        assert len(met) == len(set(met))
+        assert len(missing) < processes if split == "train" else not missing, "but what does not divide evenly"
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
