@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.arrays import ArrayDataModule
     from datamodules.batching import Batch
-    from datamodules.digits import DigitsDataModule
     from datamodules.images.cifar10 import SequentialCIFARDataModule
     from datamodules.images.imagenet import ImageNetDataModule
     from datamodules.listops import ListOpsDataModule
     from datamodules.ptbxl import ECGBatch, PTBXLDataModule
-    from datamodules.synthetic_tokens import SelectiveCopyingDataModule
+    from datamodules.synthetic import DigitsDataModule, SelectiveCopyingDataModule
 
 __all__ = [
     "ArrayDataModule",
@@ -28,12 +27,12 @@ __all__ = [
 _HOMES = {
     "ArrayDataModule": "datamodules.arrays",
     "Batch": "datamodules.batching",
-    "DigitsDataModule": "datamodules.digits",
+    "DigitsDataModule": "datamodules.synthetic",
     "ECGBatch": "datamodules.ptbxl",
     "ImageNetDataModule": "datamodules.images.imagenet",
     "ListOpsDataModule": "datamodules.listops",
     "PTBXLDataModule": "datamodules.ptbxl",
-    "SelectiveCopyingDataModule": "datamodules.synthetic_tokens",
+    "SelectiveCopyingDataModule": "datamodules.synthetic",
     "SequentialCIFARDataModule": "datamodules.images.cifar10",
 }
 

@@ -1,14 +1,22 @@
-"""Data sets on disk: safe names, one writer at a time, folders whole or absent, and errors that say what to do."""
+"""Data sets on disk: names in them, one writer at a time, folders whole or absent, errors that say what to do."""
 
 import errno
 import fcntl
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from msssm.errors import StorageError
+
+# Hidden ones (.ipynb_checkpoints, .DS_Store, ._x.jpg), and those of archivers, servers and recycle bins.
+_LEFT = re.compile(
+    r"(?:^|/)(?:\.[^/]*|(?:__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found|"
+    r"Thumbs\.db|desktop\.ini)(?=/|$))",
+    re.IGNORECASE,
+)
 
 
 def leaves_its_folder(name: str) -> bool:
@@ -18,6 +26,21 @@ def leaves_its_folder(name: str) -> bool:
     """
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
+
+
+def left_by_a_system(path: str) -> str | None:
+    """First part of a relative path that is hidden or that a system left, or None.
+
+    For example, `.ipynb_checkpoints` in `cat/.ipynb_checkpoints/x.jpg`.
+    """
+    found = _LEFT.search(path)
+    return None if found is None else found[0].lstrip("/")
+
+
+def few(names: Iterable[str]) -> str:
+    """Lists names in a sentence, at most five of them."""
+    listed = list(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5:,} more" if len(listed) > 5 else "")
 
 
 @contextmanager

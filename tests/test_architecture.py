@@ -29,12 +29,12 @@ FLOORS: dict[str, list[str]] = {
         ".",
     ],
     "datamodules": [
-        "faults folders transfer",
+        "faults transfer",
         "batching disk",
         "loader",
         "base",
         "arrays images listops ptbxl",
-        "digits synthetic_tokens",
+        "synthetic",
         ".",
     ],
     "tasks": [

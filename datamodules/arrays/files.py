@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.folders import left_by_a_system
+from datamodules.disk import left_by_a_system
 from msssm.errors import InputError, MissingFileError
 
 Array = npt.NDArray[Any]

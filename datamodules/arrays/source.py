@@ -10,8 +10,7 @@ import pandas as pd
 
 from datamodules.arrays.files import Array, Sequences
 from datamodules.base import SPLITS
-from datamodules.disk import leaves_its_folder
-from datamodules.folders import few
+from datamodules.disk import few, leaves_its_folder
 from msssm.errors import InputError, MissingFileError
 
 Target = Literal["class", "labels", "regression", "step"]

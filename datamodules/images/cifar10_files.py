@@ -22,9 +22,8 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 from tqdm.auto import tqdm
 
-from datamodules.disk import locked, remedies, written_whole
+from datamodules.disk import left_by_a_system, locked, remedies, written_whole
 from datamodules.faults import Fault
-from datamodules.folders import left_by_a_system
 from msssm.errors import InputError, MissingFileError, StorageError
 
 Bytes = npt.NDArray[np.uint8]

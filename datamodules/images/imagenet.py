@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import DataModule, not_set_up
 from datamodules.batching import Batch
-from datamodules.folders import few
+from datamodules.disk import few
 from datamodules.images import readers
 from datamodules.images.batches import ImageBytes, ImageFiles, ImageSampler, Transform
 from datamodules.images.streams import ImageStream, StreamLoader, open_stream, stream_digest

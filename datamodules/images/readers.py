@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
-from datamodules.folders import few, left_by_a_system
+from datamodules.disk import few, left_by_a_system
 from msssm.errors import InputError, MissingFileError
 
 MEAN_COLOUR = (124, 116, 104)  # of ImageNet

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import Batch, SelectiveCopyingDataModule
-from datamodules.synthetic_tokens import GENERATORS, Kind
+from datamodules.synthetic import GENERATORS, Kind
 from tasks.cli.main import main
 from tests.support.tolerances import allowed
 
