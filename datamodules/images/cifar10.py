@@ -60,6 +60,10 @@ class SequentialCIFARDataModule(PixelDataModule):
         self.source = self.folder if source is None else local_path(source)
         self.download, self.greyscale, self.permutation_seed = download, greyscale, permutation_seed
         self.num_channels = 1 if greyscale else 3
+        self._mean, self._std = torch.tensor((GREY_MEAN, GREY_STD) if greyscale else (MEAN, STD))
+        self._luma, self._order = torch.tensor(LUMA), torch.arange(1024)
+        if permutation_seed is not None:
+            self._order = torch.from_numpy(np.random.default_rng(permutation_seed).permutation(1024))
         self._form = ""
 
     def prepare_data(self) -> None:
@@ -80,13 +84,11 @@ class SequentialCIFARDataModule(PixelDataModule):
     def to_float(self, x: Tensor) -> Tensor:
         """Converts pixels (B, 1024, 3) uint8 to float32 (B, 1024, C): permuted, grey if requested, normalised."""
         if self.permutation_seed is not None:
-            order = np.random.default_rng(self.permutation_seed).permutation(x.shape[1])
-            x = x[:, torch.from_numpy(order).to(x.device)]
+            x = x[:, self._order.to(x.device)]
         pixels = x.float() / 255
         if self.greyscale:
-            pixels = (pixels * torch.tensor(LUMA, device=x.device)).sum(-1, keepdim=True)
-        mean, std = (GREY_MEAN, GREY_STD) if self.greyscale else (MEAN, STD)
-        return (pixels - torch.tensor(mean, device=x.device)) / torch.tensor(std, device=x.device)
+            pixels = (pixels * self._luma.to(x.device)).sum(-1, keepdim=True)
+        return (pixels - self._mean.to(x.device)) / self._std.to(x.device)
 
     def describe(self) -> dict[str, Any]:
         """Counts, digest, format of the images, and preprocessing."""

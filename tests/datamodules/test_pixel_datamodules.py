@@ -142,35 +142,6 @@ def test_the_digits_split_is_stratified_and_fixed() -> None:
 DIGITS = "02e57c8dde210979c29129c42f47b43d3b9880439e5cf1570af69294ca072736"
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_process_has_its_share(processes: int, root: Path) -> None:
-    data = DigitsDataModule(batch_size=30, eval_batch_size=7)
-    data.setup("fit")
-    for split, size in (("train", 30 // processes), ("val", 7), ("test", 7)):
-        part = data.split(split)
-        shares = [_batches(_on(data, rank, processes), split, epoch=4) for rank in range(processes)]
-        assert len({len(share) for share in shares}) == 1, "a collective operation per batch cannot hang"
-        met: list[int] = []
-        for batch in (batch for share in shares for batch in share):
-            assert len(batch.y) <= size
-            rows = part.rows[_samples(batch)]
-            assert torch.equal(batch.x, data.to_float(torch.from_numpy(part.pixels[rows])))
-            met += _samples(batch).tolist()
-        missing = set(range(len(part))) - set(met)
-        assert len(met) == len(set(met))
-        assert len(missing) < processes if split == "train" else not missing, "but what does not divide evenly"
-
-
-def test_order_is_a_function_of_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        data = DigitsDataModule(shuffle_seed=seed)
-        data.setup("fit")
-        return [int(y) for batch in _batches(data, "train", epoch=epoch) for y in batch.y]
-
-    assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(*key)) for key in ((0, 0), (0, 1), (1, 0))}) == 3
-
-
 def test_every_checkpoint_continues_exactly(tmp_path: Path) -> None:
     def note(batch: Batch) -> float:
         assert batch.x.dtype == torch.float32
