@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.arrays import ArrayDataModule
+    from datamodules.arrays.datamodule import ArrayDataModule
     from datamodules.batching import Batch
     from datamodules.images.cifar10 import SequentialCIFARDataModule
     from datamodules.images.imagenet import ImageNetDataModule
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ArrayDataModule": "datamodules.arrays",
+    "ArrayDataModule": "datamodules.arrays.datamodule",
     "Batch": "datamodules.batching",
     "DigitsDataModule": "datamodules.synthetic",
     "ECGBatch": "datamodules.ptbxl",

@@ -1,7 +1,8 @@
 """The data module of one's own sequences: split, cropped, augmented, padded, and checked before the first step."""
 
-import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.arrays import source as sources
 from datamodules.arrays.augmentation import Augmentation
 from datamodules.arrays.files import Array, Sequences, predict_files
+from datamodules.arrays.moments import Moments
 from datamodules.arrays.source import Source, Target
 from datamodules.arrays.synthetic import synthetic_signals
-from datamodules.base import DataModule, not_set_up
+from datamodules.base import SPLITS, DataModule, not_set_up
 from datamodules.batching import Batch, LengthBucketBatchSampler
 from msssm.errors import InputError
 from msssm.paths import local_path
@@ -23,7 +25,6 @@ from msssm.paths import local_path
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 NO_LABEL = -1  # of steps in the padding
-_NO_STEPS = np.zeros(0, dtype=np.int64)
 
 
 class ArrayDataset(Dataset[Batch]):
@@ -33,10 +34,8 @@ class ArrayDataset(Dataset[Batch]):
         sequences: all of them.
         rows: (n,) sequences of this split.
         labels: (n, ...) labels of this split, or the labels of the steps of all sequences.
-        crop: longest piece that is returned, at random with an epoch and in the middle without; None for all.
-        augmentation: of sequences with an epoch.
-        mean: (C,) of the channels.
-        scale: (C,) of the channels.
+        lengths: (n,) longest piece of each sequence that is returned, at random with an epoch, else of the middle.
+        augment: of sequences with an epoch.
         seed: of crops and augmentation, together with epoch and sequence.
     """
 
@@ -45,16 +44,13 @@ class ArrayDataset(Dataset[Batch]):
         sequences: Sequences,
         rows: Ints,
         labels: Array | Sequences,
-        *,
-        crop: int | None,
-        augmentation: Augmentation,
-        mean: Floats,
-        scale: Floats,
+        lengths: Ints,
+        augment: Augmentation,
         seed: int,
     ) -> None:
         """Stores the arrays."""
-        self.sequences, self.rows, self.labels, self.crop = sequences, rows, labels, crop
-        self.augmentation, self.mean, self.scale, self.seed = augmentation, mean, scale, seed
+        self.sequences, self.rows, self.labels, self.lengths = sequences, rows, labels, lengths
+        self.augment, self.seed = augment, seed
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -74,18 +70,18 @@ class ArrayDataset(Dataset[Batch]):
 
     def _load(self, index: int, epoch: int) -> tuple[Floats, Ints]:
         """Crops and, in training, augments a sequence (L, C) and its steps' labels (L,); epoch -1 is evaluation."""
-        row = int(self.rows[index])
+        row, length = int(self.rows[index]), int(self.lengths[index])
         x = self.sequences[row]
-        room = 0 if self.crop is None else max(0, len(x) - self.crop)
         random = None
         if epoch >= 0:
             random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, index])))
+        room = len(x) - length
         start = room // 2 if random is None else int(random.integers(room + 1))
-        piece = slice(start, start + len(x) - room)
-        signal, steps = np.array(x[piece], dtype=np.float32), _NO_STEPS
+        piece = slice(start, start + length)
+        signal, steps = np.array(x[piece], dtype=np.float32), np.zeros(0, dtype=np.int64)
         if isinstance(self.labels, Sequences):
             steps = np.array(self.labels.array(row)[piece], dtype=np.int64)
-        return (signal, steps) if random is None else self.augmentation(signal, steps, self.mean, self.scale, random)
+        return (signal, steps) if random is None else self.augment(signal, steps, random)
 
 
 class EpochSampler(LengthBucketBatchSampler):
@@ -198,8 +194,7 @@ class ArrayDataModule(DataModule):
         self.channels, self.outputs = 0, 0
         self.names: list[str] = []
         self._source: Source | None = None
-        self._rows: dict[str, Ints] = {}
-        self._predict: Sequences | None = None
+        self._splits: dict[str, ArrayDataset] = {}
 
     @classmethod
     def from_arrays(
@@ -229,18 +224,33 @@ class ArrayDataModule(DataModule):
     def setup(self, stage: str) -> None:
         """Reads and checks the data once, and splits them; for predict, nothing but the files to predict."""
         if stage == "predict":
-            self._predict = predict_files(self.predict_file)
-            shapes = np.array([x.shape for x in self._predict.checked()])
-            self._predict_lengths, self.channels = shapes[:, 0], int(shapes[0, 1])
-            return
-        if self._rows:
-            return
+            sequences = predict_files(self.predict_file)
+            shapes = np.array([x.shape for x in sequences.checked()])
+            self.channels, rows = int(shapes[0, 1]), np.arange(len(shapes))
+            self._splits["predict"] = self._split("predict", sequences, rows, np.zeros_like(rows), shapes[:, 0])
+        elif "train" not in self._splits:
+            self._load()
+
+    def _load(self) -> None:
         if self._source is None:
             self._source = self._read()
+        sequences = self._source.sequences
         rows = sources.split_rows(self._source, *self.fractions, self.data_seed)
-        digest = self._scan(self._source.sequences, rows["train"])
-        self._label(self._source, rows, digest)
-        self._rows, self._digest = rows, digest.hexdigest()
+        digest = sha256()
+        lengths = self._scan(sequences, set(rows["train"].tolist()), digest)
+        labels, self.names = sources.encode(self._source, self.target, rows, lengths)
+        self.outputs = len(self.names)
+        moments = Moments()
+        if self.target == "regression" and isinstance(labels, np.ndarray):
+            moments.add(labels[rows["train"]])
+        self.target_mean, self.target_scale = moments.result(self.outputs)
+        for part in labels.stored() if isinstance(labels, Sequences) else [labels]:
+            digest.update(np.ascontiguousarray(part).data)
+        for name, chosen in rows.items():
+            own = labels if isinstance(labels, Sequences) else labels[chosen]
+            self._splits[name] = self._split(name, sequences, chosen, own, lengths[chosen])
+        digest.update(repr((self.names, {name: chosen.tolist() for name, chosen in rows.items()})).encode())
+        self._digest = digest.hexdigest()
 
     def _read(self) -> Source:
         if self.root is None:
@@ -250,10 +260,9 @@ class ArrayDataModule(DataModule):
         columns = self.labels or ["label"]
         return sources.read_folder(self.root, self.table, self.target, columns, self.split_column, self.group_column)
 
-    def _scan(self, sequences: Sequences, train: Ints) -> "hashlib._Hash":
-        """Reads every sequence once: lengths, the moments of the training sequences, and the digest, returned."""
-        digest, training = hashlib.sha256(), set(train.tolist())
-        lengths, moments = [], _Moments()
+    def _scan(self, sequences: Sequences, training: set[int], digest: Any) -> Ints:
+        """Reads every sequence once, for the digest and the moments of the channels; returns the lengths (N,)."""
+        lengths, moments = [], Moments()
         for index, x in enumerate(sequences.checked()):
             lengths.append(len(x))
             digest.update(f"{x.shape};".encode())
@@ -261,89 +270,26 @@ class ArrayDataModule(DataModule):
             if index in training and self.standardize:
                 moments.add(x)
         self.channels = x.shape[1]
-        self._lengths = np.array(lengths, dtype=np.int64)
         self.mean, self.scale = moments.result(self.channels)
-        return digest
+        return np.array(lengths, dtype=np.int64)
 
-    def _label(self, source: Source, rows: dict[str, Ints], digest: "hashlib._Hash") -> None:
-        """Converts and checks the labels, and adds labels and splits to the digest."""
-        self.target_mean, self.target_scale = np.zeros(1, dtype=np.float32), np.ones(1, dtype=np.float32)
-        self._labels: Array | Sequences
-        if isinstance(source.labels, Sequences):
-            found, count = sources.step_classes(source.labels, source.sequences, self._lengths)
-            self.names, self._labels = [str(number) for number in range(count)], source.labels
-            present = {name: np.unique(np.concatenate([found[row] for row in chosen])) for name, chosen in rows.items()}
-            sources.check_classes(present, self.names)
-            for index in range(len(source.labels)):
-                digest.update(source.labels.array(index).astype(np.int64).tobytes())
-        elif self.target == "class":
-            self._labels, self.names = sources.classes(source.labels, source.columns[0])
-            sources.check_classes({name: self._labels[chosen] for name, chosen in rows.items()}, self.names)
-        else:
-            self.names = source.columns
-            self._labels = sources.numbers(source.labels, self.names, zero_or_one=self.target == "labels")
-        if self.target == "regression":
-            self._fit_values(rows)
-        self.outputs = len(self.names)
-        if self.outputs < 2 and self.target != "regression":
-            raise InputError(
-                f"expected two classes, or columns of labels, or more, got {self.names[0]} alone; for one column of 0 "
-                "and 1 take the target class"
-            )
-        if isinstance(self._labels, np.ndarray):
-            digest.update(self._labels.tobytes())
-        digest.update(repr((self.names, {name: chosen.tolist() for name, chosen in rows.items()})).encode())
-
-    def _fit_values(self, rows: dict[str, Ints]) -> None:
-        assert isinstance(self._labels, np.ndarray)
-        if short := [name for name, chosen in rows.items() if len(chosen) < 2]:
-            raise InputError(
-                f"expected two sequences or more in each split of a regression, got one in "
-                f"{', '.join(short)}; R2 needs two, so give more, or other fractions"
-            )
-        moments = _Moments()
-        moments.add(self._labels[rows["train"]])
-        self.target_mean, self.target_scale = moments.result(self._labels.shape[1])
+    def _split(
+        self, name: str, sequences: Sequences, rows: Ints, labels: Array | Sequences, lengths: Ints
+    ) -> ArrayDataset:
+        if self.crop is not None and (name == "train" or self.evaluation == "center"):
+            lengths = np.minimum(lengths, self.crop)
+        augment = replace(self.augmentation, mean=self.mean, scale=self.scale) if name == "train" else Augmentation()
+        return ArrayDataset(sequences, rows, labels, lengths, augment, self.shuffle_seed)
 
     def split(self, name: str) -> ArrayDataset:
         """The sequences of a split."""
-        if name == "predict":
-            return self._predict_split()
-        if not self._rows:
+        if name not in self._splits:
             raise not_set_up(f"the {name} data")
-        assert self._source is not None
-        rows = self._rows[name]
-        return ArrayDataset(
-            self._source.sequences,
-            rows,
-            self._labels[rows] if isinstance(self._labels, np.ndarray) else self._labels,
-            crop=self._crop(name),
-            augmentation=self.augmentation,
-            mean=self.mean,
-            scale=self.scale,
-            seed=self.shuffle_seed,
-        )
-
-    def _predict_split(self) -> ArrayDataset:
-        if self._predict is None:
-            raise not_set_up("the data to predict")
-        rows, none = np.arange(len(self._predict)), np.zeros(0, dtype=np.float32)
-        labels = np.zeros(len(rows), dtype=np.int64)
-        crop = self._crop("predict")
-        return ArrayDataset(
-            self._predict, rows, labels, crop=crop, augmentation=Augmentation(), mean=none, scale=none, seed=0
-        )
-
-    def _crop(self, split: str) -> int | None:
-        return self.crop if split == "train" or self.evaluation == "center" else None
+        return self._splits[name]
 
     def lengths(self, split: str) -> npt.ArrayLike:
         """Steps of each sequence of a split, as they are loaded."""
-        if split != "predict" and not self._rows:
-            raise not_set_up(f"the {split} data")
-        lengths = self._predict_lengths if split == "predict" else self._lengths[self._rows[split]]
-        crop = self._crop(split)
-        return lengths if crop is None else np.minimum(lengths, crop)
+        return self.split(split).lengths
 
     def training_sampler(self, batch_size: int, rank: int, world_size: int) -> EpochSampler:
         """Training batches of one process, each sequence with its epoch."""
@@ -356,16 +302,15 @@ class ArrayDataModule(DataModule):
 
     def groups(self, split: str) -> Ints | None:
         """(n,) number of the group of each sequence of a split; None without groups."""
-        assert self._source is not None
-        if self._source.groups is None:
+        rows = self.split(split).rows
+        if self._source is None or self._source.groups is None:
             return None
-        return np.unique(self._source.groups.astype(str), return_inverse=True)[1].astype(np.int64)[self._rows[split]]
+        return np.unique(self._source.groups.astype(str), return_inverse=True)[1][rows].astype(np.int64)
 
     @property
     def digest(self) -> str:
         """sha256 of sequences, labels and splits."""
-        if not self._rows:
-            raise not_set_up("the digest")
+        self.split("train")
         return self._digest
 
     def describe(self) -> dict[str, Any]:
@@ -375,29 +320,6 @@ class ArrayDataModule(DataModule):
             "target": self.target,
             "names": self.names,
             "channels": self.channels,
-            "mean_length": float(self._lengths.mean()),
+            "mean_length": {name: float(self.split(name).lengths.mean()) for name in SPLITS},
             "synthetic": self.synthetic,
         }
-
-
-class _Moments:
-    """Mean and standard deviation of columns, in float64, by the update of Chan, Golub & LeVeque (1983)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: npt.NDArray[np.float64] = np.zeros(1)
-        self.squares: npt.NDArray[np.float64] = np.zeros(1)
-
-    def add(self, x: Floats) -> None:
-        """Adds the rows of x (n, columns)."""
-        values = x.astype(np.float64)
-        mean, total = values.mean(axis=0), self.count + len(x)
-        apart = mean - self.mean
-        self.squares = self.squares + ((values - mean) ** 2).sum(axis=0) + apart**2 * self.count * len(x) / total
-        self.mean, self.count = self.mean + apart * len(x) / total, total
-
-    def result(self, columns: int) -> tuple[Floats, Floats]:
-        """Mean and standard deviation (columns,); 0 and 1 of nothing, and 1 for what is constant."""
-        std = np.sqrt(self.squares / max(1, self.count))
-        scale = np.where(std > 0, std, 1.0)
-        return np.full(columns, self.mean, dtype=np.float32), np.full(columns, scale, dtype=np.float32)

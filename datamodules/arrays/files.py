@@ -62,6 +62,10 @@ class Sequences:
         x = self.array(index)
         return x[:, None] if x.ndim == 1 else x
 
+    def stored(self) -> Iterator[Array]:
+        """All of them as they are stored."""
+        return (self.array(index) for index in range(len(self)))
+
     def checked(self) -> Iterator[npt.NDArray[np.float32]]:
         """Reads every sequence as (L, C) float32, one after another.
 

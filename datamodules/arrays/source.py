@@ -127,7 +127,37 @@ def from_arrays(
     return source
 
 
-def classes(values: Array, column: str) -> tuple[Ints, list[str]]:
+def encode(source: Source, target: Target, rows: dict[str, Ints], lengths: Ints) -> tuple[Array | Sequences, list[str]]:
+    """Checks the labels; returns classes (N,), numbers (N, K) or, for "step", what came, and the names of the outputs.
+
+    Raises:
+        InputError: a label is not of its kind, a class is not in the training split, or there are too few.
+    """
+    labels: Array | Sequences
+    names = source.columns
+    if isinstance(source.labels, Sequences):
+        found, count = _step_classes(source.labels, source.sequences, lengths)
+        labels, names = source.labels, [str(number) for number in range(count)]
+        _check_classes({name: np.concatenate([found[row] for row in chosen]) for name, chosen in rows.items()}, names)
+    elif target == "class":
+        labels, names = _classes(source.labels, source.columns[0])
+        _check_classes({name: labels[chosen] for name, chosen in rows.items()}, names)
+    else:
+        labels = _numbers(source.labels, names, zero_or_one=target == "labels")
+    if target == "regression" and (short := [name for name, chosen in rows.items() if len(chosen) < 2]):
+        raise InputError(
+            f"expected two sequences or more in each split of a regression, for R2, got one in {few(short)}; give "
+            "more, or other fractions"
+        )
+    if target != "regression" and len(names) < 2:
+        raise InputError(
+            f"expected two classes, or columns of labels, or more, got {names[0]} alone; for one column of 0 and 1 "
+            "take the target class"
+        )
+    return labels, names
+
+
+def _classes(values: Array, column: str) -> tuple[Ints, list[str]]:
     """Numbers (N,) of the classes in the order of their names, and the names."""
     values = values.astype(str) if values.dtype.kind == "O" else values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -136,7 +166,7 @@ def classes(values: Array, column: str) -> tuple[Ints, list[str]]:
     return numbers.astype(np.int64), [str(name) for name in names]
 
 
-def numbers(values: Array, columns: list[str], *, zero_or_one: bool) -> npt.NDArray[np.float32]:
+def _numbers(values: Array, columns: list[str], *, zero_or_one: bool) -> npt.NDArray[np.float32]:
     """Labels (N, K) as float32. Raises InputError for what is no finite number, or neither 0 nor 1."""
     what = "0 or 1" if zero_or_one else "finite numbers"
     converted = np.empty(values.shape, dtype=np.float32)
@@ -153,7 +183,7 @@ def numbers(values: Array, columns: list[str], *, zero_or_one: bool) -> npt.NDAr
     return converted
 
 
-def step_classes(labels: Sequences, sequences: Sequences, lengths: Ints) -> tuple[list[Ints], int]:
+def _step_classes(labels: Sequences, sequences: Sequences, lengths: Ints) -> tuple[list[Ints], int]:
     """The classes that occur in each sequence, and how many there are.
 
     Raises:
@@ -203,7 +233,7 @@ def split_rows(source: Source, val_fraction: float, test_fraction: float, seed: 
     return rows
 
 
-def check_classes(found: dict[str, Ints], names: list[str]) -> None:
+def _check_classes(found: dict[str, Ints], names: list[str]) -> None:
     """Raises InputError for a class that no training sequence has.
 
     Args:

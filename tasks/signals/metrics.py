@@ -6,7 +6,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities import dim_zero_cat
 
-from datamodules.arrays import Target
+from datamodules.arrays.source import Target
 
 # Each metric with its best value.
 BEST: dict[Target, dict[str, str]] = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from datamodules import ArrayDataModule, Batch
-from datamodules.arrays import Target
+from datamodules.arrays.source import Target
 from msssm import Backbone, SequenceClassifier
 from msssm.errors import InputError
 from msssm.padding import mask_padding, position_mask

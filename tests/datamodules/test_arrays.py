@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from datamodules import ArrayDataModule, Batch
-from datamodules.arrays import Augmentation, Target
+from datamodules.arrays.augmentation import Augmentation
+from datamodules.arrays.source import Target
 from datamodules.batching import LengthBucketBatchSampler
 from msssm.errors import InputError
 from tests.support.arrays import COUNT, write_folder
@@ -95,7 +96,7 @@ def test_the_training_data_are_a_function_of_seed_epoch_and_sample(folder: Path)
         raw = whole[[index]].x[0].numpy()
         draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0, 3, index])))
         start = int(draw.integers(len(raw) - 12 + 1))
-        piece, _ = data.augmentation(raw[start : start + 12], np.zeros(0, np.int64), data.mean, data.scale, draw)
+        piece, _ = dataset.augment(raw[start : start + 12], np.zeros(0, np.int64), draw)
         np.testing.assert_array_equal(x.numpy(), piece)
         assert torch.equal(dataset[[index + 4 * len(dataset)]].x[0], x), "whatever its batch"
 
@@ -107,7 +108,7 @@ def test_each_augmentation_does_what_it_says() -> None:
 
     def change(**options: Any) -> tuple[Any, Any]:
         given = x.copy()
-        changed = Augmentation(**options)(x, steps, mean, scale, draw)
+        changed = Augmentation(**options, mean=mean, scale=scale)(x, steps, draw)
         np.testing.assert_array_equal(x, given, "the argument stays as it is")
         assert changed[0].dtype == np.float32
         return changed

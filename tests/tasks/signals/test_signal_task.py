@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from datamodules import ArrayDataModule, Batch
-from datamodules.arrays import Target
+from datamodules.arrays.source import Target
 from msssm import Backbone, MultiScaleSSM
 from msssm.errors import InputError
 from tasks import Run, SignalTask
