@@ -23,9 +23,9 @@ def synthetic_signals(target: Target, seed: int) -> Source:
     for _ in range(COUNT):
         length, width = int(generator.integers(SHORTEST, LONGEST + 1)), int(generator.integers(25, 36))
         start, kind = int(generator.integers(length - width + 1)), int(generator.integers(3))
-        amplitude, first = generator.choice([1.0, 2.0]), generator.uniform(0.15, 0.25)
+        amplitude, first = generator.choice([1.0, 2.0]), generator.uniform(0.2, 0.3)
         time = np.arange(width)
-        phase = 2 * np.pi * time * (first + 0.002 * (-1, 1, 0)[kind] * time)
+        phase = 2 * np.pi * time * (first + 0.003 * (-1, 1, 0)[kind] * time)
         x = 0.3 * generator.standard_normal((length, 2))
         begin, end = generator.uniform(-1, 1, size=2)
         x[:, 1] += np.linspace(begin, end, length)

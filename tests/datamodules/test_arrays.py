@@ -167,6 +167,9 @@ def test_mean_and_scale_are_those_of_the_training_split(folder: Path) -> None:
     constant = ArrayDataModule.from_arrays(np.full((10, 4, 1), 7.0), [0, 1] * 5, splits=splits)
     constant.setup("fit")
     assert (constant.mean.tolist(), constant.scale.tolist()) == ([7.0], [1.0])
+    single = ArrayDataModule.from_arrays([np.arange(n) for n in range(1, 11)], [0, 1] * 5, splits=splits)
+    single.setup("fit")
+    assert single.channels == 1, "(L,) is (L, 1)"
     plain = ready(folder, standardize=False)
     assert (plain.mean.tolist(), plain.scale.tolist()) == ([0, 0], [1, 1])
 
