@@ -15,7 +15,7 @@ from datamodules.batching import LengthBucketBatchSampler
 from datamodules.images.readers import class_names, decode, seeded
 
 Transform = Callable[[Image.Image], Tensor]
-SEEDS = 2**31
+_SEEDS = 2**31
 
 
 class ImageBytes(NamedTuple):
@@ -92,5 +92,5 @@ class ImageSampler(LengthBucketBatchSampler):
         generator = np.random.default_rng([self.seed, self.epoch])
         order = np.repeat(generator.permutation(images), self.repeats)
         shape = (len(self), self.batch_size, self.world_size)
-        keys = order[: np.prod(shape)] + images * generator.integers(1, SEEDS, size=np.prod(shape))
+        keys = order[: np.prod(shape)] + images * generator.integers(1, _SEEDS, size=np.prod(shape))
         return [batch.tolist() for batch in keys.reshape(shape)[:, :, self.rank]]

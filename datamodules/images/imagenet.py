@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
 
 from datamodules.base import DataModule, not_set_up
 from datamodules.batching import Batch
 from datamodules.disk import few
 from datamodules.images import readers
 from datamodules.images.batches import ImageBytes, ImageFiles, ImageSampler, Transform
-from datamodules.images.streams import ImageStream, StreamLoader, open_stream, stream_digest
 from msssm.errors import InputError
 from msssm.paths import local_path
 
@@ -29,22 +27,21 @@ class ImageNetDataModule(DataModule):
     of pixels H * W. Training crops at random and flips; evaluation crops the centre. Loaders return bytes;
     `on_after_batch_transfer`, which Lightning calls, normalises, erases and mixes on the device.
 
-    For a folder, a tar or Hugging Face's parquet, order and augmentation are a function of (shuffle_seed, epoch) for
-    any number of workers; a resumed run continues with the same images, the batch of all processes together is the same
-    for any number of them, and every image is evaluated exactly once. For WebDataset see `StreamLoader` and
-    `ImageStream`; timm leaves out damaged images in its shards, and logs them.
+    Order and augmentation are a function of (shuffle_seed, epoch) for any number of workers; a resumed run continues
+    with the same images, the batch of all processes together is the same for any number of them, and every image is
+    evaluated exactly once.
 
     `test` reads the validation split, which is ImageNet's labelled test set; `holdout` reserves it for that purpose.
 
     Args:
         root: folder of data sets; this one is read from `<root>/imagenet`.
         source: its folder, if it is elsewhere; only read. It contains train/ and val/ with a folder per class, as
-            torchvision.datasets.ImageNet unpacks the official archives, or train.tar and val.tar of them; for "wds/..."
-            the shards, for "hfds/..." the cache.
-        dataset: timm's name, "wds/..." or "hfds/..."; "" for a folder or tar.
+            torchvision.datasets.ImageNet unpacks the official archives, or train.tar and val.tar of them; for
+            "hfds/..." the cache.
+        dataset: timm's name of Hugging Face's parquet, "hfds/..."; "" for a folder or tar.
         train_split: timm's name of the training split.
         val_split: timm's name of the validation split.
-        num_classes: expected number of classes; required for WebDataset, compared with the data otherwise.
+        num_classes: expected number of classes, compared with the data.
         holdout: validate on this many of the training images (chosen with seed 42), and test on the validation split.
         image_size: H and W.
         crop_pct: side of the central crop relative to the shorter side of the image.
@@ -84,15 +81,12 @@ class ImageNetDataModule(DataModule):
     ) -> None:
         """Checks the options. Raises ValueError for those that contradict each other or are out of range."""
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle_seed)
-        self.streams = dataset.startswith("wds/")
         checks = (
             (min(image_size, repeats) >= 1, "image_size and repeats must be at least 1"),
             (min(max_corrupt, holdout) >= 0, "max_corrupt and holdout at least 0"),
             (min(mixup, cutmix) >= 0 and 0 <= random_erasing <= 1, "alphas at least 0, random_erasing in 0..1"),
             (0 < crop_pct <= 1, f"crop_pct is in 0..1, got {crop_pct}"),
-            (dataset == "" or dataset.startswith(("wds/", "hfds/")), f"got dataset {dataset!r}, not wds/, hfds/"),
-            (not self.streams or num_classes, "WebDataset does not know its number of classes: set num_classes"),
-            (not self.streams or (repeats == 1 and holdout == 0), "repeats and holdout need access by index"),
+            (dataset == "" or dataset.startswith("hfds/"), f"got dataset {dataset!r}, not hfds/"),
             (not (mixup or cutmix) or batch_size % 2 == 0, "Mixup and CutMix pair the images: batch_size must be even"),
         )
         if errors := [message for right, message in checks if not right]:
@@ -107,7 +101,7 @@ class ImageNetDataModule(DataModule):
 
     def setup(self, stage: str) -> None:
         """Lists the images and compares the classes; decodes nothing."""
-        if self._files or self.streams:
+        if self._files:
             return
         train = readers.open_split(self.dataset, self.source, self.train_split)
         val = readers.open_split(self.dataset, self.source, self.val_split)
@@ -157,18 +151,6 @@ class ImageNetDataModule(DataModule):
         options = {"seed": self.shuffle_seed, "rank": rank, "world_size": world_size}
         return ImageSampler(len(self.split("train")), batch_size, repeats=self.repeats, **options)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """This process's training batches."""
-        return self._stream_loader(training=True) if self.streams else super().train_dataloader()
-
-    def evaluation_loader(self, split: str, *, sort: bool = True) -> DataLoader[Batch]:
-        """Loads every image of a split once over all processes; a stream is read in its own order."""
-        return self._stream_loader(training=False) if self.streams else super().evaluation_loader(split, sort=sort)
-
-    def counts(self) -> dict[str, int]:
-        """Images of each split; nothing for a stream."""
-        return {name: len(data) for name, data in self._files.items()}  # none of a stream
-
     @property
     def share_of_batch(self) -> int:
         """Training images per step of each process. Raises ValueError where Mixup and CutMix find no pairs in them."""
@@ -202,11 +184,8 @@ class ImageNetDataModule(DataModule):
     @cached_property
     def digest(self) -> str:
         """sha256 of classes, file names and sizes; contents are not read."""
-        if self.streams:
-            listings = {stream_digest(self._open_stream(training=training)) for training in (True, False)}
-        else:
-            self.split("train")
-            listings = {readers.listing_digest(split) for split in self._splits}
+        self.split("train")
+        listings = {readers.listing_digest(split) for split in self._splits}
         return sha256("".join(sorted(listings)).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -239,28 +218,6 @@ class ImageNetDataModule(DataModule):
         except (AssertionError, KeyError, ValueError) as error:
             raise InputError(f"rand_augment={self.rand_augment!r} is not a policy of timm: {error}") from error
         return transform
-
-    def _open_stream(self, *, training: bool, batch_size: int = 1) -> Any:
-        split, seed = self.train_split if training else self.val_split, self.shuffle_seed
-        return open_stream(self.dataset, self.source, split, batch_size=batch_size, training=training, seed=seed)
-
-    def _stream_loader(self, *, training: bool) -> DataLoader[Batch]:
-        trainer, (rank, world_size) = self.trainer, self.shard
-        batch_size = self.share_of_batch if training else self.eval_batch_size
-        stream = ImageStream(
-            self._open_stream(training=training, batch_size=batch_size),
-            self._transform(training=training),
-            training=training,
-            seed=self.shuffle_seed,
-            rank=rank,
-            world_size=world_size,
-        )
-        return StreamLoader(
-            stream,
-            batch_size,
-            num_workers=self.num_workers,
-            epoch=lambda: trainer.current_epoch if trainer is not None else 0,
-        )
 
     def _check_damage(self) -> None:
         for split, data in self._files.items():

@@ -51,7 +51,7 @@ def open_split(dataset: str, source: Path, split: str) -> Split:
     path = _find(source, split)
     options: dict[str, Any] = {}
     if path.is_file():
-        check_end(path)
+        _check_end(path)
         options["cache_tarinfo"] = False  # timm would write it beside the tar
     try:
         reader = create_reader("", root=str(path), **options)
@@ -93,7 +93,7 @@ def listing_digest(split: Split) -> str:
     return sha256(("\n".join(split.classes) + "".join(f"{line}\n" for line in lines)).encode()).hexdigest()
 
 
-def check_end(path: Path) -> None:
+def _check_end(path: Path) -> None:
     """Checks for the 1,024 zero bytes at a tar's end: tarfile reads a truncated tar as one with fewer images."""
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -66,7 +66,7 @@ def changes(saved: Any, asked: Any, last: Path) -> Changes:
             close[name] = f"{change}: {reason}"
         elif _LENGTH.fullmatch(name):
             refused[name] = f"{change}: {LENGTH.format(last=last)}"
-        elif not _reason(name, FREE) or (name.endswith("num_workers") and _streams(asked)):
+        elif not _reason(name, FREE):
             refused[name] = change
     return Changes(close, refused)
 
@@ -78,11 +78,6 @@ def is_recipe(content: Any) -> bool:
 
 def _reason(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
     return next((reason for pattern, reason in table if re.fullmatch(pattern, name)), None)
-
-
-def _streams(recipe: Any) -> bool:
-    """Whether the data are a stream, whose order and augmentation depend on the number of loader processes."""
-    return str(_leaves(recipe).get("data.init_args.dataset", "")).startswith("wds/")
 
 
 def _same_place(a: Any, b: Any) -> bool:

@@ -52,18 +52,3 @@ def write_tars(root: Path, source: Path) -> Path:
         with tarfile.open(root / f"{split}.tar", "w") as archive:
             archive.add(source / split, arcname=split)
     return root
-
-
-def write_shards(root: Path, split: str, shards: list[int], first: int = 0) -> str:
-    """WebDataset shards of so many samples each, class = seed % 3; returns the name of the split for timm."""
-    root.mkdir(parents=True, exist_ok=True)
-    seed = first
-    for shard, count in enumerate(shards):
-        with tarfile.open(root / f"{split}-{shard}.tar", "w") as archive:
-            for _ in range(count):
-                for ending, content in (("jpg", jpeg(seed)), ("cls", str(seed % 3).encode())):
-                    member = tarfile.TarInfo(f"{seed:05d}.{ending}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-                seed += 1
-    return f"{split}-{{0..{len(shards) - 1}}}.tar|{sum(shards)}"

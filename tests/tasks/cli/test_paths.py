@@ -90,8 +90,3 @@ def recipe(**options: object) -> dict[str, object]:
 def test_what_may_change_in_a_resumed_run(options: dict[str, object], close: list[str], refused: list[str]) -> None:
     found = changes(recipe(), recipe(**options), Path("runs/x/checkpoints/last.ckpt"))
     assert (list(found.close), list(found.refused)) == (close, refused)
-
-
-def test_the_workers_of_a_stream_are_part_of_its_order() -> None:
-    found = changes(recipe(dataset="wds/x"), recipe(dataset="wds/x", num_workers=4), Path("last.ckpt"))
-    assert list(found.refused) == ["data.init_args.num_workers"]
