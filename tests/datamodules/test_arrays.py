@@ -40,11 +40,8 @@ def epoch(data: ArrayDataModule, number: int = 0) -> list[Batch]:
 
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x, y)
-        for one, other in zip(a, b, strict=True)
-        for x, y in zip(one, other, strict=True)  # type: ignore[arg-type]
-    )
+    pairs: list[Any] = [pair for one, other in zip(a, b, strict=True) for pair in zip(one, other, strict=True)]
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
 def members(data: ArrayDataModule, column: str, root: Path) -> list[set[str]]:
@@ -103,7 +100,7 @@ def test_the_training_data_are_a_function_of_seed_epoch_and_sample(folder: Path)
 
 def test_each_augmentation_does_what_it_says() -> None:
     draw = np.random.default_rng(0)
-    mean, scale = np.float32([3, -2, 0.5]), np.float32([2, 1, 4])
+    mean, scale = np.array([[3, -2, 0.5], [2, 1, 4]], dtype=np.float32)
     x, steps = (mean + scale * draw.standard_normal((500, 3))).astype(np.float32), np.arange(500)
 
     def change(**options: Any) -> tuple[Any, Any]:

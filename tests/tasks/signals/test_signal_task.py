@@ -108,13 +108,6 @@ def test_what_stands_in_the_padding_reaches_nothing(target: Target, monkeypatch:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_longer_padding_changes_no_loss_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    task, batch = doubled("step"), batch_of("step", 3)
-    x, y = torch.nn.functional.pad(batch.x, (0, 0, 0, 4)), torch.nn.functional.pad(batch.y, (0, 4), value=-1)
-    longer = loss_of(task, batch._replace(x=x, y=y), monkeypatch)
-    assert_near(longer, loss_of(task, batch, monkeypatch), FLOAT64)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("own") / "data")
@@ -175,9 +168,9 @@ def test_a_label_that_nobody_has_is_not_counted() -> None:
 
 def test_a_run_that_failed_goes_on_exactly(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of an epoch, with crops, augmentation and loader processes."""
-    options = {"crop": 15, "noise": 0.1, "mask": 4, "shift": 3, "num_workers": 1}
+    options: dict[str, Any] = {"crop": 15, "noise": 0.1, "mask": 4, "shift": 3, "num_workers": 1}
     whole, cut = (Run(tmp_path / name) for name in ("whole", "cut"))
-    every = {"max_epochs": 3, "val_check_interval": 2, **QUIET}
+    every: dict[str, Any] = {"max_epochs": 3, "val_check_interval": 2, **QUIET}
     wanted = whole.fit(whole.trainer(**every), *parts(folder, **options))
     step = SignalTask.training_step
 
