@@ -10,6 +10,7 @@ from torch import nn
 from msssm import Backbone
 from msssm.errors import InputError, MissingFileError
 from tasks.base import SequenceTask
+from tasks.cli.plugins import open_plugins
 from tasks.cli.training import MsssmCLI
 from tasks.paths import path_option
 from tasks.run.checkpoint_io import read_checkpoint
@@ -48,7 +49,7 @@ class _Builder(MsssmCLI):
         """Builds the task of another recipe with the same parser, ten times as fast; None if it is refused."""
         parser = self._parser("validate")
         try:
-            recipe = parser.parse_args(["--config", str(config), *overrides])
+            recipe = parser.parse_args(["--config", str(config), *open_plugins(overrides)])
             task: SequenceTask = parser.instantiate_classes(recipe).model
         except Exception:
             return None

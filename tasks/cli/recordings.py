@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules.ptbxl import PTBXLDataModule
 from datamodules.ptbxl.statements import scp_statements
 from msssm.errors import InputError
-from tasks.base import SequenceTask
 from tasks.ecg.recordings import options
 from tasks.ecg.recordings.answer import answer
 from tasks.ecg.recordings.inference import Windows
@@ -31,12 +30,12 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     options.add_arguments(parser)
 
 
-def predict_record(task: SequenceTask, data: LightningDataModule | None, checkpoint: str, config: Namespace) -> None:
+def predict_record(task: LightningModule, data: LightningDataModule | None, checkpoint: str, config: Namespace) -> None:
     """Answers about the recording or folder of `--record`, as `tasks.ecg.recordings.answer` does.
 
     Args:
-        task: Task of the recipe; takes the checkpoint's weights.
-        data: likewise; nothing is read.
+        task: Task of the recipe, which takes the checkpoint's weights.
+        data: Data module of the recipe; nothing is read.
         checkpoint: its path.
         config: of predict, with what `add_arguments` added.
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from msssm.errors import InputError
 from tasks.base import SequenceTask
+from tasks.cli.plugins import open_plugins
 from tasks.messages import quiet, say, without_hints
 from tasks.paths import expand
 from tasks.recipes.files import read_yaml
@@ -32,8 +33,6 @@ from tasks.run.run import Run, durable_checkpoints
 from tasks.run.saved_config import SavedConfig
 from tasks.table.spec import named_recipe
 
-# What a recipe may build by name. Anything else importable stays closed to a downloaded config.
-ALLOWED = ["msssm", "datamodules", "tasks", "lightning.pytorch", "torch.nn"]
 SUBCOMMANDS = {
     "fit": "Trains a recipe, and tests its best validation at the end. The same command resumes an unfinished run.",
     "validate": "Validates the weights of a run.",
@@ -41,7 +40,8 @@ SUBCOMMANDS = {
     "predict": "Prints a prediction for each sample of --data.predict_file, or for the ECGs of --record.",
 }
 HELP = """RECIPE is a YAML file or a name that `msssm recipes` lists; a run's config.yaml is one, with its checkpoint.
-Options of the recipe's own classes: --model.help tasks.ListOpsTask, --data.help datamodules.ListOpsDataModule."""
+Options of the recipe's own classes: --model.help tasks.ListOpsTask, --data.help datamodules.ListOpsDataModule.
+Classes of your own: --plugins PACKAGE opens a package or module of yours to recipes."""
 
 
 class MsssmCLI(LightningCLI):
@@ -49,18 +49,14 @@ class MsssmCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None) -> None:
         """Parses the command line, builds task, data and trainer, and runs the subcommand."""
-        set_parsing_settings(
-            import_path_denylist=["*"],
-            import_path_allowlist=ALLOWED,
-            # `${seed_everything}` in a recipe, although the parser nests everything under its subcommand.
-            omegaconf_absolute_to_relative_paths=True,
-        )
+        # `${seed_everything}` in a recipe, although the parser nests everything under its subcommand.
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         words = sys.argv[1:] if args is None else cast("list[str]", args)
-        self.arguments = _recipes_first(words)
+        self.arguments = _recipes_first(open_plugins(words))
         # The answer of the other commands is what they print.
         with without_hints() if words[0] == "fit" else quiet():
             super().__init__(
-                SequenceTask,
+                LightningModule,
                 LightningDataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
@@ -119,6 +115,8 @@ class MsssmCLI(LightningCLI):
             advice = (
                 f"msssm {self.arguments[0]} --help has the options" if recipes else "name a recipe: --config x.yaml"
             )
+            if "import_path_allowlist" in str(error):
+                advice = "open its package with --plugins PACKAGE if you trust it"
             raise InputError(f"{_in_one_line(error)}; {advice}") from error
         expand(self.config[self.config.subcommand])
         config = self.config[self.config.subcommand]
@@ -214,7 +212,8 @@ class MsssmCLI(LightningCLI):
         kwargs["plugins"] = durable_checkpoints(config.plugins)
         if self.subcommand == "fit":
             self.run.best = self._get(self.config_init, "checkpoint")
-            check_callbacks(_as_list(config.callbacks), self.run.best, self.model.validation_metrics())
+            metrics = self.model.validation_metrics() if isinstance(self.model, SequenceTask) else {}
+            check_callbacks(_as_list(config.callbacks), self.run.best, metrics)
         try:
             trainer = super().instantiate_trainer(default_root_dir=str(self.run_dir), **kwargs)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:  # of Lightning's, about an option
@@ -230,7 +229,7 @@ class MsssmCLI(LightningCLI):
         seed, test = self._get(self.config, "seed_everything"), not self._get(self.config, "skip_test")
         self.run.complete(self.trainer, self.model, self.datamodule, seed, test)
 
-    def predict(self, model: SequenceTask, datamodule: LightningDataModule, **kwargs: Any) -> None:
+    def predict(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set, or the prediction for `--record`."""
         if self._get(self.config, "record") is not None:
             from tasks.cli.recordings import predict_record
@@ -238,7 +237,8 @@ class MsssmCLI(LightningCLI):
             predict_record(model, datamodule, self.ckpt_path, self.config[self.subcommand])
             return
         outputs = self.trainer.predict(model, datamodule=datamodule, **kwargs)
-        for line in model.describe_predictions(cast("list[Tensor]", outputs)):
+        describe = getattr(model, "describe_predictions", lambda outputs: map(str, outputs))
+        for line in describe(cast("list[Tensor]", outputs)):
             print(line)
 
 
@@ -247,11 +247,12 @@ _ASIDE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|- Expected a <class 'NoneType'>|"
     r"Given value type|Given value: (NestedArg|Namespace)"
 )
+_ALLOW = re.compile(r" Add the import path to import_path_allowlist in \S+ to allow it\.")
 
 
 def _in_one_line(error: Exception) -> str:
     lines = (line.strip() for line in str(error).splitlines())
-    return " ".join(line.removeprefix("- ") for line in lines if line and not _ASIDE.match(line))
+    return _ALLOW.sub("", " ".join(line.removeprefix("- ") for line in lines if line and not _ASIDE.match(line)))
 
 
 def _recipes_first(words: list[str]) -> list[str]:

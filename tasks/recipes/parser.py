@@ -3,8 +3,8 @@
 import enum
 import inspect
 import re
+import sys
 import warnings
-from importlib import import_module
 from typing import Any
 
 from jsonargparse import Namespace
@@ -56,13 +56,10 @@ def _make_plain(node: Any) -> None:
 
 
 def class_of(name: str) -> type | None:
-    """Class of a path, or of the short name of one of Lightning's."""
+    """Class of a path, or of the short name of one of Lightning's; None if nothing has imported its module."""
     module, _, attribute = name.rpartition(".")
     for home in [module] if module else [f"lightning.pytorch.{each}" for each in _SHORT]:
-        try:
-            found = getattr(import_module(home), attribute, None)
-        except ImportError:
-            continue
+        found = getattr(sys.modules.get(home), attribute, None)
         if isinstance(found, type):
             return found
     return None

@@ -18,6 +18,7 @@ from tasks.messages import say
 from tasks.run.checkpoint_io import DurableCheckpointIO
 from tasks.run.checkpoints import RunCheckpoint, newest_readable
 from tasks.run.dashboard import Dashboard
+from tasks.run.data import DataRecord, describe
 from tasks.run.event_files import EventFiles, rewind
 from tasks.run.last_checkpoint import LastCheckpoint
 from tasks.run.lock import lock_run
@@ -59,7 +60,7 @@ class Run:
             save_on_train_epoch_end=False,
         )
         self.last = LastCheckpoint(self.folder / "checkpoints")
-        self.timer, self.processor_time = Timer(), ProcessorTime()
+        self.timer, self.processor_time, self.data = Timer(), ProcessorTime(), DataRecord()
         self.provenance = provenance()  # of the code as it was loaded, not as it is hours later
         self.origins = Origins(self.provenance)
         self.continued_from: str | None = None
@@ -90,7 +91,8 @@ class Run:
 
     def equip(self, trainer: Trainer) -> None:
         """Adds the callbacks of a run to a trainer that has `best` among its own."""
-        extra: list[Any] = [self.timer, self.processor_time, self.origins, Dashboard(), EventFiles(self.folder)]
+        extra: list[Any] = [self.timer, self.processor_time, self.origins, self.data]
+        extra += [Dashboard(), EventFiles(self.folder)]
         if trainer.logger is not None:
             extra.append(LearningRateMonitor(logging_interval="step"))
         # Checkpointing stays at the end, so that a checkpoint holds what the others have logged.
@@ -222,7 +224,6 @@ class Run:
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.log_hyperparams(dict(task.hparams), dict(tested) or {str(self.best.monitor): best}, steps)
             trainer.logger.finalize("success")
-        describe = getattr(datamodule, "describe", dict)
         report: Callable[[Any, Path], Any] = getattr(task, "report", lambda datamodule, folder: {})
         if not trainer.is_global_zero:
             return {}
@@ -239,7 +240,7 @@ class Run:
             "cpu_seconds": self.processor_time.seconds,
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
-            "data": describe(),
+            "data": self.data.found or describe(datamodule),
             **self.provenance,
             "earlier": self.origins.earlier,
         }

@@ -25,7 +25,7 @@ from tasks.table.spec import Column, Number, Table, differences, read_table
 GIVEN = "# with "  # first line of a run's recipe.yaml where its experiment was given options
 # Options that say where a training runs and what it prints, not what comes out.
 PLACES = (
-    *("data.root", "data.source", "data.download", "data.num_workers"),
+    *("plugins", "data.root", "data.source", "data.download", "data.num_workers"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.callbacks", "trainer.enable", "trainer.log"),
 )
@@ -52,7 +52,7 @@ class Run:
     @property
     def data(self) -> dict[str, Any]:
         """Options of the data module."""
-        options: dict[str, Any] = self.recipe["data"]["init_args"]
+        options: dict[str, Any] = self.recipe["data"].get("init_args") or {}
         return options
 
     @property
@@ -65,7 +65,7 @@ class Run:
         return {
             "data digest": self.metrics["data"]["digest"][:12],
             "steps": self.metrics["steps"],
-            "batch size": self.data["batch_size"],
+            "batch size": self.data.get("batch_size"),
         }
 
     def fill(self, text: str) -> str:
@@ -289,7 +289,7 @@ def _measured(column: Column, run: Run) -> dict[str, Any]:
         "test_size": run.counts["test"],
         "parameters": metrics["parameters"],
         "steps": metrics["steps"],
-        "batch_size": run.data["batch_size"],
+        "batch_size": run.data.get("batch_size"),
         "processes": metrics["processes"],
         "precision": metrics["precision"],
         "train_seconds": metrics["train_seconds"],

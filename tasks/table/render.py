@@ -140,10 +140,12 @@ def about(section: Section) -> list[str]:
     """Two lines on data and training of a section."""
     run = section.first
     samples = " / ".join(f"{count:,}" for count in run.counts.values())
+    size = run.data.get("batch_size")
+    steps = f"{run.metrics['steps']:,} steps" + (f" of {size} samples" if size else "")
     data = [f"{samples} samples", section.text("about"), f"digest {run.metrics['data']['digest'][:12]}"]
     return [
         f"Data: {', '.join(filter(None, data))}.",
-        f"Training: {section.text('training')}; tested once, at the best validation.",
+        f"Training: {section.text('training') or steps}; tested once, at the best validation.",
     ]
 
 

@@ -60,7 +60,7 @@ class Training:
     @property
     def command(self) -> list[str]:
         """Command line of its process."""
-        return [sys.executable, "-m", "tasks.cli.main", "fit", *self.arguments, f"--run_dir={self.folder}"]
+        return [sys.executable, "-m", "msssm_command", "fit", *self.arguments, f"--run_dir={self.folder}"]
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Starts it in a new session: Ctrl-C goes to the runner, which passes it on once."""

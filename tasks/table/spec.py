@@ -39,7 +39,7 @@ class Column:
         data: Name of the data in the header.
         samples: Samples of train, val and test; the header says where a run has others.
         about: Description of the data.
-        training: Description of the training.
+        training: Description of the training; by default its steps and their samples.
         bound: Trivial answer, and its value.
         paper: Name of the paper's data; empty if it has none.
         paper_digits: Decimals of the paper's numbers.
@@ -57,7 +57,7 @@ class Column:
     data: str = ""
     samples: tuple[int, ...] = ()
     about: str = ""
-    training: str = "{steps:,} steps of {data.batch_size} samples"
+    training: str = ""
     bound: dict[str, float | str] = field(default_factory=dict)
     paper: str = ""
     paper_digits: int = 1
