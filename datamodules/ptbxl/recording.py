@@ -23,6 +23,7 @@ Implausible = Literal["refuse", "accept"]
 Unit = Literal["mV", "uV", "nV", "V"]
 _KINDS = "a WFDB header (.hea), a .csv, .tsv or .txt (also .gz), a .npy or .npz"
 MIN_SECONDS = 1.0
+TRACE = 60.0  # s
 STILL = 1.0  # s without any change, after which a lead counts as silent
 
 Flags = npt.NDArray[np.bool_]
@@ -38,8 +39,10 @@ class Recording:
         missing: (L, 12), True there.
         sampling_rate: Hz, of `signal`.
         original_rate: Hz, of the file.
+        trace: (L, 12) mV, the first minute at the file's own rate, 0 for missing samples and leads.
         silent: seconds of each lead that are missing or do not change for a second or longer, where there are any.
         age: in years, if the file says so.
+        sex: "female" or "male", likewise.
         notes: what was changed, or is odd.
     """
 
@@ -48,8 +51,10 @@ class Recording:
     missing: Flags
     sampling_rate: int
     original_rate: float
+    trace: Floats
     silent: dict[str, float]
     age: float | None
+    sex: str | None
     notes: list[str]
 
 
@@ -134,14 +139,19 @@ def read_recording(
         odd.append(f"missing samples filled in {', '.join(holed)}")
     silent = {lead: _silent(channel.samples, rates[lead]) for lead, channel in channels.items()}
     signal, missing = _in_order(channels, absent, sampling_rate)
+    own_rate = max(rates.values())
+    first = {lead: each._replace(samples=each.samples[: round(TRACE * rates[lead])]) for lead, each in channels.items()}
+    trace, _ = _in_order(first, absent, own_rate)
     return Recording(
         path.name[: -len(ending(path))],
         signal,
         missing,
         sampling_rate,
-        max(rates.values()),
+        own_rate,
+        trace,
         {lead: seconds for lead, seconds in silent.items() if seconds},
         contents.age,
+        contents.sex,
         [*filled, *notes, *contents.notes, *odd],
     )
 
@@ -217,8 +227,8 @@ def _silent(samples: Floats, rate: float) -> float:
     return float((still + np.isnan(samples).sum()) / rate)
 
 
-def _in_order(channels: dict[str, Channel], absent: list[str], sampling_rate: int) -> tuple[Floats, Flags]:
-    """Signal and missing samples, (L, 12) in the order of `LEADS`, at the rate of the model."""
+def _in_order(channels: dict[str, Channel], absent: list[str], sampling_rate: float) -> tuple[Floats, Flags]:
+    """Signal and missing samples, (L, 12) in the order of `LEADS`, at a rate."""
     resampled = {lead: _resampled(channel, sampling_rate) for lead, channel in channels.items()}
     length = min(len(signal) for signal, _ in resampled.values())
     resampled = {lead: (signal[:length], gap[:length]) for lead, (signal, gap) in resampled.items()}
@@ -233,11 +243,11 @@ def _in_order(channels: dict[str, Channel], absent: list[str], sampling_rate: in
     return np.stack(signals, axis=1), np.stack(gaps, axis=1)
 
 
-def _resampled(channel: Channel, sampling_rate: int) -> tuple[Floats, Flags]:
+def _resampled(channel: Channel, sampling_rate: float) -> tuple[Floats, Flags]:
     """A channel at another rate, 0 for missing samples, and which are missing."""
     gap: Flags = np.isnan(channel.samples)
     signal = np.where(gap, 0.0, channel.samples)
-    ratio = Fraction(sampling_rate) / Fraction(str(channel.rate)).limit_denominator(1000)
+    ratio = Fraction(str(sampling_rate)).limit_denominator(1000) / Fraction(str(channel.rate)).limit_denominator(1000)
     if ratio != 1:
         signal = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
         gap = gap[np.minimum(np.arange(len(signal)) * len(gap) // len(signal), len(gap) - 1)]

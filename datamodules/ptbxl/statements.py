@@ -4,6 +4,8 @@ Codes, groups, classes and subclasses follow the table published with PTB-XL (Wa
 The columns that cross-reference other coding systems are left empty.
 """
 
+from collections.abc import Collection
+
 import pandas as pd
 
 _DIAGNOSTIC = {
@@ -54,6 +56,20 @@ _DESCRIPTIONS = {
     "AFIB": "atrial fibrillation",
     "BIGU": "bigeminal pattern (unknown origin, SV or Ventricular)",
 }
+# Pairs that exclude each other. Chance alone would bring each of the first three together 18 times or more in PTB-XL,
+# which has 0 to 2 such records; branch blocks exclude each other by definition.
+_EXCLUSIVE = {
+    "NORM": "CLBBB CRBBB ILBBB WPW IMI ILMI IPLMI IPMI ASMI AMI ALMI LMI PMI INJAS INJAL INJIN INJIL INJLA LVH RVH "
+    "SEHYP ISC_ ISCAL ISCAS ISCLA ISCAN ISCIN ISCIL NDT DIG LNGQT ANEUR AFLT PACE",
+    "SR": "SBRAD STACH AFIB AFLT SARRH SVARR SVTAC PSVT PACE",
+    "AFIB": "SBRAD STACH SARRH",
+    "SBRAD": "STACH",
+    "STACH": "SARRH",
+    "CLBBB": "CRBBB IRBBB ILBBB LAFB",
+    "CRBBB": "ILBBB",
+}
+# What the rhythm and the conduction from the atria say can be read off any lead; all else needs the twelve.
+_OF_ANY_LEAD = frozenset(f"{_RHYTHM} 1AVB 2AVB 3AVB LPR PVC PAC".split())
 _COLUMNS = (
     "description",
     "diagnostic",
@@ -68,6 +84,17 @@ _COLUMNS = (
     "CDISC Code",
     "DICOM Code",
 )
+
+
+def conflicts(found: Collection[str]) -> list[tuple[str, str]]:
+    """Pairs among some statements that exclude each other."""
+    pairs = ((one, other) for one, others in _EXCLUSIVE.items() for other in others.split())
+    return [(one, other) for one, other in pairs if one in found and other in found]
+
+
+def needs_all_leads(code: str) -> bool:
+    """Whether a statement cannot be made when leads are missing."""
+    return code not in _OF_ANY_LEAD
 
 
 def scp_statements() -> pd.DataFrame:

@@ -201,7 +201,7 @@ def generate(
         for rate in sampling_rates:
             path = unfinished / table.loc[ecg_id, files.FILENAME[rate]]
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_record(path, simulate(rhythm, finding, np.random.default_rng([seed, ecg_id]), rate), rate)
+            write_record(path, simulate(rhythm, finding, np.random.default_rng([seed, ecg_id]), rate), rate)
     table.to_csv(unfinished / files.DATABASE)
     scp_statements().to_csv(unfinished / files.STATEMENTS)
     about = {"generator": GENERATOR_VERSION, "seed": seed, "records": count, "sampling_rates": sampling_rates}
@@ -271,7 +271,8 @@ def _row(patient: int, codes: dict[str, float], fold: int, place: str, rng: np.r
     }
 
 
-def _write_record(path: Path, signal: npt.NDArray[np.int16], sampling_rate: int) -> None:
+def write_record(path: Path, signal: npt.NDArray[np.int16], sampling_rate: int) -> None:
+    """Writes a record (L, 12) in microvolts as `<path>.hea` and `.dat`."""
     leads = len(LEADS)
     wfdb.wrsamp(
         path.name,

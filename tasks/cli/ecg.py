@@ -1,5 +1,11 @@
 """`msssm ecg`: a shipped model's answer about ECGs, with no recipe, no checkpoint and no data set."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from datamodules.ptbxl.synthetic import simulate, write_record
 from tasks.cli.parser import CommandParser
 from tasks.ecg.paper import RESEARCH
 from tasks.ecg.recordings.answer import answer
@@ -33,7 +39,7 @@ def main(args: list[str]) -> None:
         nargs="*",
         type=path_option,
         metavar="RECORDING",
-        help="files, or folders of them; with none, the models are listed",
+        help="files, or folders of them; with none, the models are listed, and a generated example is answered",
     )
     parser.add_argument(
         "--model", metavar="NAME", help="a shipped model's, or a folder; default: the best of the shipped ones"
@@ -42,8 +48,15 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.recordings:
         answer(read_model(options.model), options.recordings, RecordingOptions.of(options))
-    else:
-        print("\n".join(["usage: msssm ecg RECORDING ...", *_models(), ASKED, RESEARCH]))
+        return
+    print("\n".join(["usage: msssm ecg RECORDING ...", *_models(), ASKED, RESEARCH]))
+    if options.model is None and not ecg_models():
+        return
+    print("\nA generated example, of no patient:\n")
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "generated_example")
+        write_record(path, simulate("SR", 6, np.random.default_rng(0), 500), 500)
+        answer(read_model(options.model), [path.with_suffix(".hea")], RecordingOptions.of(options))
 
 
 def _models() -> list[str]:

@@ -21,6 +21,7 @@ from tasks.ecg.recordings.card import ecg_sections
 from tasks.ecg.recordings.judge import judge
 from tasks.ecg.recordings.model import Answers, write_answers
 from tasks.ecg.task import ECGTask
+from tasks.messages import say
 from tasks.paths import make_folder, path_option
 from tasks.run.checkpoint_io import read_checkpoint
 from tasks.run.provenance import commits, read_json
@@ -66,6 +67,8 @@ def main(args: list[str]) -> None:
     if options.onnx:
         step_to_onnx(backbone, options.output / "step.onnx")
     print(options.output)
+    if options.ecg:
+        say(f"next: msssm ecg RECORDING --model {options.output}")
 
 
 def _judged(run: LoadedRun, checkpoint: Path) -> Answers:

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from tasks.cli.pages import SUBCOMMANDS, page
 from tasks.complaints import complaint
 from tasks.process import settle
 
@@ -105,7 +106,9 @@ def _dispatch(args: list[str] | None) -> None:
         print(version("msssm"))
     elif command in COMMANDS:
         import_module(COMMANDS[command]).main(words[1:])
-    elif command in ("fit", "validate", "test", "predict"):
+    elif command in SUBCOMMANDS and {"-h", "--help"} & set(words):
+        print(page(command))
+    elif command in SUBCOMMANDS:
         from tasks.cli.training import MsssmCLI
 
         MsssmCLI(args)  # None reads sys.argv, which relaunched DDP processes need

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from msssm.errors import InputError
 from tasks.base import SequenceTask
+from tasks.cli.pages import SUBCOMMANDS
 from tasks.cli.plugins import open_plugins
 from tasks.messages import quiet, say, without_hints
 from tasks.paths import expand
@@ -29,19 +30,10 @@ from tasks.recipes.parser import RecipeParser
 from tasks.run.checkpoint_io import read_checkpoint
 from tasks.run.checkpoints import RunCheckpoint
 from tasks.run.checks import check_callbacks, check_checkpoint, check_trainer
+from tasks.run.dashboard import EpochLines
 from tasks.run.run import Run, durable_checkpoints
 from tasks.run.saved_config import SavedConfig
 from tasks.table.spec import named_recipe
-
-SUBCOMMANDS = {
-    "fit": "Trains a recipe, and tests its best validation at the end. The same command resumes an unfinished run.",
-    "validate": "Validates the weights of a run.",
-    "test": "Tests the weights of a run.",
-    "predict": "Prints a prediction for each sample of --data.predict_file, or for the ECGs of --record.",
-}
-HELP = """RECIPE is a YAML file or a name that `msssm recipes` lists; a run's config.yaml is one, with its checkpoint.
-Options of the recipe's own classes: --model.help tasks.ListOpsTask, --data.help datamodules.ListOpsDataModule.
-Classes of your own: --plugins PACKAGE opens a package or module of yours to recipes."""
 
 
 class MsssmCLI(LightningCLI):
@@ -52,6 +44,7 @@ class MsssmCLI(LightningCLI):
         # `${seed_everything}` in a recipe, although the parser nests everything under its subcommand.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         words = sys.argv[1:] if args is None else cast("list[str]", args)
+        words = ["--help" if word == "--help_all" else word for word in words]  # without _all, it is tasks.cli.pages
         self.arguments = _recipes_first(open_plugins(words))
         # The answer of the other commands is what they print.
         with without_hints() if words[0] == "fit" else quiet():
@@ -97,7 +90,9 @@ class MsssmCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.usage = f"msssm {subcommand} --config RECIPE [--OPTION VALUE ...]"
-        parser.description = f"{SUBCOMMANDS[subcommand]} {HELP}"
+        parser.description = (
+            f"{SUBCOMMANDS[subcommand]} msssm {subcommand} --help shows what is used most, on one screen."
+        )
         if subcommand == "predict" == self.arguments[0]:
             from tasks.cli.recordings import add_arguments  # with the code of the ECG, for no other command
 
@@ -209,6 +204,9 @@ class MsssmCLI(LightningCLI):
             # Standard output is the answers, in the order of the file: no bar, and no shares of several processes.
             kwargs.update(enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto")
             kwargs["callbacks"] = [c for c in _as_list(config.callbacks) if not isinstance(c, ProgressBar)]
+        elif self.subcommand == "fit" and config.enable_progress_bar is None and not sys.stderr.isatty():
+            bars = [] if any(isinstance(c, ProgressBar) for c in _as_list(config.callbacks)) else [EpochLines()]
+            kwargs["callbacks"] = [*_as_list(config.callbacks), *bars]  # a log is no place for a bar
         kwargs["plugins"] = durable_checkpoints(config.plugins)
         if self.subcommand == "fit":
             self.run.best = self._get(self.config_init, "checkpoint")
@@ -228,6 +226,8 @@ class MsssmCLI(LightningCLI):
             return
         seed, test = self._get(self.config, "seed_everything"), not self._get(self.config, "skip_test")
         self.run.complete(self.trainer, self.model, self.datamodule, seed, test)
+        if self.trainer.is_global_zero:
+            say(f"next: msssm diagnose --run_dir {self.run_dir}, or the curves: tensorboard --logdir {self.run_dir}")
 
     def predict(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Prints one line per sample of the data module's predict set, or the prediction for `--record`."""

@@ -22,6 +22,12 @@ figure { display: inline-block; width: 49%; margin: 0; vertical-align: top; }
   figure { width: 100%; } img { width: 40rem; max-width: none; } dl { grid-template-columns: 6rem auto; }
   th { min-width: 6rem; } td:first-child { white-space: normal; min-width: 8rem; }
 }
+@media print {
+  @page { size: A4; margin: 10mm; }
+  body { font-size: 10px; max-width: none; margin: 0; padding: 0; color: #000; background: #fff; }
+  h1 { font-size: 16px; margin: 0; } p, ul, table { margin: .3rem 0; } th, td { padding: .1rem .5rem; }
+  img { width: 100%; }
+}
 details { margin: .2rem 0; } summary { overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: 10rem auto; margin: .3rem 0 .8rem 1rem; }
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from msssm.errors import InputError
+from tasks.messages import say
 from tasks.reports import html, markdown
 from tasks.table.collect import Run, Section, collect, find_table, read_runs
 from tasks.table.plots import intervals, learning_curves
@@ -43,6 +44,7 @@ def write_table(folder: Path, known: Sequence[Table] = ()) -> None:
     provenance(sections).to_csv(folder / "table.csv", index=False)
     (folder / "table.html").write_text(page(sections, folder))
     print(shown)
+    say(f"{folder / 'table.html'} has it with plots, table.csv every run; msssm compare ROW ROW tells two rows apart")
 
 
 def recipe(table: Table, runs: Sequence[Run]) -> str:

@@ -47,4 +47,4 @@ def read_array(path: Path, given_leads: Sequence[str] | None) -> Contents:
     ]
     rate = float(rates[0].item()) if rates else None
     channels = zip(names, columns, units, strict=True)
-    return Contents([Channel(n, c.astype(np.float64), rate, u) for n, c, u in channels], False, None, [])
+    return Contents([Channel(n, c.astype(np.float64), rate, u) for n, c, u in channels], False, None, None, [])

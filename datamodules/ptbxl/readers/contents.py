@@ -40,12 +40,14 @@ class Contents(NamedTuple):
         channels: its signals.
         binding: whether the format has fields for rates, units and names, which options must not contradict.
         age: in years, or None.
+        sex: "female" or "male", or None.
         notes: what the user should know.
     """
 
     channels: list[Channel]
     binding: bool
     age: float | None
+    sex: str | None
     notes: list[str]
 
 
@@ -92,3 +94,8 @@ def years(text: str) -> float | None:
     if match := re.fullmatch(r"P(\d+(?:\.\d+)?)([YMWD])", text):
         return float(match[1]) * _YEARS[_LETTERS[match[2]]]
     return None
+
+
+def sex_of(text: str) -> str | None:
+    """Reads `F`, `female`, `M` or `male` in any case; None for any other text."""
+    return {"f": "female", "female": "female", "m": "male", "male": "male"}.get(text.strip().lower())

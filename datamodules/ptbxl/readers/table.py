@@ -18,7 +18,7 @@ import pandas as pd
 
 from datamodules.ptbxl.errors import CorruptRecordError
 from datamodules.ptbxl.leads import is_unit, read_name
-from datamodules.ptbxl.readers.contents import Channel, Contents, Floats, names_of, years
+from datamodules.ptbxl.readers.contents import Channel, Contents, Floats, names_of, sex_of, years
 
 _MOST_BYTES = 2**30
 _SEARCHED = 100  # lines in which the names are expected
@@ -26,7 +26,8 @@ _SEPARATORS = (";", "\t", ",", "")  # the last stands for blanks
 _RATE_KEYS = {
     "sampling rate", "sampling frequency", "sample rate", "sample frequency", "fs", "abtastrate", "messrate"
 }  # fmt: skip
-_UNIT_KEYS, _LEAD_KEYS, _AGE_KEYS = {"unit", "units", "einheit"}, {"lead", "ableitung"}, {"age"}
+_UNIT_KEYS, _LEAD_KEYS = {"unit", "units", "einheit"}, {"lead", "ableitung"}
+_AGE_KEYS, _SEX_KEYS = {"age"}, {"sex", "gender"}
 _FIELD = re.compile(r"[#%\s\"]*(?P<key>[^:=,;\t\"]+?)\s*(?:\(hz\)\s*)?\"?\s*[:=,;\t](?P<value>.+)", re.IGNORECASE)
 _HERTZ = re.compile(r"(\d+(?:[.,]\d+)?)\s*(hz|hertz|khz)?", re.IGNORECASE)
 _TIME = re.compile(
@@ -81,7 +82,8 @@ def read_table(path: Path, given_leads: Sequence[str] | None) -> Contents:
             )
         channels.append(Channel(name, samples.to_numpy(np.float64), rate, units[i] if units else stated))
     age = next((years(value) for key, value in fields if key in _AGE_KEYS), None)
-    return Contents(channels, False, age, notes)
+    sex = next((sex_of(value) for key, value in fields if key in _SEX_KEYS), None)
+    return Contents(channels, False, age, sex, notes)
 
 
 def _text(path: Path) -> str:

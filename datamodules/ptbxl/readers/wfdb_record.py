@@ -16,12 +16,13 @@ import numpy as np
 import wfdb
 
 from datamodules.ptbxl.errors import CorruptRecordError
-from datamodules.ptbxl.readers.contents import Channel, Contents, Floats, names_of, years
+from datamodules.ptbxl.readers.contents import Channel, Contents, Floats, names_of, sex_of, years
 
 _GAP = "~"  # a missing segment or file
 _MOST_SAMPLES = 2**27  # of all signals of a record of several segments: a header can announce gaps of any length
 _CLEANED = str.maketrans({"\u00b5": "u", "\u03bc": "u", "\ufeff": None})  # wfdb drops the sign and assumes volts
-_AGE = re.compile(r"^#\s*<?age>?\s*:([^<\n]*)", re.IGNORECASE | re.MULTILINE)
+# `# Age: 63` on a line of its own, or `# <age>: 63 <sex>: F`.
+_AGE, _SEX = (re.compile(rf"(?:^#\s*|<){w}>?\s*:([^<\n]*)", re.I | re.M) for w in ("age", "sex"))
 
 
 class _Header(NamedTuple):
@@ -45,9 +46,9 @@ def read_wfdb(path: Path, given_leads: Sequence[str] | None) -> Contents:
     header = _read_header(path)
     channels = _read_segments(path, header) if header.segmented else _read_signals(path, header)
     names = names_of([channel.name for channel in channels], given_leads)
-    age = _AGE.search(header.text)
+    age, sex = _AGE.search(header.text), _SEX.search(header.text)
     named = [channel._replace(name=name) for channel, name in zip(channels, names, strict=True)]
-    return Contents(named, True, years(age[1]) if age else None, [])
+    return Contents(named, True, years(age[1]) if age else None, sex_of(sex[1]) if sex else None, [])
 
 
 def segments(path: Path) -> list[Path]:

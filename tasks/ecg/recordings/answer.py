@@ -1,4 +1,4 @@
-"""A model's answer about recordings: a printed table, .json, .csv and a picture on ECG paper."""
+"""A model's answer about recordings: a printed table, .json, .csv, a picture on ECG paper, and a page."""
 
 import csv
 import json
@@ -6,38 +6,23 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from datamodules.ptbxl.recording import Recording, find_recordings, read_recording
-from datamodules.ptbxl.typical import unlike
 from msssm.errors import InputError
 from tasks.ecg.paper import RESEARCH, ecg_figure
+from tasks.ecg.recordings.findings import SHOWN, Answer, Finding, judged, meaning, shown
 from tasks.ecg.recordings.inference import offline, standardised, stream
-from tasks.ecg.recordings.model import Answers, ClassAnswer, ECGModel
+from tasks.ecg.recordings.model import Answers, ECGModel
 from tasks.ecg.recordings.options import RecordingOptions
+from tasks.ecg.recordings.page import index_page, recording_page
 from tasks.paths import make_folder
-
-LISTED, SHOWN = 0.05, 5  # the table has the classes of at least this probability, and at least so many
-
-
-class _Finding(NamedTuple):
-    """Class with its probability in one recording, and whether that reaches the class's threshold."""
-
-    known: ClassAnswer
-    probability: float
-    reached: bool
-
-    @property
-    def title(self) -> str:
-        name, description = self.known.name, self.known.description
-        return name if description == name else f"{name}  {description}"
 
 
 def answer(model: ECGModel, sources: Sequence[Path], options: RecordingOptions) -> None:
-    """Prints a table per recording; writes <output>/<recording>.json and .png, and predictions.csv over all.
+    """Prints a table per recording; writes <output>/<recording>.json, .png and .html, index.html and predictions.csv.
 
     Args:
         model: the model that answers.
@@ -49,20 +34,21 @@ def answer(model: ECGModel, sources: Sequence[Path], options: RecordingOptions) 
         FileNotFoundError: no such recording; nothing is answered.
     """
     files = named_recordings(sources)
-    rows: dict[str, list[float]] = {}
+    said: dict[str, Answer] = {}
     failures = []
     try:
         for name, file in files.items():
             try:
-                rows[name] = _answer_one(model, file, name, options)
+                said[name] = _answer_one(model, file, name, options)
             except InputError as error:
                 failures.append(_printable(str(error)))
     finally:  # also of those before an interruption
-        if rows:
-            kept = _write_csv(options.output / "predictions.csv", [each.name for each in model.answers.classes], rows)
-            print("\n".join([*_meaning(model), RESEARCH, *kept, f"written to {options.output}"]))
+        if said:
+            kept = _write_csv(options.output / "predictions.csv", [each.name for each in model.answers.classes], said)
+            (options.output / "index.html").write_text(index_page(said, model))
+            print("\n".join([*meaning(model), RESEARCH, *kept, f"open {options.output / 'index.html'}"]))
     if failures:
-        more = f"; {len(rows)} of {len(files)} recordings were predicted" if len(files) > 1 else ""
+        more = f"; {len(said)} of {len(files)} recordings were predicted" if len(files) > 1 else ""
         raise InputError("\n".join(failures) + more)
 
 
@@ -89,8 +75,8 @@ def _printable(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOptions) -> list[float]:
-    """Prints and writes the answer about one recording; returns its probabilities (K,)."""
+def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOptions) -> Answer:
+    """Prints and writes the answer about one recording."""
     answers = model.answers
     recording = read_recording(
         file,
@@ -102,82 +88,64 @@ def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOption
         implausible=options.implausible,
     )
     x = standardised(recording, answers.mean, answers.std)
-    _, starts = answers.windows.starts(len(x))
-    different = unlike(recording, answers.typical) if answers.typical else []
     logits = offline(model.network, x, answers.windows)
     if options.stream:
         _print_stream(model, x, recording, logits)
-    probabilities = answers.probabilities(logits)
-    findings = [
-        _Finding(known, p, known.threshold is not None and p >= known.threshold)
-        for known, p in zip(answers.classes, probabilities, strict=True)
-    ]
-    findings.sort(key=lambda finding: (not finding.reached, -finding.probability))
-    seconds = len(x) / recording.sampling_rate
-    about = [
-        f"{seconds:.1f} s at {recording.sampling_rate} Hz",
-        *(f"unlike PTB-XL: {each}" for each in different),
-        *recording.notes,
-    ]
-    print("\n".join([f"{name}: " + "\n  ".join(about), *_table(findings, answers), ""]), flush=True)
+    said = judged(model, recording, name, logits)
+    print("\n".join([f"{name}: " + "\n  ".join(said.about), *_table(said.findings, answers), ""]), flush=True)
+    path = options.output / name
+    make_folder(path.parent)
+    _, starts = answers.windows.starts(len(x))
     content = {
         "recording": _printable(str(file)),
         "model": model.name,
         "label_set": answers.label_set,
-        "seconds": seconds,
+        "seconds": len(x) / recording.sampling_rate,
         "original_rate": recording.original_rate,
         "sampling_rate": recording.sampling_rate,
+        "age": recording.age,
+        "sex": recording.sex,
         "notes": recording.notes,
-        "unlike_ptbxl": different,
+        "unlike_ptbxl": said.unlike,
+        "measurements": {f"{each.name}, {each.unit}": each.value for each in said.measurements},
         "windows": len(starts),
         "aggregation": answers.windows.aggregation,
-        "probabilities": {each.known.name: each.probability for each in findings},
+        "probabilities": {each.known.name: each.probability for each in said.findings},
+        "withheld": said.withheld,
+        "conflicts": said.conflicts,
         "logits": {each.name: value for each, value in zip(answers.classes, logits.tolist(), strict=True)},
         "warning": RESEARCH,
     }
     if answers.validation:
         content |= {
-            "above_threshold": [each.known.name for each in findings if each.reached],
+            "above_threshold": [each.known.name for each in said.findings if each.reached],
             "thresholds": {each.name: each.threshold for each in answers.classes},
-            "meaning": _meaning(model),
+            "meaning": meaning(model),
         }
-    path = options.output / name
-    make_folder(path.parent)
     Path(f"{path}.json").write_text(json.dumps(content, indent=2) + "\n")
-    marked = [(f"{each.title}{' *' if each.reached else ''}", each.probability) for each in findings]
-    ecg_figure(recording.signal, recording.sampling_rate, name, about, marked).savefig(f"{path}.png", dpi=200)
-    return probabilities
+    unknown = " (no threshold)" if answers.validation else ""
+    marks = {True: " *", False: "", None: unknown}
+    marked = [(each.title + marks[each.reached], each.probability) for each in said.findings]
+    ecg_figure(recording.trace, recording.original_rate, name, said.about, marked).savefig(f"{path}.png", dpi=200)
+    Path(f"{path}.html").write_text(recording_page(said, model, Path(f"{path}.png")))
+    return said
 
 
-def _table(findings: Sequence[_Finding], answers: Answers) -> Iterator[str]:
-    """Formats the classes at their thresholds, then the most probable others; improbable ones are only counted."""
-    shown = max(SHOWN, sum(each.reached or each.probability >= LISTED for each in findings))
+def _table(findings: Sequence[Finding], answers: Answers) -> Iterator[str]:
+    """Formats the most probable statements, down to the last that reaches its threshold; others are only counted."""
+    count = shown(findings)
     if answers.validation:
         yield f"  {'probability':30}threshold  precision"
-    for each in findings[:shown]:
+    for each in findings[:count]:
         known, columns = each.known, ""
         if answers.validation:
-            limits = [f"{value:5.3f}" for value in (known.threshold, known.test.get("precision")) if value is not None]
-            columns = f"{'*' if each.reached else ' '} {'      '.join(limits):18}"
+            threshold, precision = known.threshold, known.test.get("precision")
+            limits = [" none" if threshold is None else f"{threshold:5.3f}"]
+            limits += [] if precision is None else [f"{precision:5.3f}"]
+            columns = f"{each.mark:1} {'      '.join(limits):18}"
         yield f"  {each.probability:6.3f}  {'#' * round(20 * each.probability):20}  {columns}{each.title}"
-    if rest := findings[shown:]:
-        yield f"  {len(rest)} other classes below {max(each.probability for each in rest):.3f}"
-
-
-def _meaning(model: ECGModel) -> list[str]:
-    """Explains the numbers of a model that was judged."""
-    answers = model.answers
-    if not answers.validation:
-        return []
-    test, without = answers.test, sum(each.threshold is None for each in answers.classes)
-    before, after = test["calibration_error"]
-    data = "generated ECGs, of no patient" if answers.synthetic else "PTB-XL"
-    return [
-        f"model {model.name}, of {data}: probabilities are calibrated on fold 9. *: the threshold is reached, which "
-        f"has the best F1 of its class on fold 9 ({without} of {len(answers.classes)} are too rare there for one).",
-        f"On fold 10: precision as shown, macro AUROC {test['auroc']:.3f}, calibration error {after:.4f} ({before:.4f} "
-        "uncalibrated).",
-    ]
+    if rest := findings[count:]:
+        yield f"  {len(rest)} other statements below {rest[0].probability:.3f}"
 
 
 def _print_stream(model: ECGModel, x: Tensor, recording: Recording, expected: Tensor) -> None:
@@ -193,7 +161,7 @@ def _print_stream(model: ECGModel, x: Tensor, recording: Recording, expected: Te
     print(f"  the whole recording at once differs by {(logits - expected).abs().max().item():.1e} in the logits")
 
 
-def _write_csv(path: Path, classes: list[str], rows: dict[str, list[float]]) -> list[str]:
+def _write_csv(path: Path, classes: list[str], said: dict[str, Answer]) -> list[str]:
     """Writes predictions.csv; one of an earlier call is kept under another name, which is returned in a sentence."""
     kept = []
     if path.exists():
@@ -203,5 +171,7 @@ def _write_csv(path: Path, classes: list[str], rows: dict[str, list[float]]) -> 
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["recording", *classes])
-        writer.writerows([name, *(f"{p:.6f}" for p in row)] for name, row in rows.items())
+        for name, each in said.items():
+            found = {finding.known.name: f"{finding.probability:.6f}" for finding in each.findings}
+            writer.writerow([name, *(found.get(code, "") for code in classes)])
     return kept

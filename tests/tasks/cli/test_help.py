@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tasks.cli.main import COMMANDS, USAGE, main
+from tasks.cli.pages import SUBCOMMANDS
 
 PAGES = [[command] for command in COMMANDS] + [["data", "verify"], ["data", "generate"]]
 # What names a place, and nothing else does.
@@ -58,8 +59,19 @@ def test_a_reader_that_has_ended_ends_the_command_without_a_traceback(unbuffered
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_help_of_a_recipe_begins_with_its_use(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", SUBCOMMANDS)
+def test_help_of_a_recipe_is_one_screen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option that it names is one: the parser prints them all under --help_all."""
+    main([command, "--help"])
+    screen = capsys.readouterr().out
+    assert screen.startswith(f"usage: msssm {command} --config RECIPE [--OPTION VALUE ...]\n")
+    assert len(screen.splitlines()) <= 50
+    assert max(map(len, screen.splitlines())) <= 80
     with pytest.raises(SystemExit):
-        main([command, "--help"])
-    assert capsys.readouterr().out.startswith(f"usage: msssm {command} --config RECIPE [--OPTION VALUE ...]\n")
+        main([command, "--help_all"])
+    everything = capsys.readouterr().out
+    assert everything.startswith(f"usage: msssm {command} --config RECIPE [--OPTION VALUE ...]\n")
+    assert "--trainer.max_epochs" in everything
+    named = set(re.findall(r"^  (--[\w.]+)", screen, re.M)) - {"--plugins"}
+    of_classes = {name for name in named if name.startswith(("--model.", "--data.")) and not name.endswith(".help")}
+    assert {name for name in named - of_classes if not re.search(rf"{name}\b", everything)} == set()

@@ -151,6 +151,8 @@ def test_what_is_unlike_the_data_is_flagged(folder: Path, tmp_path: Path, capsys
     main(["ecg", f"{tmp_path}/a.csv", *where])
     printed, found = capsys.readouterr().out, json.loads((tmp_path / "out/a.json").read_text())
     assert "unlike PTB-XL: V4, V5, V6 missing" in printed
+    assert "leads are missing: 5 statements that need all twelve are withheld" in printed
+    assert (found["withheld"], found["probabilities"]) == (["CD", "HYP", "MI", "NORM", "STTC"], {})
     assert [text.split(";")[0] for text in found["unlike_ptbxl"]][:2] == ["V4, V5, V6 missing", "8.0 s long"]
     assert found["notes"] == ["resampled from 500 to 100 Hz", "missing, filled: V4, V5, V6"]
 
@@ -245,8 +247,11 @@ def test_shipped_models_are_found_by_name_and_the_best_answers(
         content = json.loads((shipped / name / "ecg.json").read_text())
         content["validation"]["auroc"] = score
         (shipped / name / "ecg.json").write_text(json.dumps(content))
-    main(["ecg"])
-    listed = [line.split() for line in capsys.readouterr().out.splitlines() if "statements of PTB-XL" in line]
+    main(["ecg", "--output", f"{tmp_path}/out"])
+    printed = capsys.readouterr().out
+    assert "generated_example: 10.0 s at 500 Hz; heart rate 83 /min" in printed.partition("example, of no patient")[2]
+    assert {path.suffix for path in (tmp_path / "out").glob("generated_example*")} == {".html", ".json", ".png"}
+    listed = [line.split() for line in printed.splitlines() if "statements of PTB-XL" in line]
     assert [(words[0], words[-1]) for words in listed] == [("better", "default"), ("a", listed[1][-1])]
     assert read_model().name == "better"
     x = torch.randn(2, 9, 16)

@@ -64,7 +64,7 @@ def test_the_answer_is_the_model_of_the_standardised_windows(
     with torch.no_grad():
         logits = task()(torch.stack([x[start : start + (crop or 1000)] for start in starts]))
     expected = dict(zip(CLASSES, torch.sigmoid(logits).mean(0).tolist(), strict=True))
-    extra = ["--data.crop", str(crop), "--stream"] if crop else []
+    extra = ["--data.crop", str(crop)] if crop else []
     where = ["--record", str(tmp_path / "mine.csv"), "--output", str(tmp_path / "out")]
     main(["predict", *OPTIONS, "--ckpt_path", checkpoint, "--data.root", str(tmp_path / "none"), *where, *extra])
     printed = capsys.readouterr().out
@@ -78,12 +78,11 @@ def test_the_answer_is_the_model_of_the_standardised_windows(
     assert [line[2] for line in lines] == list(found["probabilities"])
     assert (tmp_path / "out" / "mine.png").stat().st_size > 50_000
     assert RESEARCH in printed
-    assert ("   3.00 s" in printed) == ("the whole recording at once differs by" in printed) == bool(extra)
 
 
 @pytest.mark.parametrize(
     ("windows", "length"),
-    [(Windows(None, 1, "mean"), 700), (Windows(250, 125, "mean"), 1033), (Windows(250, 60, "max"), 800)],
+    [(Windows(None, 1, "mean"), 200), (Windows(80, 40, "mean"), 233), (Windows(80, 19, "max"), 200)],
     ids=["whole", "mean", "max, overlapping four times"],
 )
 def test_a_stream_ends_at_the_offline_result(windows: Windows, length: int) -> None:
@@ -93,7 +92,7 @@ def test_a_stream_ends_at_the_offline_result(windows: Windows, length: int) -> N
     answers = [logits.clone() for logits in stream(model, x, windows)]
     assert len(answers) == length
     assert_near(answers[-1], offline(model, x, windows), FLOAT32)
-    early = (windows.crop or 300) + 2 * windows.stride
+    early = (windows.crop or 100) + 2 * windows.stride
     assert_near(answers[early - 1], offline(model, x[:early], windows), FLOAT32)
 
 
