@@ -60,8 +60,9 @@ class SequenceClassifier(nn.Module):
 
         Given the state of earlier chunks, the logits are those of all positions since the first chunk.
         """
-        encoded = self.encoder(x)
-        lengths = true_lengths(lengths, encoded)
+        lengths = true_lengths(lengths, x)
+        # Before the encoder, the gradient of whose weights is a product with x, NaN in the padding included.
+        encoded = self.encoder(mask_padding(x, lengths) if x.is_floating_point() else x)
         if state is None and not return_state:
             pool = masked_mean if self.pooling == "mean" else last_position
             return self.head(pool(self.backbone(encoded, lengths), lengths))

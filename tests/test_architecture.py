@@ -188,16 +188,15 @@ def loaded_by(code: str) -> set[str]:
     return set(run.stdout.rpartition("LOADED")[2].split())
 
 
-@pytest.mark.parametrize("package", ["msssm", "msssm.baselines"])
-def test_importing_the_library_is_lean(package: str) -> None:
+def test_importing_the_library_is_lean() -> None:
     """Neither Lightning nor anything of the vision stack is loaded."""
-    tops = {name.split(".")[0] for name in loaded_by(f"import {package}")}
-    assert package.split(".")[0] in tops
+    tops = {name.split(".")[0] for name in loaded_by("import msssm.baselines")}
+    assert "msssm" in tops
     assert not tops & (HEAVY | {"datamodules", "tasks", "tensorboard"})
 
 
-def test_a_shipped_model_answers_without_lightning() -> None:
-    loaded = loaded_by("from tasks.cli.main import main; main(['ecg'])")
+def test_a_shipped_model_answers_without_lightning(tmp_path: Path) -> None:
+    loaded = loaded_by(f"from tasks.cli.main import main; main(['ecg', '--output', '{tmp_path}'])")
     assert "tasks.ecg.recordings.answer" in loaded
     assert not {name.split(".")[0] for name in loaded} & {"lightning", "timm", "torchvision", "torchmetrics"}
 

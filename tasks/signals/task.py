@@ -121,10 +121,10 @@ class SignalTask(SequenceTask):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Maps sequences x (B, L, C), lengths (B,), to logits or values (B, K), for "step" to logits (B, L, K)."""
-        x = mask_padding(x, lengths)  # be it NaN: the encoder's gradient is a product with it
         if self.target != "step":
             return self.model(x, lengths)
-        return self.model.head(self.model.backbone(self.model.encoder(x), lengths))
+        encoded = self.model.encoder(mask_padding(x, lengths))  # NaN would reach the gradient of its weights
+        return self.model.head(self.model.backbone(encoded, lengths))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, and logs it."""

@@ -194,7 +194,7 @@ def test_the_exported_step_streams_as_the_layer_does(name: str) -> None:
     assert_near(torch.stack(outputs, 1), backbone(x), OUTPUT[torch.float32])
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", ["s4", pytest.param("s6", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_the_onnx_step_streams_as_the_layer_does(name: str, tmp_path: Path) -> None:
     backbone = _backbone(LAYERS[name])

@@ -113,6 +113,19 @@ def test_what_stands_in_the_padding_does_not_reach_training(name: str, poison: f
                 assert_near(one, other, GRADIENT[torch.float64])
 
 
+def test_padding_reaches_no_gradient_of_a_classifier() -> None:
+    """Nor of its encoder, whose gradient is a product with the input."""
+    torch.manual_seed(0)
+    model = SequenceClassifier(torch.nn.Linear(2, D), build(STACKS["backbone-s4"]), 3).double()
+    lengths, x = torch.tensor([6, 4]), torch.randn(2, 6, 2, dtype=torch.float64)
+    gradients = []
+    for padding in (0.0, float("nan")):
+        x[1, 4:] = padding
+        gradients.append(torch.autograd.grad(model(x, lengths).sum(), list(model.parameters())))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
 @torch.no_grad()
 def test_padding_does_not_change_the_logits() -> None:
     torch.manual_seed(0)

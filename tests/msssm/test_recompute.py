@@ -255,6 +255,7 @@ def test_transforms_of_functions_see_the_plain_block() -> None:
         assert_near(one.sum(0), other, GRADIENT[torch.float64])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_compiled_blocks_keep_as_little(norm: Norm) -> None:
     model, compiled = backbone(norm=norm), torch.compile(backbone(norm=norm), backend="aot_eager")
@@ -263,7 +264,14 @@ def test_compiled_blocks_keep_as_little(norm: Norm) -> None:
     assert kept(compiled, signal()) < 1.1 * kept(model, signal())
 
 
-@pytest.mark.parametrize("layer", ["s6", "s4, complex", "no ssm", "plain torch", "both directions"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "s6",
+        "both directions",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("s4, complex", "no ssm", "plain torch")),
+    ],
+)
 def test_a_backbone_compiles_as_one_graph(layer: str) -> None:
     """Forward and backward without a graph break, whole rows and padded ones."""
     model = backbone(layer, blocks=1)

@@ -106,6 +106,7 @@ def test_tokens_step_too() -> None:
     assert_near(steps(model, tokens), prefixes(model, tokens), OUTPUT[torch.float64])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_ptbxl_model_over_hundreds_of_steps_in_float32() -> None:
     """The model of configs/ptbxl.yaml: 3 s of 12 leads at 100 Hz, against float64 over the whole signal."""

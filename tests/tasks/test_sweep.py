@@ -146,6 +146,7 @@ def test_a_wrong_option_is_one_line_and_starts_nothing(
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_sweep_by_one_process(whole: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     recipe, folder = whole
     with pytest.raises(SystemExit, match="2"):

@@ -106,13 +106,16 @@ def test_selective_scan_of_padded_rows_with_steps_from_softplus() -> None:
 
 
 @pytest.mark.usefixtures("chunked")
-@pytest.mark.parametrize(("discretization", "lengths"), [("zoh", [200, 130]), ("euler", [200, 5])])
+@pytest.mark.parametrize(
+    ("discretization", "lengths"), [("zoh", [200, 130]), pytest.param("euler", [200, 5], marks=pytest.mark.slow)]
+)
 def test_selective_scan_in_chunks(discretization: Discretization, lengths: list[int]) -> None:
     """The decays differ from step to step: chunks combined in the wrong order would show."""
     given = selective_arguments(LONG, step=0.03, lengths=lengths)
     assert_all_near(selective_results(given, discretization), selective_truth(given, discretization))
 
 
+@pytest.mark.slow
 def test_selective_scan_over_several_checkpoints_repeats_bit_by_bit() -> None:
     given = selective_arguments((1, 130, 1, 3, 4, 1), step=0.03)
     first, second = (selective_results(given, "zoh") for _ in range(2))
@@ -218,7 +221,9 @@ def test_the_operator_keeps_its_contract() -> None:
     torch.library.opcheck(triton._selective, (*operands, True, True), test_utils=chosen)
 
 
-@pytest.mark.parametrize("spoilt", ["the gradient of B", "y", "raises"])
+@pytest.mark.parametrize(
+    "spoilt", ["the gradient of B", *(pytest.param(x, marks=pytest.mark.slow) for x in ("y", "raises"))]
+)
 def test_a_fault_is_found_and_named(spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check._known.clear()
     right = triton.scan

@@ -148,7 +148,7 @@ def test_float32_stays_close_to_float64(delta: float, complex_: bool, backend: A
 
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("discretization", ["zoh", "euler"])
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "torch"])
 def test_gradients_equal_finite_differences(discretization: Any, complex_: bool, backend: Any) -> None:
     given = arguments(2, complex_)
     given |= {name: given[name][..., :2, :2] for name in ("A", "C", "initial_state")}

@@ -16,6 +16,7 @@ def _out(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_a_generated_data_set_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["data", "generate", "ptbxl", "--root", str(tmp_path), "--count", "200", "--sampling_rates", "500"])
     PTBXLDataModule(root=str(tmp_path), sampling_rate=500).prepare_data()

@@ -141,7 +141,10 @@ IMAGENET = "--data=datamodules.ImageNetDataModule --data.source={folder} --data.
 PATCHES = "--model.image_size=16 --model.patch_size=8 --model.in_channels=3 --model.num_classes=3"
 
 
-@pytest.mark.parametrize(("options", "positions"), [(f"{IMAGENET} {PATCHES}", 4), ("--model.patch_size=1", 64)])
+@pytest.mark.parametrize(
+    ("options", "positions"),
+    [pytest.param(f"{IMAGENET} {PATCHES}", 4, marks=pytest.mark.slow), ("--model.patch_size=1", 64)],
+)
 def test_images_are_diagnosed_too(tmp_path: Path, options: str, positions: int) -> None:
     """ImageNet's loader gives bytes (B, 3, 16, 16), that of the digits pixels (B, 64, 1)."""
     folder = write_folder(tmp_path / "images", train=1, val=1)

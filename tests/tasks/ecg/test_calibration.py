@@ -36,7 +36,7 @@ def test_a_misleading_logit_gets_no_slope() -> None:
 
 def test_the_threshold_has_the_best_f1_of_all() -> None:
     generator = np.random.default_rng(1)
-    for _ in range(20):
+    for _ in range(5):
         target = generator.random(40) < 0.3
         target[0] = True
         probability = np.round(generator.random(40) / 2 + target * generator.random(40) / 2, 2)  # with ties

@@ -182,6 +182,7 @@ def _rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_score_what_one_does(tmp_path: Path) -> None:
     """21 records on one, 10 on the other; the same scores on both."""
     mp.spawn(_rank, (tmp_path,), nprocs=2)

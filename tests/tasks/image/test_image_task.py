@@ -195,6 +195,7 @@ def test_the_learning_rate_grows_with_the_samples_of_a_step(tmp_path: Path, batc
     assert np.array(scaled) == pytest.approx(np.array(plain) * batch_size * accumulate / 16, rel=FLOAT64)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_what_is_validated_tested_and_stored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -288,6 +288,7 @@ def test_a_finished_run_continues_in_a_new_folder(
     assert "no step was trained" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_training_whose_test_fails_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +308,7 @@ def test_a_training_whose_test_fails_is_kept(
     assert (run / "checkpoints/best.ckpt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_monitor_that_is_never_a_number_chooses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

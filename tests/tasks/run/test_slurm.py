@@ -41,7 +41,11 @@ def _warned(folder: Path, job: dict[str, str], step: int | None) -> None:
     ("job", "asked", "last", "code"),
     [
         ({}, "4711", "TERM", 143),
-        ({"SLURM_ARRAY_JOB_ID": "81", "SLURM_ARRAY_TASK_ID": "5"}, "81_5", "KILL", -signal.SIGKILL),
+        pytest.param(
+            {"SLURM_ARRAY_JOB_ID": "81", "SLURM_ARRAY_TASK_ID": "5"},
+            *("81_5", "KILL", -signal.SIGKILL),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["job", "array"],
 )

@@ -74,7 +74,13 @@ def test_recipe_trains_and_validates(
     assert not (tmp_path / "run").exists(), "a rehearsal leaves nothing behind"
 
 
-@pytest.mark.parametrize("name", tables())
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name.startswith(("quick/", "paper/")) else pytest.param(name, marks=pytest.mark.slow)
+        for name in tables()
+    ],
+)
 def test_every_row_resolves_and_builds(name: str, built: _Builder, tmp_path: Path) -> None:
     """Of the reduced tables of networks, with as many parameters as MS-SSM(S6), within 3 %."""
     table, path, counts = read_table(table_file(name)), tmp_path / "recipe.yaml", {}

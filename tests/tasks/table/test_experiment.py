@@ -63,6 +63,7 @@ def test_rows_are_trained_and_what_fails_is_reported(
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_stopped_experiment_resumes(folder: Path, tmp_path: Path) -> None:
     """SIGTERM within a training: no process is left, and the same command resumes from its checkpoint."""
     words = ["experiment", str(folder / "mine"), "--results", str(tmp_path), "--rows", "whole", "--seeds", "3"]

@@ -153,6 +153,7 @@ def ended(process: Any) -> int:
     return int(code)
 
 
+@pytest.mark.slow
 def test_jobs_of_submitit(tmp_path: Path) -> None:
     """A job that is cancelled writes a checkpoint; one whose node is taken away resumes in another."""
     pytest.importorskip("submitit")
