@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -76,8 +77,27 @@ class SequenceTask(lightning.LightningModule):
         # a checkpoint is restored, and the loader's position in it would be lost.
         if step == 0:
             return warmup_cosine(0, self.warmup_epochs, math.inf)
-        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        return warmup_cosine(step, self.warmup_epochs * per_epoch, self.trainer.estimated_stepping_batches)
+        return warmup_cosine(step, self._steps(self.warmup_epochs), self._all_steps())
+
+    def _steps(self, epochs: float) -> float:
+        """Optimiser steps of the first epochs, where a callback may accumulate more batches in later ones."""
+        batches, scheduler = self.trainer.num_training_batches, self._accumulation()
+        if scheduler is None:
+            return epochs * batches / self.trainer.accumulate_grad_batches
+        of_epoch = [math.ceil(batches / scheduler.get_accumulate_grad_batches(e)) for e in range(math.ceil(epochs))]
+        whole = int(epochs)
+        return sum(of_epoch[:whole]) + (epochs - whole) * sum(of_epoch[whole:])
+
+    def _all_steps(self) -> float:
+        """Optimiser steps of the whole training, as they are known when it starts."""
+        epochs, most = self.trainer.max_epochs, self.trainer.max_steps
+        if self._accumulation() is None or epochs is None or epochs < 0:
+            return self.trainer.estimated_stepping_batches
+        return self._steps(epochs) if most < 0 else min(self._steps(epochs), most)
+
+    def _accumulation(self) -> GradientAccumulationScheduler | None:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((each for each in callbacks if isinstance(each, GradientAccumulationScheduler)), None)
 
     def check_loss(self, loss: Tensor, *inputs: Tensor, stage: str = "train") -> None:
         """Ends training, validation or test at a loss that is not finite, with what `nan_guard` finds on `inputs`.

@@ -62,10 +62,10 @@ def _mixing_distance(layers: list[dict[str, Any]], profiles: list[Any]) -> Figur
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(layers)))
     for index, (profile, colour) in enumerate(zip(profiles, colours, strict=True)):
-        label = f"layer {index}" if index in (0, len(layers) - 1) else None
-        right.plot(np.arange(1, len(profile) + 1), np.cumsum(profile), color=colour, linewidth=1, label=label)
+        steps = np.arange(1, len(profile) + 1)
+        right.plot(steps, np.cumsum(profile), color=colour, linewidth=1.5, label=f"layer {index}")
     right.set(xscale="log", ylim=(0, 1.02), xlabel="last steps", ylabel="share of |J| within them")
-    right.legend(loc="lower right")
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
 
 
@@ -79,14 +79,14 @@ def _mixer(mixers: list[dict[str, Any]], shares: Any) -> Figure:
     axes[1].axvline(COLLAPSED, color="C3", linestyle="--", label="collapsed below")
     axes[1].axvline(bands, color="C7", linestyle="--", label="uniform")
     axes[1].set(xlabel="bands in effect, exp(entropy)", xlim=(0, bands * 1.05), ylim=(layers - 0.5, -0.5))
-    axes[1].set_yticks(range(layers), [str(layer) for layer in range(layers)], fontsize=7)
-    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8, ncols=2)
+    axes[1].set_yticks(range(layers), [str(layer) for layer in range(layers)], fontsize=9)
+    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=9, ncols=2)
     steps = np.array_split(np.arange(len(shares)), min(len(shares), 200))
     binned = np.array([shares[part].mean(0) for part in steps])
     axes[2].stackplot([part[0] for part in steps], binned.T, labels=_bands(bands))
     axes[2].set(xlabel="step of one validation sample", ylabel="share, mean over layers", ylim=(0, 1))
     axes[2].set_xlim(0, max(int(steps[-1][0]), 1))
-    axes[2].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=bands, fontsize=7)
+    axes[2].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=bands, fontsize=9)
     return figure
 
 
@@ -101,11 +101,11 @@ def _heatmap(axes: Axes, values: Any, title: str, norm: Any) -> None:
             f"{value:.2f}" if value < 10 else f"{value:.0f}",
             ha="center",
             va="center",
-            fontsize=7,
+            fontsize=9,
             color=colour,
         )
-    axes.set_xticks(range(values.shape[1]), _bands(values.shape[1]), rotation=30, ha="right", fontsize=8)
-    axes.set_yticks(range(values.shape[0]), [str(layer) for layer in range(values.shape[0])], fontsize=7)
+    axes.set_xticks(range(values.shape[1]), _bands(values.shape[1]), rotation=30, ha="right", fontsize=9)
+    axes.set_yticks(range(values.shape[0]), [str(layer) for layer in range(values.shape[0])], fontsize=9)
     axes.set_ylabel("layer")
     axes.set_title(title)
     axes.grid(visible=False)

@@ -11,6 +11,7 @@ import torch
 
 from tasks.cli.diagnose import alarms
 from tasks.cli.main import main
+from tasks.reports.diagnosis_page import sentences
 from tests.support.image_recipe import write_image_recipe
 from tests.support.images import write_folder
 from tests.support.recipes import fit, write_recipe
@@ -161,3 +162,27 @@ def test_images_are_diagnosed_too(tmp_path: Path, options: str, positions: int) 
     assert result["lengths"] == [positions] * 2
     assert len(result["layers"]) == 1
     assert result["alarms"] == []
+
+
+def test_a_sentence_says_what_a_plot_shows() -> None:
+    """Means over two layers: memories (10, 40), shares (.7, .3), distances 5 and 9."""
+    layer = {
+        "memory": {"measured": [8, 50]},
+        "mixing_distance": 5.0,
+        "mixer": {"mean": [0.8, 0.2], "effective_bands": 1.6},
+    }
+    other = {
+        "memory": {"measured": [12, 30]},
+        "mixing_distance": 9.0,
+        "mixer": {"mean": [0.6, 0.4], "effective_bands": 2},
+    }
+    said = sentences([layer, other])
+    assert said["Effective memory"] == (
+        "The band 1 (approximation) remembers longest, 40 steps; 0 (input) shortest, 10 (means over layers)."
+    )
+    assert "comes from 7 steps before it on average; layer 1 looks back farthest, 9 steps." in said["Mixing distance"]
+    assert said["Scale mixer"] == (
+        "The band 0 (input) carries 70 % of the output, and its memory is 10 steps. Of 2 bands 1.8 are in effect (mean "
+        "over layers)."
+    )
+    assert sentences([{"mixing_distance": 1.0}]).keys() == {"Mixing distance"}

@@ -8,11 +8,13 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from datamodules import ListOpsDataModule
 from msssm import Backbone, MultiScaleSSM
 from msssm.errors import InputError
 from tasks import ListOpsTask, Run
+from tasks.base import warmup_cosine
 from tests.support.recipes import fit, write_recipe
 
 
@@ -83,3 +85,25 @@ def test_the_command_and_python_share_a_folder(tmp_path: Path) -> None:
     run = Run(tmp_path / "runs/seed0")
     with pytest.raises(InputError, match="holds a complete run"):
         run.claim()
+
+
+class Rates(lightning.pytorch.Callback):
+    """Keeps the learning rate of every step, as a share of the peak."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        self.seen.append(optimizer.param_groups[0]["lr"] / pl_module.lr)
+
+
+def test_the_schedule_knows_that_later_epochs_accumulate_more(tmp_path: Path) -> None:
+    """Two epochs of 3 steps, then two of 2: the cosine of 10 steps, or of 8 where `max_steps` says so."""
+    options = {**QUIET, "logger": False, "use_distributed_sampler": False, "default_root_dir": tmp_path}
+    schedule = [GradientAccumulationScheduler({2: 2})]
+    for most, steps in ((-1, 10), (8, 8)):
+        rates = Rates()
+        task, data = parts(tmp_path)
+        task.warmup_epochs = 1
+        Trainer(max_epochs=4, max_steps=most, callbacks=[*schedule, rates], **options).fit(task, data)
+        assert rates.seen == pytest.approx([warmup_cosine(step, 3, steps) for step in range(steps)])
