@@ -21,7 +21,7 @@ from msssm.errors import InputError, MissingFileError
 FillMissing = Literal["no", "derive", "zero"]
 Implausible = Literal["refuse", "accept"]
 Unit = Literal["mV", "uV", "nV", "V"]
-_KINDS = "a WFDB header (.hea), a .csv, .tsv or .txt (also .gz), a .npy or .npz"
+_KINDS = "a WFDB header (.hea), an .edf, .bdf or .dcm, a .csv, .tsv or .txt (also .gz), a .npy or .npz"
 MIN_SECONDS = 1.0
 TRACE = 60.0  # s
 STILL = 1.0  # s without any change, after which a lead counts as silent

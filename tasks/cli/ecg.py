@@ -14,9 +14,9 @@ from tasks.ecg.recordings.options import RecordingOptions, add_arguments
 from tasks.paths import path_option
 
 ASKED = """A recording is a 12-lead ECG at rest, like PTB-XL's: 10 s, in mV, as the electrocardiograph gives it. Any
-rate, order and usual name of the leads will do, in a WFDB record (.hea), a table (.csv, .tsv, .txt, also .gz) or an
-array (.npy, .npz); without a unit, mV is assumed. What was done to a recording, and how it is unlike PTB-XL, is
-printed."""
+rate, order and usual name of the leads will do, in a WFDB record (.hea), EDF (.edf, .bdf), DICOM (.dcm), a table
+(.csv, .tsv, .txt, also .gz) or an array (.npy, .npz); without a unit, mV is assumed. What was done to a recording,
+and how it is unlike PTB-XL, is printed."""
 
 EXAMPLES = """
 msssm ecg recording.hea
