@@ -15,7 +15,7 @@ body { color: var(--text); background: var(--page); }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: bottom; }
 td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
-th { border-bottom: 2px solid var(--quiet); font-weight: 600; max-width: 11rem; min-width: 4rem; }
+th { border-bottom: 2px solid var(--quiet); font-weight: 600; max-width: 11rem; min-width: 4rem; cursor: pointer; }
 img { max-width: 100%; background: #fff; } .alarm { color: var(--alarm); } .scroll { overflow-x: auto; }
 figure { display: inline-block; width: 49%; margin: 0; vertical-align: top; }
 @media (max-width: 48rem) {
@@ -33,6 +33,18 @@ dl { display: grid; grid-template-columns: 10rem auto; margin: .3rem 0 .8rem 1re
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
+# A column is sorted by a click on its head: as numbers where they are, else as text.
+SORT = """<script>
+document.querySelectorAll("th").forEach(head => head.onclick = () => {
+  const body = head.closest("tbody"), rows = [...body.rows].slice(1);
+  const up = head.dataset.up = head.dataset.up === "1" ? -1 : 1;
+  const column = head.cellIndex;
+  const text = row => row.cells[column].innerText, number = row => parseFloat(text(row));
+  const compare = (a, b) => number(a) - number(b) || text(a).localeCompare(text(b));
+  rows.sort((a, b) => up * compare(a, b)).forEach(row => body.append(row));
+});
+</script>"""
+
 
 def page(title: str, parts: Sequence[str]) -> str:
     """Joins parts of a body to a page."""
@@ -41,7 +53,7 @@ def page(title: str, parts: Sequence[str]) -> str:
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
             f"<title>{escape(title)}</title><style>{STYLE}</style></head>",
-            *("<body>", *parts, "</body></html>\n"),
+            *("<body>", *parts, SORT, "</body></html>\n"),
         ]
     )
 

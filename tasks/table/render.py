@@ -190,10 +190,13 @@ def page(sections: Sequence[Section], folder: Path) -> str:
     parts += [html.table(overview(sections))] if len(sections) > 1 else []
     for section in sections:
         parts.append(f"<h2>{escape(section.title)}</h2>")
-        parts += [f"<p>{escape(line)}</p>" for line in about(section)]
-        parts.append(html.table(cells(section)))
         task = section.table.task
-        for path in [folder / f"{task}.png", *sorted(folder.glob(f"{task}_*.png"))]:
+        parts.append(html.image(folder / f"{task}.png", task))
+        parts += [f"<p>{escape(line)}</p>" for line in _on_page(section)]
+        header, *lines = cells(section)
+        # What is reduced, and which data are meant, stands above the table.
+        parts.append(html.table([[_short(section, head) for head in header], *lines]))
+        for path in sorted(folder.glob(f"{task}_*.png")):
             parts.append(f"<figure>{html.image(path, path.stem)}</figure>")
             if (numbers := path.with_suffix(".md")).exists():
                 parts.append(f"<p>Its numbers: <a href='{escape(numbers.name)}'>{escape(numbers.name)}</a></p>")
@@ -201,9 +204,23 @@ def page(sections: Sequence[Section], folder: Path) -> str:
     runs = provenance(sections)
     parts += [
         "<h2>Runs</h2>",
+        "<details><summary>every run, as in table.csv</summary>",
         html.table([list(runs.columns), *runs.astype(object).where(runs.notna(), "").astype(str).to_numpy().tolist()]),
+        "</details>",
     ]
     return html.page("msssm: results", parts)
+
+
+def _on_page(section: Section) -> list[str]:
+    ours = f"Ours: {section.column.name} on {section.title}."
+    return [ours + (f" Paper: on {section.text('paper')}." if _has_paper(section) else ""), *about(section)]
+
+
+def _short(section: Section, head: str) -> str:
+    """A heading without the data."""
+    whose, colon, _ = head.partition(": ")
+    unit = f", {section.column.unit}" if section.column.unit else ""
+    return f"{whose}{unit}" if colon else head
 
 
 def _has_paper(section: Section) -> bool:

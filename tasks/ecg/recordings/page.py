@@ -10,17 +10,6 @@ from tasks.ecg.recordings.findings import Answer, Finding, meaning, shown
 from tasks.ecg.recordings.model import ECGModel
 from tasks.reports import html
 
-# A column is sorted by a click on its head: as numbers where they are, else as text.
-_SORT = """<script>
-document.querySelectorAll("th").forEach((head, column) => head.onclick = () => {
-  const body = head.closest("tbody"), rows = [...body.rows].slice(1);
-  const up = head.dataset.up = head.dataset.up === "1" ? -1 : 1;
-  const text = row => row.cells[column].innerText, number = row => parseFloat(text(row));
-  const compare = (a, b) => number(a) - number(b) || text(a).localeCompare(text(b));
-  rows.sort((a, b) => up * compare(a, b)).forEach(row => body.append(row));
-});
-</script>"""
-
 
 def recording_page(answer: Answer, model: ECGModel, picture: Path) -> str:
     """The page of a recording, which carries its picture and prints on one sheet."""
@@ -78,6 +67,5 @@ def index_page(answers: Mapping[str, Answer], model: ECGModel) -> str:
             f'<p class="alarm"><strong>{escape(RESEARCH)}</strong></p>',
             f'<div class="scroll"><table><tbody>{head}{"".join(lines)}</tbody></table></div>',
             *(f"<p>{escape(line)}</p>" for line in meaning(model)),
-            _SORT,
         ],
     )
