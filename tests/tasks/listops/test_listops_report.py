@@ -1,21 +1,21 @@
 """The report on fresh ListOps: which expressions, how they are counted, and that its accuracies are the model's."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from datamodules import ListOpsDataModule
 from datamodules.listops import decode, encode, tokenize
 from datamodules.listops.expressions import join
-from tasks.cli.listops_report import answers, breakdown, depths, fresh_expressions, is_complete
+from tasks.cli.listops_report import FILE, _kept
 from tasks.cli.load import build
 from tasks.cli.main import main
-from tasks.metrics.intervals import wilson
+from tasks.listops.report import answers, breakdown, depths, fresh_expressions
 from tests.support.recipes import fit, write_recipe
 from tests.tasks.table.test_table import write_run
 
@@ -39,14 +39,13 @@ def test_every_breakdown_counts_every_expression_once() -> None:
     right = np.array([True, False, True, True])
     lines = breakdown(_expressions(), right)
     for kind in ("all", "root operator", "depth", "length in tokens"):
-        chosen = [line for line in lines if line["kind"] == kind]
-        assert sum(line["count"] for line in chosen) == 4, kind
-        assert sum(line["count"] * line["accuracy"] for line in chosen) == pytest.approx(3), kind
-    by_root = {line["name"]: line for line in lines if line["kind"] == "root operator"}
-    assert by_root.keys() == {"MAX", "MED", "SM"}
-    assert (by_root["SM"]["count"], by_root["SM"]["accuracy"]) == (2, 0.5)
-    assert (by_root["SM"]["low"], by_root["SM"]["high"]) == wilson(0.5, 2)
-    assert [line["name"] for line in lines if line["kind"] == "depth"] == ["1", "2", "3"]
+        chosen = lines[lines.kind == kind]
+        assert chosen["count"].sum() == 4, kind
+        assert (chosen["count"] * chosen.accuracy).sum() == pytest.approx(3), kind
+    by_root = lines[lines.kind == "root operator"].set_index("name")
+    assert set(by_root.index) == {"MAX", "MED", "SM"}
+    assert by_root.loc["SM", ["count", "accuracy"]].tolist() == [2, 0.5]
+    assert lines["name"][lines.kind == "depth"].tolist() == ["1", "2", "3"]
 
 
 def test_fresh_expressions_are_distinct_new_and_in_range(tmp_path: Path) -> None:
@@ -79,12 +78,12 @@ def test_the_report_of_a_run_is_the_models_accuracy(tmp_path: Path, capsys: pyte
     run = tmp_path / "runs" / "seed0"
     capsys.readouterr()
     main(["listops-report", "--run_dir", str(run), "--count", "300"])
-    lines = json.loads((run / "listops_report.json").read_text())["lines"]
+    lines = pd.read_csv(run / FILE)
     shown = capsys.readouterr()
-    assert "| all | all | 300 |" in " ".join(shown.out.split())
+    assert "all (n = 300)" in shown.out
     assert "no report on lengths 60 .. 120" in shown.err, "trees of depth 4 with at most 4 arguments stay shorter"
     assert (run / "listops_report.png").stat().st_size > 5_000
-    assert [line["name"] for line in lines if line["kind"] == "beyond training"] == ["30 .. 60"]
+    assert lines["name"][lines.kind == "beyond training"].tolist() == ["30 .. 60"]
     built = build(recipe, [])
     task, data = built.model.eval(), built.datamodule
     task.load_state_dict(torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"])
@@ -95,7 +94,7 @@ def test_the_report_of_a_run_is_the_models_accuracy(tmp_path: Path, capsys: pyte
     with torch.no_grad():
         one_by_one = [task(torch.from_numpy(fresh.row(i).astype(np.int64))[None]).argmax().item() for i in range(300)]
     assert answers(task, fresh, torch.device("cpu")).tolist() == one_by_one
-    assert lines[0]["accuracy"] == pytest.approx(np.mean(np.array(one_by_one) == fresh.labels))
+    assert lines.accuracy[0] == pytest.approx(np.mean(np.array(one_by_one) == fresh.labels), abs=1e-6)
 
 
 def test_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,17 +110,18 @@ def test_reports_of_several_runs_stand_side_by_side(tmp_path: Path, capsys: pyte
         run = write_run(tmp_path, row, seed, 0.4)
         tokens = [encode(tokenize(text)) for text in EXPRESSIONS] * 5
         lines = breakdown(join(tokens, [9, 3, 5, 3] * 5), np.array(answered * 5))
-        (run / "listops_report.json").write_text(json.dumps({"lines": lines}))
+        lines.to_csv(run / FILE, index=False)
     main(["listops-report", "--results", str(tmp_path), "--count", "20"])
     shown = " ".join(capsys.readouterr().out.split())
     # sqrt(0.5 0.5 / 20) = 11.2 points, sqrt(0.375 0.625 / 20) = 10.8.
     assert shown.index("| Mamba | 1 | 50.0 +- 11.2 |") < shown.index("| S4D | 2 | 37.5 +- 10.8 |")
     main(["table", str(tmp_path)])
     assert "href='listops_report.md'" in (tmp_path / "table.html").read_text()
-    assert (tmp_path / "listops_report.csv").read_text().count("s4d,1,") == len(lines)
-    assert is_complete(run, 20)
-    assert not is_complete(run, 30), "another count is another report"
+    written = pd.read_csv(tmp_path / FILE)
+    assert len(written[(written.row == "s4d") & (written.seed == 1)]) == len(lines)
+    assert _kept(run, 20) is not None
+    assert _kept(run, 30) is None, "another count is another report"
     (run / "checkpoints").mkdir()
     (run / "checkpoints/best.ckpt").touch()
-    os.utime(run / "listops_report.json", (0, 0))
-    assert not is_complete(run, 20), "the checkpoint is newer"
+    os.utime(run / FILE, (0, 0))
+    assert _kept(run, 20) is None, "the checkpoint is newer"
