@@ -15,6 +15,7 @@ USAGE = """usage: msssm COMMAND ...
 
 use a trained model
   ecg              what it says about your ECG, at once
+  finetune         an ECG model that learns labels of your own
 
 train and ask one network
   fit              a recipe trained, and tested at its best validation
@@ -50,6 +51,7 @@ examples:
 # Each has `main(args)`.
 COMMANDS = {
     "ecg": "tasks.cli.ecg",
+    "finetune": "tasks.cli.finetune",
     "recipes": "tasks.cli.recipes",
     "table": "tasks.cli.table",
     "experiment": "tasks.cli.experiment",

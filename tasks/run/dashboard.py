@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
 from msssm import SequenceLayer
@@ -68,7 +69,7 @@ class Dashboard(Callback):
         self._samples, self._since = 0, 0.0
         self._mixer_outputs: list[Tensor] = []
         self._eigenvalues: list[Tensor] = []  # largest of each layer, (M,)
-        self._lengths = torch.zeros(0)
+        self._lengths: Tensor | None = None
         self._hooks: list[Any] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,7 +86,7 @@ class Dashboard(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs samples per second."""
-        self._samples += len(batch[0]) * trainer.world_size
+        self._samples += extract_batch_size(batch) * trainer.world_size
         if self._samples and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.monotonic()
             pl_module.log("train/samples_per_second", self._samples / (now - self._since), rank_zero_only=True)
@@ -107,15 +108,20 @@ class Dashboard(Callback):
     ) -> None:
         """Notes the lengths of the first batch."""
         if self._hooks:
-            self._lengths = batch.lengths
+            self._lengths = getattr(batch, "lengths", None)
 
     def _keep_output(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._mixer_outputs.append(output.detach())
 
     def _keep_eigenvalue(self, module: S6 | S4, args: Any, output: Tensor) -> None:
-        gates = args[0]
-        true_steps = gates[position_mask(self._lengths, gates.shape[1])]
-        self._eigenvalues.append(largest_eigenvalue(module, true_steps.unsqueeze(0)))
+        self._eigenvalues.append(largest_eigenvalue(module, self._true(args[0]).unsqueeze(0)))
+
+    def _true(self, x: Tensor) -> Tensor:
+        """Positions of x (B, L, ...) within the batch's lengths, (n, ...); all where it has other lengths or none."""
+        lengths = self._lengths
+        if lengths is None or len(lengths) != len(x) or lengths.max() > x.shape[1]:
+            return x.flatten(0, 1)
+        return x[position_mask(lengths, x.shape[1])]
 
     def on_validation_batch_end(
         self,
@@ -147,8 +153,7 @@ class Dashboard(Callback):
         if self._eigenvalues:
             self._log_bands(pl_module, "stability_margin", 1 - torch.stack(self._eigenvalues).amax(0))
         if self._mixer_outputs:
-            true = position_mask(self._lengths, self._mixer_outputs[0].shape[1])
-            weights = torch.stack([w[true].float() for w in self._mixer_outputs])  # (layers, positions, M, H)
+            weights = torch.stack([self._true(w).float() for w in self._mixer_outputs])  # (layers, positions, M, H)
             self._log_bands(pl_module, "mixer/mean", weights.mean((0, 1, 3)))
             self._log_bands(pl_module, "mixer/spread", weights.std((1, 3)).mean(0))
             reports = [mixer_report(each) for each in weights]
@@ -199,7 +204,7 @@ class EpochLines(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints a line."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._print(trainer, ("val/loss", monitored(trainer)))
+            self._print(trainer, tuple(dict.fromkeys(("val/loss", monitored(trainer)))))
 
     def _print(self, trainer: pl.Trainer, keys: tuple[str, ...]) -> None:
         self._printed = time.monotonic()

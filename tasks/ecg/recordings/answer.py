@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.ptbxl.recording import Recording, find_recordings, read_recording
+from datamodules.ptbxl.recording import Recording, find_recordings
 from msssm.errors import InputError
 from tasks.ecg.paper import RESEARCH, ecg_figure
 from tasks.ecg.recordings.findings import SHOWN, Answer, Finding, judged, meaning, shown
@@ -78,15 +78,7 @@ def _printable(text: str) -> str:
 def _answer_one(model: ECGModel, file: Path, name: str, options: RecordingOptions) -> Answer:
     """Prints and writes the answer about one recording."""
     answers = model.answers
-    recording = read_recording(
-        file,
-        answers.sampling_rate,
-        given_rate=options.sampling_rate,
-        given_unit=options.unit,
-        given_leads=options.leads,
-        fill_missing=options.fill_missing,
-        implausible=options.implausible,
-    )
+    recording = options.read(file, answers.sampling_rate)
     x = standardised(recording, answers.mean, answers.std)
     logits = offline(model.network, x, answers.windows)
     if options.stream:

@@ -118,10 +118,11 @@ def meaning(model: ECGModel) -> list[str]:
         return []
     test, without = answers.test, sum(each.threshold is None for each in answers.classes)
     before, after = test["calibration_error"]
-    data = "generated ECGs, of no patient" if answers.synthetic else "PTB-XL"
+    data = "generated ECGs, of no patient" if answers.synthetic else answers.source
+    chosen, judged_on = answers.parts
     return [
-        f"model {model.name}, of {data}: probabilities are calibrated on fold 9. *: the threshold is reached, which "
-        f"has the best F1 of its class on fold 9 ({without} of {len(answers.classes)} are too rare there: none).",
-        f"On fold 10: precision as shown, macro AUROC {test['auroc']:.3f}, calibration error {after:.4f} ({before:.4f} "
-        "uncalibrated).",
+        f"model {model.name}, of {data}: probabilities are calibrated on {chosen}. *: the threshold is reached, which "
+        f"has the best F1 of its class on {chosen} ({without} of {len(answers.classes)} are too rare there: none).",
+        f"On {judged_on}: precision as shown, macro AUROC {test['auroc']:.3f}, calibration error {after:.4f} "
+        f"({before:.4f} uncalibrated).",
     ]

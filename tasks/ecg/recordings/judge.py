@@ -1,5 +1,7 @@
 """Calibration and thresholds of a trained model, from PTB-XL's validation fold; its scores on both held-out folds."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +30,48 @@ def judge(network: nn.Module, data: PTBXLDataModule, aggregation: str) -> Answer
     A class with fewer than `MIN_POSITIVES` records in the validation fold shares the calibration of all such classes,
     and has no threshold; nor has a class whose logits say nothing.
     """
-    target, logit = _logits(network, data, "val", aggregation)
-    test_target, test_logit = _logits(network, data, "test", aggregation)
+    train = data.split("train")
+    millivolts = (
+        np.where(signal == MISSING, np.nan, signal / UNITS_PER_MILLIVOLT)
+        for signal in (train.signals[row] for row in train.rows)
+    )
+    base = Answers(
+        data.label_set,
+        data.mean,
+        data.std,
+        data.sampling_rate,
+        Windows(data.crop, data.stride, aggregation),
+        [],
+        data.generated,
+        typical=typical_ranges(millivolts, data.sampling_rate),
+    )
+    held_out = [_logits(network, data, split, aggregation) for split in ("val", "test")]
+    answers = judged_by(base, data.label_set, data.classes, held_out, MIN_POSITIVES)
+    described = [replace(each, description=data.descriptions[each.name]) for each in answers.classes]
+    return replace(answers, classes=described)
+
+
+def judged_by(
+    base: Answers,
+    label_set: str,
+    names: Sequence[str],
+    held_out: Sequence[tuple[Floats, Floats]],
+    min_positives: int,
+    **changes: Any,
+) -> Answers:
+    """Fits calibration and thresholds on held-out labels and logits, and scores them on others.
+
+    Args:
+        base: What does not depend on the labels.
+        label_set: Name of the labels' set.
+        names: Names of the K labels.
+        held_out: Labels and logits (n, K) of the validation part, then of the test part.
+        min_positives: Positives in the validation part with which a label has a fit and a threshold of its own.
+        changes: Further fields of the result.
+    """
+    (target, logit), (test_target, test_logit) = held_out
     positives = target.sum(axis=0).astype(int)
-    rare = positives < MIN_POSITIVES
+    rare = positives < min_positives
     fits = np.array([platt(y, z) for y, z in zip(target.T, logit.T, strict=True)])
     if rare.any():
         fits[rare] = platt(target[:, rare].ravel(), logit[:, rare].ravel())
@@ -39,30 +79,21 @@ def judge(network: nn.Module, data: PTBXLDataModule, aggregation: str) -> Answer
     probability, test_probability = (_sigmoid(slope * z + intercept) for z in (logit, test_logit))
     test_auroc = auroc(test_target, test_logit)
     classes = []
-    for k, name in enumerate(data.classes):
+    for k, name in enumerate(names):
         threshold = None
         test: dict[str, float | None] = {"auroc": _number(test_auroc[k])}
         if not rare[k] and slope[k] > 0:
             threshold = best_f1_threshold(target[:, k], probability[:, k])
             test |= at_threshold(test_target[:, k], test_probability[:, k], threshold)
         fit = float(slope[k]), float(intercept[k])
-        classes.append(ClassAnswer(name, data.descriptions[name], int(positives[k]), *fit, threshold, test))
-    train = data.split("train")
-    millivolts = (
-        np.where(signal == MISSING, np.nan, signal / UNITS_PER_MILLIVOLT)
-        for signal in (train.signals[row] for row in train.rows)
-    )
-    return Answers(
-        data.label_set,
-        data.mean,
-        data.std,
-        data.sampling_rate,
-        Windows(data.crop, data.stride, aggregation),
-        classes,
-        data.generated,
-        _scores(target, logit, probability),
-        _scores(test_target, test_logit, test_probability),
-        typical_ranges(millivolts, data.sampling_rate),
+        classes.append(ClassAnswer(name, name, int(positives[k]), *fit, threshold, test))
+    return replace(
+        base,
+        label_set=label_set,
+        classes=classes,
+        validation=_scores(target, logit, probability),
+        test=_scores(test_target, test_logit, test_probability),
+        **changes,
     )
 
 

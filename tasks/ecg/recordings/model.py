@@ -49,7 +49,7 @@ class Answers:
     """Meaning of a network's logits: the content of ecg.json.
 
     Attributes:
-        label_set: of PTB-XL.
+        label_set: of PTB-XL, or "own".
         mean: Mean of the training samples, in mV.
         std: likewise.
         sampling_rate: Hz.
@@ -59,7 +59,9 @@ class Answers:
         validation: scores of all classes on the validation fold (`tasks.ecg.recordings.judge`); empty for a checkpoint,
             as are the next two.
         test: likewise on the test fold.
-        typical: range of each measure of `datamodules.ptbxl.typical` over the training recordings.
+        typical: range of each measure of `datamodules.ptbxl.typical` over PTB-XL's training recordings.
+        source: Data that the labels are of.
+        parts: Where calibration and thresholds, and where the scores are from.
     """
 
     label_set: str
@@ -72,6 +74,8 @@ class Answers:
     validation: dict[str, Any] = field(default_factory=dict)
     test: dict[str, Any] = field(default_factory=dict)
     typical: dict[str, tuple[float, float]] = field(default_factory=dict)
+    source: str = "PTB-XL"
+    parts: tuple[str, str] = ("fold 9", "fold 10")
 
     def probabilities(self, logits: Tensor) -> list[float]:
         """Calibrated probabilities of logits (K,)."""

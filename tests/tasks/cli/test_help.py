@@ -13,7 +13,17 @@ from tasks.cli.pages import SUBCOMMANDS
 
 PAGES = [[command] for command in COMMANDS] + [["data", "verify"], ["data", "generate"]]
 # What names a place, and nothing else does.
-PLACES = {"--config", "--run_dir", "--results", "--output", "--ckpt_path", "--root", "--source"}
+PLACES = {
+    "--config",
+    "--run_dir",
+    "--results",
+    "--output",
+    "--ckpt_path",
+    "--root",
+    "--source",
+    "--records",
+    "--labels",
+}
 
 
 def page(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
