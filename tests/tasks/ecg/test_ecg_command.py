@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ RECIPE = [
     "--model.backbone.d_model=16", "--model.backbone.n_layers=1",
 ]  # fmt: skip
 CONFIG = "quick/ptbxl/msssm_s6"
-EXAMPLE = Path(__file__).parents[3] / "examples/fine_tuning.py"
 FEW = 3  # positives among the 20 records of a fold
 
 
@@ -333,11 +331,3 @@ def test_runs_of_other_tasks_have_nothing_to_judge(tmp_path: Path, capsys: pytes
         main(["export", *run, "--output", f"{tmp_path}/out", "--ecg"])
     assert "--ecg needs a run of tasks.ECGTask" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_the_example_learns_other_labels_from_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Far above chance, 0.5, after 80 steps."""
-    monkeypatch.chdir(folder)
-    main = runpy.run_path(str(EXAMPLE))["main"]
-    scores = main(["--model", "./tiny", "--root", "data", "--steps", "80"])
-    assert min(scores.values()) > 0.6
