@@ -19,10 +19,11 @@ TUTORIALS = sorted(Path("docs/tutorials").glob("*.md"))
 # What a tutorial trains by commands, smaller, in the slow tests; its own assertions hold for the code beside it.
 SMALLER = {
     "ecg": ["--data.synthetic=200", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"],
+    "own_data": [],
     "devices": ["--data.train_size=100", "--data.val_size=10", "--data.test_size=10", "--trainer.accelerator=cpu"],
 }
 # Commands that need what a test has not: other machines, finished tables, half an hour.
-ELSEWHERE = ("msssm experiment", "msssm compare", "make ")
+ELSEWHERE = ("msssm experiment paper", "msssm compare", "make ")
 
 
 PAGES = [
