@@ -1,4 +1,4 @@
-"""The numbers of docs/precision.md: errors in float32 at extreme step sizes, and the speed of denormal states.
+"""Numbers behind docs/backends.md: errors in float32 at extreme step sizes, and the speed of denormal states.
 
 python -m benchmarks.precision
 """

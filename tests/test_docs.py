@@ -56,10 +56,10 @@ def test_the_site_is_built_without_the_megabytes_of_the_results(checkout: Path) 
     ("page", "text", "complaint"),
     [
         ("docs/index.md", "\n[x](no_such_page.md)\n", "no_such_page.md"),
-        ("docs/index.md", "\n[x](start.md#no-such-heading)\n", "no-such-heading"),
+        ("docs/index.md", "\n[x](training.md#no-such-heading)\n", "no-such-heading"),
         ("docs/results.md", "\n[x](results/no_such/table.csv)\n", "no_such/table.csv"),
         ("docs/index.md", "\n[x](../NO_SUCH_FILE)\n", "NO_SUCH_FILE"),
-        ("docs/start.md", "\n[x][msssm.NoSuchLayer]\n", "msssm.NoSuchLayer"),
+        ("docs/training.md", "\n[x][msssm.NoSuchLayer]\n", "msssm.NoSuchLayer"),
         ("docs/api/msssm.md", "\n::: msssm.no_such_module\n", "no_such_module"),
         ("msssm/__init__.py", '\n\ndef unsaid(): ...\n\n\n__all__ += ["unsaid"]\n', "msssm.unsaid is public"),
         ("tasks/paths.py", '\n__all__ = ["path_option"]\n', "path_option is public and on no page"),

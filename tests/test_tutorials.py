@@ -1,11 +1,8 @@
 """The tutorials run as they are written, and the examples with fewer steps."""
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,16 +11,12 @@ import pytest
 from tasks.cli.main import main
 from tests.support.tolerances import FLOAT32
 
-ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted(Path("docs/tutorials").glob("*.md"))
 # What a tutorial trains by commands, smaller, in the slow tests; its own assertions hold for the code beside it.
 SMALLER = {
     "ecg": ["--data.synthetic=200", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"],
     "own_data": [],
-    "devices": ["--data.train_size=100", "--data.val_size=10", "--data.test_size=10", "--trainer.accelerator=cpu"],
 }
-# Commands that need what a test has not: other machines, finished tables, half an hour.
-ELSEWHERE = ("msssm experiment paper", "msssm compare", "make ")
 
 
 PAGES = [
@@ -44,19 +37,9 @@ def test_tutorials_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             exec(compile(block, page.name, "exec"), names)
             continue
         for command in block.replace("\\\n", "").splitlines():
-            if not command.startswith(ELSEWHERE):
-                _, subcommand, *words = shlex.split(command)
-                run_command([subcommand, *words, *(SMALLER.get(page.stem, []) if subcommand == "fit" else [])])
+            _, subcommand, *words = shlex.split(command)
+            main([subcommand, *words, *(SMALLER.get(page.stem, []) if subcommand == "fit" else [])])
     assert any("assert" in block for language, block in blocks if language == "python") or page.stem in SMALLER
-
-
-def run_command(words: list[str]) -> None:
-    """In this process, unless it is one of several, which start each other by their command line."""
-    if "--trainer.devices" not in words:
-        main(words)
-        return
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "tasks.cli.main", *words], check=True, env=environment, timeout=100)
 
 
 def example(name: str) -> ModuleType:
