@@ -64,7 +64,7 @@ def test_the_site_is_built_without_the_megabytes_of_the_results(checkout: Path) 
         ("msssm/__init__.py", '\n\ndef unsaid(): ...\n\n\n__all__ += ["unsaid"]\n', "msssm.unsaid is public"),
         ("tasks/paths.py", '\n__all__ = ["path_option"]\n', "path_option is public and on no page"),
         (
-            "tasks/run/nan_guard.py",
+            "tasks/run/bad_batches.py",
             "\n    def unsaid(self) -> None: ...\n",
             "unsaid is public and has no docstring",
         ),
