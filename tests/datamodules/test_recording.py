@@ -264,9 +264,9 @@ def test_recordings_are_found(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="got none"):
         find_recordings(tmp_path / "empty")
-    (tmp_path / "x.edf").write_bytes(b"0")
+    (tmp_path / "x.mat").write_bytes(b"0")
     with pytest.raises(ValueError, match="which is none that is read; give a WFDB header"):
-        find_recordings(tmp_path / "x.edf")
+        find_recordings(tmp_path / "x.mat")
     (tmp_path / "empty" / "r.hea").symlink_to(path)
     assert find_recordings(tmp_path / "empty") == [tmp_path / "empty" / "r.hea"]
 

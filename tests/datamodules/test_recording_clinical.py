@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, TwelveLeadECGWaveformStorage
 
 from datamodules.ptbxl import LEADS, find_recordings, read_recording, simulate
 from msssm.errors import InputError
+from tests.support.tolerances import allowed
 
 MILLIVOLTS = simulate("SR", 0, np.random.default_rng(0), 500) / 1000
 CODES = [1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8]
@@ -74,8 +75,8 @@ def test_edf_is_the_signal_that_was_written(tmp_path: Path, name: str, unit: tup
     path = edf(tmp_path / name.lower(), unit=unit).rename(tmp_path / name)
     assert find_recordings(tmp_path) == [path]
     recording = read_recording(path, 500)
-    step = np.ptp(MILLIVOLTS, axis=0).max() / 2**16  # of the 16 bits of each signal
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=1.01 * step + 1e-3)
+    step = 1.01 * np.ptp(MILLIVOLTS, axis=0).max() / 2**16 + 1e-3
+    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=allowed(float(step), "16 bits and 1 uV"))
     assert (recording.original_rate, recording.sex, round(recording.age or 0)) == (500, "female", 61)
     assert recording.notes == ["not used: Resp"]
 
@@ -84,7 +85,7 @@ def test_edf_is_the_signal_that_was_written(tmp_path: Path, name: str, unit: tup
 @pytest.mark.parametrize("unit", ["uV", "mV"])
 def test_dicom_is_the_longest_waveform(tmp_path: Path, scheme: str, unit: str) -> None:
     recording = read_recording(dicom(tmp_path / "a.dcm", scheme=scheme, unit=unit), 500)
-    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=1.01e-3)  # steps of 2 uV
+    np.testing.assert_allclose(recording.signal, MILLIVOLTS, rtol=0, atol=allowed(1.01e-3, "steps of 2 uV"))
     assert (recording.age, recording.sex, recording.original_rate) == (63, "male", 500)
     assert recording.notes == ["1 shorter waveforms left out"]
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 
-from tasks.cli.training import ALLOWED
+from tasks.cli.plugins import OURS
 from tasks.recipes.parser import RecipeParser
 
 # What has no default, and some values that only look like texts.
@@ -48,7 +48,7 @@ KINDS = [
 
 def parser(kind: Any) -> RecipeParser:
     set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=ALLOWED, omegaconf_absolute_to_relative_paths=True
+        import_path_denylist=["*"], import_path_allowlist=[*OURS], omegaconf_absolute_to_relative_paths=True
     )
     parser = RecipeParser(parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--seed", type=int, default=3)

@@ -18,6 +18,7 @@ from tasks.ecg.recordings.inference import Windows
 from tasks.ecg.recordings.measure import measure
 from tasks.ecg.recordings.model import Answers, ClassAnswer, ECGModel
 from tasks.ecg.recordings.page import index_page, recording_page
+from tests.support.tolerances import allowed
 
 THRESHOLDS = {"NORM": 0.5, "IMI": 0.5, "AFLT": None, "SR": 0.9, "LAFB": None, "AFIB": 0.2}
 PROBABILITIES = {"NORM": 0.6, "IMI": 0.7, "AFLT": 0.97, "SR": 0.8, "LAFB": 0.4, "AFIB": 0.1}
@@ -76,7 +77,9 @@ def test_the_heart_rate_is_that_of_the_generated_beats(rhythm: str, finding: int
         each.name: each.value
         for each in measure(simulate(rhythm, finding, np.random.default_rng(5), rate) / 1000, rate)
     }
-    assert values["heart rate"] == pytest.approx(60 / np.median(np.diff(inside)), rel=0.03)
+    assert values["heart rate"] == pytest.approx(
+        60 / np.median(np.diff(inside)), rel=allowed(0.03, "beats are samples of a detector")
+    )
     assert values["RR"] == pytest.approx(60_000 / values["heart rate"])
 
 
@@ -90,7 +93,7 @@ def test_the_axis_is_the_direction_of_the_dipole(degrees: float) -> None:
     x[:, LEADS.index("I")], x[:, LEADS.index("AVF")] = one, foot
     x[:, LEADS.index("II")] = x[:, LEADS.index("V5")] = beat
     x += 1e-9  # a lead of zeros is missing
-    assert measure(x, 360)[-1].value == pytest.approx(degrees, abs=2)
+    assert measure(x, 360)[-1].value == pytest.approx(degrees, abs=allowed(2, "other beats lie in the window"))
 
 
 def test_noise_and_silence_have_no_heart_rate() -> None:
