@@ -1,5 +1,6 @@
 """`msssm finetune`: a shipped ECG model learns the labels of your own recordings, and answers about new ones."""
 
+from hashlib import sha256
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +26,7 @@ from tasks.reports.markdown import table as as_table
 MIN_POSITIVES = 5  # in the validation part, with which a label has a calibration and a threshold of its own
 EXAMPLES = """
 msssm finetune --records recordings --labels labels.csv --output mine
-msssm ecg new_recording.hea --model ./mine
+msssm finetune --records recordings --labels labels.csv --output mine --freeze
 """
 
 
@@ -67,7 +68,9 @@ def main(args: list[str]) -> None:
     data = LabelledRecordings(signals, labels, rows, window, options.seed)
     say(", ".join(f"{len(rows[name]):,} recordings for {name}" for name in SPLITS))
     parameters = {"epochs": options.epochs, "lr": options.lr, "freeze": options.freeze, "seed": options.seed}
-    network, metrics = finetune(base, data, options.output / "run", **parameters)
+    # Another table or another option is another training: it resumes only what it began.
+    key = sha256(f"{data.digest} {base.name} {sorted(parameters.items())}".encode()).hexdigest()[:8]
+    network, metrics = finetune(base, data, options.output / f"run-{key}", **parameters)
     logits = {
         part: torch.stack([offline(network, signals[row], base.answers.windows) for row in rows[part]]).double().numpy()
         for part in ("val", "test")
@@ -102,6 +105,7 @@ def _scores(names: list[str], target: Any, logit: Any, patients: Any, classes: A
 
 def _card(base: str, table: Any, rows: Any, scores: list[str], metrics: Any, parameters: Any) -> list[str]:
     counts = ", ".join(f"{len(rows[name]):,} for {name}" for name in SPLITS)
+    over = "patients" if "patient" in table else "recordings"
     given = ", ".join(f"{name} {value}" for name, value in parameters.items())
     return [
         f"# {base}, fine-tuned",
@@ -109,7 +113,7 @@ def _card(base: str, table: Any, rows: Any, scores: list[str], metrics: Any, par
         f"{RESEARCH} Started from the model {base}; {len(table):,} recordings: {counts}. {given}; "
         f"{metrics['epochs']} epochs, {metrics['cpu_seconds']:.0f} CPU seconds.",
         "",
-        "Scores of the test part, on which nothing was chosen; intervals are over its patients.",
+        f"Scores of the test part, on which nothing was chosen; intervals are over its {over}.",
         "",
         *scores,
     ]

@@ -33,7 +33,7 @@ from tasks.run.run import Run
 
 OWN = ("file", "patient", "split")  # columns that are no labels
 LOWER = 0.2  # rate of what was trained before, as a share of the head's
-PATIENCE = 8  # epochs without a better validation
+PATIENCE, LEAST = 8, 0.005  # epochs without a validation loss that is better by so much
 _FOLDS = 6  # of which one is the test part, and one the validation part
 
 Ints = npt.NDArray[np.int64]
@@ -62,6 +62,9 @@ def read_table(path: Path) -> pd.DataFrame:
                 f"{path}, line {wrong[0] + 2}: expected 0 or 1 in the column {name}, got {table[name][wrong[0]]!r}; "
                 "every column but file, patient and split is a label"
             )
+    for name in OWN:
+        if name in table and (empty := np.flatnonzero(table[name].isna())).size:
+            raise InputError(f"{path}, line {empty[0] + 2}: the column {name} is empty; fill it in, or drop the line")
     if repeated := table.file[table.file.duplicated()].tolist():
         raise InputError(f"{path} names {repeated[0]} more than once; give each recording one line")
     if "split" in table and not set(table["split"]) <= set(SPLITS):
@@ -257,7 +260,7 @@ def finetune(
     network.head = nn.Linear(network.backbone.d_model, data.labels.shape[1])
     task = FineTuning(network, base.answers.windows, lr, freeze, lower).train()
     run = Run(folder, monitor="val/loss", mode="min")
-    stop = EarlyStopping("val/loss", patience=PATIENCE)
+    stop = EarlyStopping("val/loss", min_delta=LEAST, patience=PATIENCE)
     with quiet():
         trainer = run.trainer(
             [stop, EpochLines()], max_epochs=epochs, gradient_clip_val=1.0, enable_model_summary=False

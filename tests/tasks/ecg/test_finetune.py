@@ -109,6 +109,8 @@ def table(**changed: Any) -> pd.DataFrame:
         (table(a=["yes", "no"] * 6), "line 2: expected 0 or 1 in the column a, got 'yes'"),
         (table(file=["f"] * 12), "names f more than once"),
         (table(split=["training"] * 12), "has the split 'training'; the column split says train, val or test"),
+        (table(file=["f", None, *map(str, range(10))]), "line 3: the column file is empty"),
+        (table(patient=["p", "q", None] * 4), "line 4: the column patient is empty"),
         (table().drop(columns="file"), "expected a column file, a label or more"),
         (table().drop(columns="a"), "expected a column file, a label or more"),
         (table()[:0], "0 lines"),
