@@ -32,3 +32,5 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     interpreted_apart(items)
+    # Trainings first: a file of them at the end would be waited for by one worker alone.
+    items.sort(key=lambda item: "tasks" not in item.path.parts)

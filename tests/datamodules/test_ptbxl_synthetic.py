@@ -119,6 +119,7 @@ def test_a_patient_is_in_one_fold(tmp_path: Path) -> None:
     assert records.sum() == COUNT
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
     again = generate(tmp_path / "again", COUNT, seed=3)
     first = (copy_to(tmp_path) / "SHA256SUMS.txt").read_text()

@@ -250,6 +250,7 @@ def test_a_fault_is_found_and_named(spoilt: str, monkeypatch: pytest.MonkeyPatch
     assert ("RuntimeError: PassManager::run failed;" if spoilt == "raises" else f"{spoilt} is off by 1.0e-03") in found
 
 
+@pytest.mark.slow
 def test_right_kernels_pass_their_check_in_any_mode_of_the_caller() -> None:
     check._known.clear()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

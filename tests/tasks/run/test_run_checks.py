@@ -248,6 +248,7 @@ def accuracy_of(values: Callable[[int], float]) -> Callable[..., None]:
     return validation_step
 
 
+@pytest.mark.slow
 def test_a_finished_run_continues_in_a_new_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

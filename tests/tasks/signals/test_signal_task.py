@@ -217,6 +217,7 @@ def test_the_command_trains_tests_and_predicts_new_files(
     assert "the data have channels=3, the task channels=2: set --model.channels 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(folder: Path, tmp_path: Path) -> None:
     """Every test sample once, in the same steps."""
     options = ["--config=signals", f"--data.root={folder}", f"--run_dir={tmp_path}/run", *SMALL]
