@@ -101,9 +101,9 @@ class ArrayDataModule(DataModule):
 
     Attributes:
         channels: C.
-        outputs: of a head: classes, or columns of labels.
-        names: of the outputs.
-        mean: (C,) of the channels; 0 without `standardize`.
+        outputs: Outputs of a head: classes, or columns of labels.
+        names: Names of the outputs.
+        mean: (C,) mean of the channels; 0 without `standardize`.
         scale: (C,) standard deviation of the channels; 1 without `standardize` and for a channel that is constant.
         target_mean: (K,) of the values of a regression.
         target_scale: (K,) likewise.

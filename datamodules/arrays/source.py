@@ -238,7 +238,7 @@ def _check_classes(found: dict[str, Ints], names: list[str]) -> None:
 
     Args:
         found: Numbers of the classes in each split.
-        names: of the classes.
+        names: Names of the classes.
     """
     for split in SPLITS[1:]:
         if unknown := sorted(set(found[split].tolist()) - set(found["train"].tolist())):
